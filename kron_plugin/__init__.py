@@ -1,0 +1,1 @@
+"""Kronecker Recurrent Units for fairseq and PyTorch."""

@@ -1,0 +1,34 @@
+"""The nonlinearities of the recurrence, and the two ways of storing a complex vector."""
+
+import torch
+from torch import Tensor
+
+
+def modrelu(
+    z: Tensor,  # shape: (..., N), real or complex
+    bias: Tensor,  # shape: (N,), real
+) -> Tensor:  # shape: (..., N)
+    """relu(|z| + b) · z / |z|, which keeps the phase and moves the modulus (uRNN eq. (8)).
+
+    At z = 0 the direction is undefined; value and gradient are taken as 0 there, so that they are
+    finite everywhere. (As |z| falls to 0 with b > 0 the true derivative grows like b/|z|.)
+    """
+    modulus = z.abs()
+    alive = modulus > 0
+    scale = torch.relu(modulus + bias) / torch.where(alive, modulus, torch.ones_like(modulus))
+    return torch.where(alive, scale * z, torch.zeros_like(z))
+
+
+def join(
+    h: Tensor,  # shape: (..., 2N), real: the real parts, then the imaginary parts
+) -> Tensor:  # shape: (..., N), complex
+    """The complex vector that a split one stands for."""
+    real, imag = h.chunk(2, dim=-1)
+    return torch.complex(real, imag)
+
+
+def split(
+    z: Tensor,  # shape: (..., N), complex
+) -> Tensor:  # shape: (..., 2N), real
+    """[Re z ; Im z], the form in which states leave the recurrence."""
+    return torch.cat([z.real, z.imag], dim=-1)

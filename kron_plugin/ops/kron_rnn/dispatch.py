@@ -1,0 +1,170 @@
+"""Which backend runs the recurrence, and why; and the one place where arguments are checked."""
+
+import logging
+from functools import lru_cache
+from math import prod
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .reference import kron_rnn_reference
+
+logger = logging.getLogger(__name__)
+
+ACTIVATIONS = ("modrelu", "tanh", "identity")
+
+
+class Problem(NamedTuple):
+    """What a backend has to know to tell whether it can serve."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _reference_obstacle(problem: Problem) -> Optional[str]:
+    return None
+
+
+# Fastest first. Each entry tells what keeps its backend from serving, or None if nothing does.
+_BACKENDS = {"reference": (_reference_obstacle, kron_rnn_reference)}
+
+
+def available_backends(device: str = "cpu", dtype: torch.dtype = torch.float32) -> List[str]:
+    """The backends that can serve here, fastest first."""
+    problem = Problem(torch.device(device), dtype)
+    return [name for name, (obstacle, _) in _BACKENDS.items() if obstacle(problem) is None]
+
+
+def choose(backend: str, problem: Problem) -> str:
+    """The backend to use: the named one, or for "auto" the fastest that can serve.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: the named backend cannot serve; the message says what is missing.
+    """
+    if backend == "auto":
+        reasons = []
+        for name, (obstacle, _) in _BACKENDS.items():
+            reason = obstacle(problem)
+            if reason is None:
+                if reasons:
+                    _log_once(f"kron_rnn runs on the {name} backend: {'; '.join(reasons)}")
+                return name
+            reasons.append(f"{name}: {reason}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend={backend!r}: choose one of auto, {', '.join(_BACKENDS)}")
+    reason = _BACKENDS[backend][0](problem)
+    if reason is not None:
+        raise RuntimeError(f"backend={backend!r} cannot serve: {reason}")
+    return backend
+
+
+@lru_cache(maxsize=None)
+def _log_once(message: str) -> None:
+    logger.info(message)
+
+
+def kron_rnn(
+    x: Tensor,  # shape: (T, B, W); with weight: (T, B, I), or (T, B) of integers
+    factors: Sequence[Tensor],  # shape: (P_f, Q_f) each
+    bias: Tensor,  # shape: (N,) for modrelu, (W,) otherwise
+    h0: Tensor,  # shape: (B, W)
+    lengths: Optional[Tensor] = None,  # shape: (B,)
+    *,
+    weight: Optional[Tensor] = None,  # shape: (I, W)
+    activation: str = "modrelu",
+    backend: str = "auto",
+) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, W), (B, W)
+    """Run h_t = σ(W h_{t-1} + u_t) over a sequence, W = W_0 ⊗ … ⊗ W_{F-1} (KRU, "Formalism").
+
+    States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
+    come first and imaginary parts second.
+
+    Args:
+        x: without `weight` the projected input u itself; with it, features (u_t = x_t @ weight)
+            or integer tokens (u_t = weight[x_t]).
+        factors: real or complex matrices with ∏P_f = ∏Q_f = N.
+        bias: of the nonlinearity. "modrelu": relu(|z| + b) z/|z|; "tanh": tanh(z + b), for real
+            factors; "identity": z + b.
+        h0: the state before the first input.
+        lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
+            keeps its last state, and its later inputs receive no gradient.
+        backend: "auto" for the fastest that can serve, or a name of `available_backends()`.
+
+    Returns:
+        The state after each step, and the last one.
+
+    Raises:
+        ValueError: sizes or types do not fit together; the message names the argument.
+        RuntimeError: the named backend cannot serve.
+    """
+    factors = list(factors)
+    _check(x, factors, bias, h0, lengths, weight, activation)
+    name = choose(backend, Problem(h0.device, h0.dtype))
+    return _BACKENDS[name][1](x, factors, bias, h0, lengths, weight, activation)
+
+
+def _check(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor,
+    h0: Tensor,
+    lengths: Optional[Tensor],
+    weight: Optional[Tensor],
+    activation: str,
+) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(f"kron_rnn: {message}")
+
+    require(bool(factors) and all(w.dim() == 2 for w in factors), "factors must be matrices")
+    n = prod(w.shape[0] for w in factors)
+    columns = prod(w.shape[1] for w in factors)
+    require(n == columns, f"factors make a {n}x{columns} matrix; the recurrence needs a square one")
+    is_complex = factors[0].is_complex()
+    require(
+        all(w.is_complex() == is_complex for w in factors),
+        "factors must be all real or all complex",
+    )
+    width = 2 * n if is_complex else n
+    require(activation in ACTIVATIONS, f"activation={activation!r}: choose from {ACTIVATIONS}")
+    require(not (is_complex and activation == "tanh"), "activation='tanh' needs real factors")
+    require(
+        x.dim() >= 2 and x.shape[0] >= 1, f"x needs at least one step, has shape {tuple(x.shape)}"
+    )
+    batch = x.shape[1]
+    expected = (n,) if activation == "modrelu" else (width,)
+    require(bias.shape == expected, f"bias has shape {tuple(bias.shape)}, expected {expected}")
+    require(
+        h0.shape == (batch, width), f"h0 has shape {tuple(h0.shape)}, expected {(batch, width)}"
+    )
+    if weight is None:
+        require(
+            x.dim() == 3 and x.shape[2] == width,
+            f"x has shape {tuple(x.shape)}, expected (T, B, {width}) when no weight is given",
+        )
+    else:
+        require(
+            weight.dim() == 2 and weight.shape[1] == width,
+            f"weight has shape {tuple(weight.shape)}, expected (I, {width})",
+        )
+        fits = (
+            x.dim() == 3 and x.shape[2] == weight.shape[0]
+            if x.is_floating_point()
+            else x.dim() == 2
+        )
+        require(
+            fits,
+            f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it must"
+            f" be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
+        )
+    if lengths is not None:
+        require(
+            lengths.shape == (batch,),
+            f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}",
+        )
+        require(
+            bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
+            f"lengths must be between 1 and the {x.shape[0]} steps of x",
+        )

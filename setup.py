@@ -1,0 +1,31 @@
+"""Packaging of kron-plugin: the fairseq plugin `kron_plugin` and the command `kron-eval`."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+setup(
+    name="kron-plugin",
+    version="0.1.0",
+    description="Kronecker Recurrent Units for fairseq and PyTorch",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    # kron_plugin/tasks and kron_plugin/cuda are links to the folders beside the package, so that
+    # neither is ever a top-level module: `cuda` is NVIDIA's own namespace.
+    packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
+    package_data={"kron_plugin": ["**/*.cpp", "**/*.cu", "**/*.cuh", "**/*.md"]},
+    install_requires=[
+        "torch>=1.12",
+        "numpy>=1.23",
+        "fairseq-fixed>=0.12.3.1,<0.13; python_version >= '3.11'",
+        "fairseq==0.12.2; python_version < '3.11'",
+        "matplotlib>=3.7",
+        "tabulate>=0.9",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["kron-eval=kron_plugin.cli.evaluate:main"]},
+)
