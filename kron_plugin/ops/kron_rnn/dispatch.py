@@ -1,7 +1,7 @@
 """Which backend runs the recurrence, and why; and the one place where arguments are checked."""
 
 import logging
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -60,7 +60,7 @@ def choose(backend: str, problem: Problem) -> str:
     return backend
 
 
-@lru_cache(maxsize=None)
+@cache
 def _log_once(message: str) -> None:
     logger.info(message)
 
