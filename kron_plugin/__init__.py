@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Make fairseq know the tasks, architectures, criterions and optimisers; harmless when repeated.
+    """Make fairseq know our tasks, architectures, criterions and optimisers; harmless to repeat.
 
     Happens by itself when fairseq is imported first, as `--user-dir` does.
     """
@@ -31,5 +31,5 @@ def register() -> None:
         del sys.path[0]
 
 
-if "fairseq" in sys.modules:
+if sys.modules.get("fairseq"):
     register()

@@ -8,21 +8,20 @@
 # data sets lie (default: ../shared/data).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-root=$PWD
 bash recipes/setup.sh
-venv=${KRON_VENV:-$root/.venv}
-runs=${KRON_RUNS:-$root/runs}
-data=${KRON_DATA:-$root/../shared/data}
+# Relative where they can be, so that logs read the same on every machine.
+venv=${KRON_VENV:-.venv}
+runs=${KRON_RUNS:-runs}
+data=${KRON_DATA:-../shared/data}
 
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }
 
 train() {
     out=$runs/$1
     mkdir -p "$out"
-    # A small model gains nothing from dynamic memory growth in the toolkit's workers, and the
-    # toolkit would drop the rest of an epoch without the multiple of 1.
+    # Without the multiple of 1 the toolkit drops the rest of an epoch.
     "$venv/bin/fairseq-train" "${@:2}" \
-        --user-dir "$root/kron_plugin" --save-dir "$out" --seed 1 \
+        --user-dir kron_plugin --save-dir "$out" --seed 1 \
         --required-batch-size-multiple 1 --num-workers 0 --no-epoch-checkpoints \
         --log-format json --log-file "$out/train.log"
 }

@@ -61,9 +61,9 @@ class SequenceTask(FairseqTask):
         super().reduce_metrics(logging_outputs, criterion)
         sums = add_up(logging_outputs)
         for metric in self.metrics(sums):
-            fairseq_metrics.log_scalar(metric.name, metric.value, sums["sample_size"], round=6)
+            fairseq_metrics.log_scalar(metric.name, metric.value, sums["sample_size"])
         baseline = self.baseline(sums)
-        fairseq_metrics.log_scalar("baseline", baseline.value, sums["sample_size"], round=6)
+        fairseq_metrics.log_scalar("baseline", baseline.value, sums["sample_size"])
 
     def max_positions(self) -> None:
         return None

@@ -7,7 +7,7 @@ its own. The metric is the negative log-likelihood in nats per predicted time st
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
@@ -27,7 +27,11 @@ from .rolls import KEYS, load_rolls
 @dataclass
 class MusicConfig(FairseqDataclass):
     data: Any = field(
-        default=MISSING, metadata={"help": "a .pickle of piano rolls, or the folder that holds it"}
+        default=MISSING, metadata={"help": "folder with .pickle files of piano rolls"}
+    )
+    music_set: Optional[str] = field(
+        default=None,
+        metadata={"help": "which .pickle, such as 'JSB Chorales' (default: the only one)"},
     )
 
 
@@ -37,7 +41,7 @@ class MusicTask(SequenceTask):
 
     def __init__(self, cfg: MusicConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
-        self.rolls = load_rolls(Path(cfg.data))
+        self.rolls = load_rolls(Path(cfg.data), cfg.music_set)
         steps = np.concatenate(self.rolls["train"])
         # How often each key sounds in the training set, never quite 0 or 1.
         self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))

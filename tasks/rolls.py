@@ -3,7 +3,7 @@
 import io
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
@@ -15,19 +15,30 @@ LOWEST_NOTE = 21  # the A0 of a piano, as MIDI numbers it
 Rolls = Dict[str, List[np.ndarray]]  # split -> sequences of shape (T, 88), 0 or 1
 
 
-def load_rolls(path: Path) -> Rolls:
-    """The sequences of every split, from one of Boulanger-Lewandowski's pickles or its folder.
+def load_rolls(folder: Path, name: Optional[str] = None) -> Rolls:
+    """The sequences of every split, from one of Boulanger-Lewandowski's pickles.
+
+    Args:
+        folder: where the pickles lie.
+        name: which one, without its ending; may be left out if there is only one.
 
     Raises:
-        ValueError: the path is missing or holds something else; the message names it and says what.
+        ValueError: the data are missing or something else; the message names the file and says
+            what was expected.
     """
-    require(path.exists(), f"{path}: no such file or folder; expected a .pickle of piano rolls")
-    if path.is_dir():
-        found = sorted(path.glob("*.pickle"))
+    require(
+        folder.is_dir(), f"{folder}: no such folder; expected one with a .pickle of piano rolls"
+    )
+    found = sorted(folder.glob("*.pickle"))
+    if name is not None:
+        path = folder / f"{name}.pickle"
+        names = ", ".join(repr(p.stem) for p in found) or "none"
+        require(path.is_file(), f"--music-set {name!r}: {path} is missing; the folder has {names}")
+    else:
         names = ", ".join(p.name for p in found) or "none"
         require(
             len(found) == 1,
-            f"{path}: expected exactly one .pickle in the folder, found {names}; name one itself",
+            f"{folder}: expected one .pickle, found {names}; choose one by --music-set NAME",
         )
         path = found[0]
     return {

@@ -16,9 +16,11 @@ def read_log(path: Path) -> List[Dict[str, float]]:
     """
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("{"):
+        try:
             record = json.loads(line)
-            records.append({k: float(v) for k, v in record.items() if _is_number(v)})
+        except ValueError:  # the toolkit's other lines are plain text
+            continue
+        records.append({k: float(v) for k, v in record.items() if _is_number(v)})
     if not records:
         raise ValueError(f"{path}: no records; train with --log-format json --log-file {path}")
     return records
@@ -47,7 +49,7 @@ def draw(records: List[Dict[str, float]], metric: str, title: str, output: Path)
         raise ValueError(f"the log has no metric {metric!r}")
     baseline = next(r[k] for r in records for k in ("baseline", "valid_baseline") if k in r)
     axes.axhline(baseline, color="grey", linestyle="--", label=f"trivial baseline {baseline:.4g}")
-    if min(line.get_ydata().min() for line in axes.lines) > 0:
+    if min(min(line.get_ydata()) for line in axes.lines) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="updates", ylabel=metric, title=title)
     axes.grid(alpha=0.3)

@@ -55,7 +55,7 @@ class SoftUnitaryCriterion(FairseqCriterion):
         count = sum(log.get("sample_size", 0) for log in logging_outputs)
         for name in ("loss", "task_loss", "penalty", "deviation"):
             total = sum(log.get(name, 0) for log in logging_outputs)
-            metrics.log_scalar(name, total / max(count, 1), count, round=6)
+            metrics.log_scalar(name, total / max(count, 1), count)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

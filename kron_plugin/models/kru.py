@@ -1,4 +1,4 @@
-"""Architecture `kru`: a recurrent layer and a linear readout, in the shape that the task asks for."""
+"""Architecture `kru`: a recurrent layer and a linear readout, in the shape the task asks for."""
 
 from dataclasses import dataclass, field
 from typing import Optional

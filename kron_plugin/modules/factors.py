@@ -32,8 +32,8 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
     if rows != hidden_size or columns != hidden_size:
         have = f"{rows}" if rows == columns else f"{rows} rows and {columns} columns"
         raise ValueError(
-            f"factors={format_factors(sizes)!r} multiply to {have}, but hidden_size is {hidden_size};"
-            f" {' or '.join(repr(s) for s in _suggestions(hidden_size))} would fit"
+            f"factors={format_factors(sizes)!r} multiply to {have}, but hidden_size is"
+            f" {hidden_size}; {' or '.join(map(repr, _suggestions(hidden_size)))} would fit"
         )
     return sizes
 

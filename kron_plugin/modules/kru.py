@@ -159,7 +159,8 @@ class KRU(nn.Module):
         kind = "complex" if self.complex else "real"
         return (
             f"{self.input_size}, {self.hidden_size}, factors={format_factors(self.factor_sizes)!r},"
-            f" {kind}, activation={self.activation!r}, recurrent_parameters={self.recurrent_parameters()}"
+            f" {kind}, activation={self.activation!r},"
+            f" recurrent_parameters={self.recurrent_parameters()}"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def unitary_penalty(factors: Sequence[Tensor]) -> Tensor:
-    """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint (KRU, "Soft unitary constraint")."""
+    """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint of KRU."""
     return sum(_gram_error(w).square().sum() for w in factors)
 
 

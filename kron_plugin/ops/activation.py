@@ -14,9 +14,9 @@ def modrelu(
     finite everywhere. (As |z| falls to 0 with b > 0 the true derivative grows like b/|z|.)
     """
     modulus = z.abs()
-    alive = modulus > 0
-    scale = torch.relu(modulus + bias) / torch.where(alive, modulus, torch.ones_like(modulus))
-    return torch.where(alive, scale * z, torch.zeros_like(z))
+    at_zero = modulus == 0  # not "modulus > 0" turned around: NaN has to stay NaN
+    scale = torch.relu(modulus + bias) / torch.where(at_zero, torch.ones_like(modulus), modulus)
+    return torch.where(at_zero, torch.zeros_like(z), scale * z)
 
 
 def join(
