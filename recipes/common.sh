@@ -27,8 +27,8 @@ train() {
 }
 
 report() {
-    "$venv/bin/kron-eval" "$out/checkpoint_best.pt" "${@:3}" | tee "$out/result.txt"
+    "$venv/bin/kron-eval" "$out/checkpoint_best.pt" --output "$out/result.json"
     "$venv/bin/kron-eval" curve "$out/train.log" --metric "$1" --title "$2" --output "$out/curve.png"
     printf '\ncheckpoint  %s\nlog         %s\nresult      %s\ncurve       %s\n' \
-        "$out/checkpoint_best.pt" "$out/train.log" "$out/result.txt" "$out/curve.png"
+        "$out/checkpoint_best.pt" "$out/train.log" "$out/result.json" "$out/curve.png"
 }

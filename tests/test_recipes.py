@@ -6,7 +6,7 @@ import re
 
 from .conftest import ROOT
 
-COLUMNS = "recipe command seed metric result trivial_baseline published log".split()
+COLUMNS = ["recipe", "command", "seed", "metric", "result", "trivial_baseline", "published", "log"]
 
 
 def rows():

@@ -1,11 +1,12 @@
 """Draw a training log as a picture: the metric against the trivial baseline."""
 
 import json
-import os
 from pathlib import Path
 from typing import Dict, List
 
 from matplotlib.figure import Figure
+
+from .files import finished
 
 
 def read_log(path: Path) -> List[Dict[str, float]]:
@@ -54,6 +55,5 @@ def draw(records: List[Dict[str, float]], metric: str, title: str, output: Path)
     axes.set(xlabel="updates", ylabel=metric, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    unfinished = output.with_name(f".{output.name}.part")
-    figure.savefig(unfinished, dpi=150, format="png")
-    os.replace(unfinished, output)
+    with finished(output) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")

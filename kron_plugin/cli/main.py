@@ -40,6 +40,7 @@ def _evaluate(argv: List[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=64, help="sequences at a time")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", type=Path, help="write the JSON into this file too")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size={args.batch_size}: must be at least 1")
@@ -49,9 +50,14 @@ def _evaluate(argv: List[str]) -> int:
     state = read(args.checkpoint)
 
     from .evaluate import evaluate, table
+    from .files import finished
 
     result = evaluate(args.checkpoint, state, args.data, args.split, args.batch_size, args.cpu)
-    print(json.dumps(result, indent=2) if args.json else table(result))
+    as_json = json.dumps(result, indent=2)
+    if args.output:
+        with finished(args.output) as unfinished:
+            unfinished.write_text(as_json + "\n", encoding="utf-8")
+    print(as_json if args.json else table(result))
     return 0
 
 
