@@ -5,11 +5,13 @@ that the criterion logs into the field's metrics (`metrics`). The training log a
 go through the same three.
 """
 
-from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Tuple
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
+import torch
 from fairseq.data import FairseqDataset
+from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics as fairseq_metrics
 from fairseq.tasks import FairseqTask
 from torch import Tensor
@@ -107,6 +109,82 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def split_seed(data_seed: int, split: str, epoch: int) -> Tuple[int, int, int]:
-    """Entropy for generated data: training data change with the epoch, the other splits never."""
-    return data_seed, SPLITS.index(split), epoch if split == "train" else 0
+def require_positive(cfg: FairseqDataclass, *names: str) -> None:
+    """Raise a ValueError unless each of these options is at least 1."""
+    for name in names:
+        value = getattr(cfg, name)
+        require(value >= 1, f"--{name.replace('_', '-')}={value}: must be at least 1")
+
+
+def require_split(split: str) -> None:
+    """Raise a ValueError unless there is such a split."""
+    require(split in SPLITS, f"split {split!r}: choose one of {', '.join(SPLITS)}")
+
+
+def stack(samples: List[Dict]) -> Dict:
+    """A batch of examples of one length; each has an id, a source and a target."""
+    if not samples:
+        return {}
+    source = torch.stack([s["source"] for s in samples])
+    return {
+        "id": torch.tensor([s["id"] for s in samples]),
+        "net_input": {"source": source},
+        "target": torch.stack([s["target"] for s in samples]),
+        "nsentences": len(samples),
+        "ntokens": source.shape[0] * source.shape[1],
+    }
+
+
+@dataclass
+class GeneratedConfig(FairseqDataclass):
+    """Options of a task that makes its data itself."""
+
+    train_examples: int = field(
+        default=3200, metadata={"help": "new training examples in each epoch; they never repeat"}
+    )
+    eval_examples: int = field(
+        default=1000, metadata={"help": "examples in the fixed valid and test sets, each"}
+    )
+    data_seed: int = field(default=1, metadata={"help": "seed of the data"})
+
+
+class GeneratedDataset(SequenceDataset):
+    """Examples made on demand by `make(rng) -> (source, target)`, all of `steps` steps.
+
+    Example i of epoch e is the same in every run and process; training examples change with the
+    epoch, those of the other splits never.
+    """
+
+    def __init__(
+        self,
+        cfg: GeneratedConfig,
+        split: str,
+        steps: int,
+        make: Callable[[np.random.Generator], Tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        super().__init__(shuffle=False)
+        require_split(split)
+        require_positive(cfg, "train_examples", "eval_examples")
+        self.cfg, self.split, self.steps, self.make = cfg, split, steps, make
+        self.epoch = 1
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return self.split != "train"
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch if self.split == "train" else 1
+
+    def __len__(self) -> int:
+        return self.cfg.train_examples if self.split == "train" else self.cfg.eval_examples
+
+    def size(self, index: int) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Dict:
+        seed = (self.cfg.data_seed, SPLITS.index(self.split), self.epoch, index)
+        source, target = self.make(np.random.default_rng(seed))
+        return {"id": index, "source": torch.from_numpy(source), "target": torch.from_numpy(target)}
+
+    def collater(self, samples: List[Dict]) -> Dict:
+        return stack(samples)

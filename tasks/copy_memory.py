@@ -6,44 +6,32 @@ over which the symbols are to be repeated; everywhere else the answer is blank.
 
 from dataclasses import dataclass, field
 from math import log
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import numpy as np
-import torch
-from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from torch import Tensor
 from torch.nn import functional as F
 
 from kron_plugin.models.spec import ModelSpec
 
-from .base import SPLITS, Loss, Metric, SequenceDataset, SequenceTask, require, split_seed
+from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask, require_positive
 
 BLANK = 0
 
 
 @dataclass
-class CopyMemoryConfig(FairseqDataclass):
+class CopyMemoryConfig(GeneratedConfig):
     delay: int = field(default=100, metadata={"help": "T, blanks between seeing and answering"})
     symbols: int = field(default=8, metadata={"help": "size of the alphabet"})
     copy_length: int = field(default=10, metadata={"help": "L, symbols to remember"})
-    train_examples: int = field(
-        default=3200, metadata={"help": "new training examples in each epoch; they never repeat"}
-    )
-    eval_examples: int = field(
-        default=1000, metadata={"help": "examples in the fixed valid and test sets, each"}
-    )
-    data_seed: int = field(default=1, metadata={"help": "seed of the data"})
 
 
 @register_task("copy_memory", dataclass=CopyMemoryConfig)
 class CopyMemoryTask(SequenceTask):
     def __init__(self, cfg: CopyMemoryConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
-        for name in ("delay", "symbols", "copy_length", "train_examples", "eval_examples"):
-            value = getattr(cfg, name)
-            flag = "--" + name.replace("_", "-")
-            require(value >= 1, f"{flag}={value}: must be at least 1")
+        require_positive(cfg, "delay", "symbols", "copy_length")
         # Inputs: blank, the symbols, the signal to answer. Outputs: blank and the symbols.
         self.spec = ModelSpec(
             input_size=cfg.symbols + 2,
@@ -54,8 +42,19 @@ class CopyMemoryTask(SequenceTask):
         )
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
-        require(split in SPLITS, f"split {split!r}: choose one of {', '.join(SPLITS)}")
-        self.datasets[split] = CopyMemoryDataset(self.cfg, split)
+        steps = self.cfg.delay + 2 * self.cfg.copy_length
+        self.datasets[split] = GeneratedDataset(self.cfg, split, steps, self.make_example)
+
+    def make_example(self, rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
+        """Source and target symbols, shape (T + 2L,) each."""
+        length = self.cfg.copy_length
+        symbols = rng.integers(1, self.cfg.symbols + 1, length)
+        source = np.full(self.cfg.delay + 2 * length, BLANK)
+        target = source.copy()
+        source[:length] = symbols
+        source[-length - 1] = self.cfg.symbols + 1
+        target[-length:] = symbols
+        return source, target
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         target = sample["target"]
@@ -75,49 +74,3 @@ class CopyMemoryTask(SequenceTask):
         cfg = self.cfg
         bits = cfg.copy_length * log(cfg.symbols, 2) / (cfg.delay + 2 * cfg.copy_length)
         return Metric("bits", bits, "bits per position")
-
-
-class CopyMemoryDataset(SequenceDataset):
-    """Examples made on demand; example i of epoch e is the same in every run and every process."""
-
-    def __init__(self, cfg: CopyMemoryConfig, split: str) -> None:
-        super().__init__(shuffle=False)
-        self.cfg = cfg
-        self.split = split
-        self.epoch = 1
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        return self.split != "train"
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.cfg.train_examples if self.split == "train" else self.cfg.eval_examples
-
-    def size(self, index: int) -> int:
-        return self.cfg.delay + 2 * self.cfg.copy_length
-
-    def __getitem__(self, index: int) -> Dict:
-        cfg = self.cfg
-        rng = np.random.default_rng((*split_seed(cfg.data_seed, self.split, self.epoch), index))
-        symbols = rng.integers(1, cfg.symbols + 1, cfg.copy_length)
-        source = np.full(self.size(index), BLANK)
-        target = source.copy()
-        source[: cfg.copy_length] = symbols
-        source[-cfg.copy_length - 1] = cfg.symbols + 1
-        target[-cfg.copy_length :] = symbols
-        return {"id": index, "source": torch.from_numpy(source), "target": torch.from_numpy(target)}
-
-    def collater(self, samples: List[Dict]) -> Dict:
-        if not samples:
-            return {}
-        source = torch.stack([s["source"] for s in samples])
-        return {
-            "id": torch.tensor([s["id"] for s in samples]),
-            "net_input": {"source": source},
-            "target": torch.stack([s["target"] for s in samples]),
-            "nsentences": len(samples),
-            "ntokens": source.numel(),
-        }

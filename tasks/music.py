@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kron_plugin.models.spec import ModelSpec
 
-from .base import SPLITS, Loss, Metric, SequenceDataset, SequenceTask, require
+from .base import Loss, Metric, SequenceDataset, SequenceTask, require_split
 from .rolls import KEYS, load_rolls
 
 
@@ -47,7 +47,7 @@ class MusicTask(SequenceTask):
         self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
-        require(split in SPLITS, f"split {split!r}: choose one of {', '.join(SPLITS)}")
+        require_split(split)
         self.datasets[split] = MusicDataset(self.rolls[split], shuffle=split == "train")
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
