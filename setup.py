@@ -21,6 +21,7 @@ setup(
         "numpy>=1.23",
         "fairseq-fixed>=0.12.3.1,<0.13; python_version >= '3.11'",
         "fairseq==0.12.2; python_version < '3.11'",
+        "sentencepiece>=0.2",
         "matplotlib>=3.7",
         "tabulate>=0.9",
         "tqdm>=4.60",

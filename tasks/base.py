@@ -16,7 +16,7 @@ from fairseq.logging import metrics as fairseq_metrics
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from kron_plugin.models.spec import ModelSpec
+from kron_plugin.models.options import ModelSpec
 
 SPLITS = ("train", "valid", "test")
 

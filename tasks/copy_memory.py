@@ -13,7 +13,7 @@ from fairseq.tasks import register_task
 from torch import Tensor
 from torch.nn import functional as F
 
-from kron_plugin.models.spec import ModelSpec
+from kron_plugin.models.options import ModelSpec
 
 from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask, require_positive
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from kron_plugin.models.spec import ModelSpec
+from kron_plugin.models.options import ModelSpec
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask, require_split
 from .rolls import KEYS, load_rolls

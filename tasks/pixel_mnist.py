@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from torch import Tensor
 from torch.nn import functional as F
 
-from kron_plugin.models.spec import ModelSpec
+from kron_plugin.models.options import ModelSpec
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask, require, require_split, stack
 from .idx import load_images

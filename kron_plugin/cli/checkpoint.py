@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 import torch
 
-ARCHITECTURES = ("kru",)
+ARCHITECTURES = ("kru", "kru_lm")
 
 
 def read(path: Path) -> Dict[str, Any]:

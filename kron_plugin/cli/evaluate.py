@@ -19,7 +19,8 @@ from ..ops import available_backends
 
 kron_plugin.register()
 
-from ..tasks.base import add_up  # noqa: E402  (the tasks are there once registered)
+from ..models.cells import unitary_deviation  # noqa: E402  (there once registered)
+from ..tasks.base import add_up  # noqa: E402
 
 
 def evaluate(
@@ -91,7 +92,7 @@ def _factors(model, device: torch.device) -> Dict[str, Any]:
         backend = available_backends(device, cell.h0.dtype)[0]
     return {
         "factors": format_factors(cell.factor_sizes) + (" complex" if cell.complex else " real"),
-        "deviation_from_unitary": float(model.unitary_deviation().detach()),
+        "deviation_from_unitary": float(unitary_deviation(model).detach()),
         "backend": backend,
     }
 

@@ -7,6 +7,10 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
+from torch.nn import functional as F
+
+from ..models.cells import unitary_deviation, unitary_penalty
+from ..tasks.base import Loss, SequenceTask
 
 
 @dataclass
@@ -33,20 +37,29 @@ class SoftUnitaryCriterion(FairseqCriterion):
 
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         output = model(**sample["net_input"])
-        loss = self.task.compute_loss(output, sample)
-        penalty = model.unitary_penalty()
+        loss = self._task_loss(model, output, sample)
+        penalty = unitary_penalty(model)
         total = loss.total + self.weight * loss.count * penalty if self.weight else loss.total
         log = {
             "loss": float(total.detach()),
             "task_loss": float(loss.total.detach()),
             "penalty": float(penalty.detach()) * loss.count,
-            "deviation": float(model.unitary_deviation().detach()) * loss.count,
+            "deviation": float(unitary_deviation(model).detach()) * loss.count,
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "sample_size": loss.count,
             **loss.sums,
         }
         return total, loss.count, log
+
+    def _task_loss(self, model, output, sample: Dict) -> Loss:
+        """Our tasks know their loss; for the toolkit's own it is the cross-entropy in nats."""
+        if isinstance(self.task, SequenceTask):
+            return self.task.compute_loss(output, sample)
+        log_probs = model.get_normalized_probs(output, log_probs=True).flatten(0, 1)
+        target = model.get_targets(sample, output).flatten()
+        total = F.nll_loss(log_probs, target, ignore_index=self.padding_idx, reduction="sum")
+        return Loss(total, sample["ntokens"], {})
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

@@ -1,13 +1,50 @@
 """The recurrent layers that an architecture can be built on, called alike."""
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ..modules import KRU
+from .options import CellConfig, ModelSpec
+
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+def build_cell(cfg: CellConfig, spec: ModelSpec) -> nn.Module:
+    """The recurrent layer that the options ask for."""
+    if cfg.hidden_size < 1:
+        raise ValueError(f"--hidden-size={cfg.hidden_size}: must be at least 1")
+    if cfg.cell == "kru":
+        cell = KRU(
+            spec.input_size,
+            cfg.hidden_size,
+            cfg.kron_factors,
+            complex=not cfg.kron_real,
+            backend=cfg.kron_backend,
+        )
+    elif cfg.kron_factors or cfg.kron_real:
+        raise ValueError(f"--kron-factors and --kron-real: the cell {cfg.cell} has no factors")
+    else:
+        cell = BaselineCell(str(cfg.cell), spec.input_size, cfg.hidden_size)
+    if spec.silent_token is not None:
+        with torch.no_grad():
+            cell.weight[spec.silent_token] = 0
+    return cell
+
+
+def unitary_penalty(model: nn.Module) -> Tensor:
+    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every KRU in the model, a scalar; 0 without any."""
+    penalties = [m.unitary_penalty() for m in model.modules() if isinstance(m, KRU)]
+    return torch.stack(penalties).sum() if penalties else next(model.parameters()).new_zeros(())
+
+
+def unitary_deviation(model: nn.Module) -> Tensor:
+    """max ‖W_fᴴ W_f − I‖_F over the factors of every KRU in the model; 0 without any."""
+    deviations = [m.unitary_deviation() for m in model.modules() if isinstance(m, KRU)]
+    return torch.stack(deviations).max() if deviations else next(model.parameters()).new_zeros(())
 
 
 class BaselineCell(nn.Module):
@@ -30,24 +67,18 @@ class BaselineCell(nn.Module):
     def forward(
         self,
         x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers
+        state: Any = None,  # as torch's layer takes it
         lengths: Optional[Tensor] = None,  # shape: (B,)
-    ) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, hidden_size), (1, B, hidden_size)
+    ) -> Tuple[Tensor, Any]:  # shape: (T, B, hidden_size); as torch's layer returns it
         if not x.is_floating_point():
             x = F.one_hot(x, self.input_size).to(self.rnn.weight_ih_l0.dtype)
         if lengths is None:
-            output, state = self.rnn(x)
-        else:
-            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-            packed, state = self.rnn(packed)
-            output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
-        return output, state[0] if isinstance(state, tuple) else state
+            return self.rnn(x, state)
+        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+        packed, state = self.rnn(packed, state)
+        output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
+        return output, state
 
     def recurrent_parameters(self) -> int:
         """How many numbers the recurrent matrices hold."""
         return self.rnn.weight_hh_l0.numel()
-
-
-@torch.no_grad()
-def silence(cell: nn.Module, token: int) -> None:
-    """Start with a token that leaves the state alone: its input vector is 0."""
-    cell.weight[token] = 0

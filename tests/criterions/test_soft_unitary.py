@@ -6,7 +6,9 @@ import kron_plugin
 kron_plugin.register()
 
 from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
-from kron_plugin.models.kru import KRUModel, KRUModelConfig  # noqa: E402
+from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
+from kron_plugin.models.kru import KRUModel  # noqa: E402
+from kron_plugin.models.options import CellConfig  # noqa: E402
 from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
 
 
@@ -19,7 +21,7 @@ def task():
 
 @pytest.fixture
 def model(task):
-    model = KRUModel.build_model(KRUModelConfig(hidden_size=8), task)
+    model = KRUModel.build_model(CellConfig(hidden_size=8), task)
     with torch.no_grad():
         model.cell.factors[1].mul_(1.5)
     return model
@@ -45,7 +47,7 @@ def gradient(task, model, weight, batches):
 @pytest.mark.parametrize("batches", [[range(8)], [range(4), range(4, 8)], [[i] for i in range(8)]])
 def test_lambda_means_the_same_for_every_way_to_batch(task, model, batches):
     expected = gradient(task, model, 0.0, [range(8)])
-    penalty = torch.autograd.grad(model.unitary_penalty(), list(model.cell.factors))
+    penalty = torch.autograd.grad(unitary_penalty(model), list(model.cell.factors))
     offsets = {id(p): 0.7 * g for p, g in zip(model.cell.factors, penalty, strict=True)}
     for p, have, want in zip(
         model.parameters(), gradient(task, model, 0.7, batches), expected, strict=True
@@ -58,8 +60,8 @@ def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     loss, size, log = criterion(model, batch(task, range(3)))
     assert size == log["sample_size"] == 3 * 25
     assert log["loss"] == pytest.approx(float(loss.detach()))
-    assert log["penalty"] / size == pytest.approx(float(model.unitary_penalty()), rel=1e-5)
-    assert log["deviation"] / size == pytest.approx(float(model.unitary_deviation()), rel=1e-5)
+    assert log["penalty"] / size == pytest.approx(float(unitary_penalty(model)), rel=1e-5)
+    assert log["deviation"] / size == pytest.approx(float(unitary_deviation(model)), rel=1e-5)
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 

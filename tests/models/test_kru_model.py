@@ -5,8 +5,9 @@ import kron_plugin
 
 kron_plugin.register()
 
-from kron_plugin.models.kru import KRUModel, KRUModelConfig  # noqa: E402
-from kron_plugin.models.spec import ModelSpec  # noqa: E402
+from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
+from kron_plugin.models.kru import KRUModel  # noqa: E402
+from kron_plugin.models.options import CellConfig, ModelSpec  # noqa: E402
 
 
 class Task:
@@ -18,7 +19,7 @@ CELLS = ["kru", "rnn", "lstm", "gru"]
 
 
 def build(spec, **options):
-    return KRUModel.build_model(KRUModelConfig(hidden_size=8, **options), Task(spec))
+    return KRUModel.build_model(CellConfig(hidden_size=8, **options), Task(spec))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -52,9 +53,10 @@ def test_only_factors_are_penalised():
     with torch.no_grad():
         kru.cell.factors[0].mul_(2)
     # W = 2Q: WᴴW − I = 3I for a 2x2 unitary Q, so ‖·‖² = 18
-    assert float(kru.unitary_penalty()) == pytest.approx(18, rel=1e-5)
-    assert float(kru.unitary_deviation()) == pytest.approx(18**0.5, rel=1e-5)
-    assert build(ModelSpec(5, 3, True, True), cell="lstm").unitary_penalty() == 0
+    assert float(unitary_penalty(kru)) == pytest.approx(18, rel=1e-5)
+    assert float(unitary_deviation(kru)) == pytest.approx(18**0.5, rel=1e-5)
+    lstm = build(ModelSpec(5, 3, True, True), cell="lstm")
+    assert unitary_penalty(lstm) == unitary_deviation(lstm) == 0
 
 
 @pytest.mark.parametrize(
@@ -71,5 +73,5 @@ def test_options_that_do_not_fit_are_named(options, message):
 
 
 def test_a_task_without_a_spec_is_told():
-    with pytest.raises(ValueError, match="--arch kru: the task object does not say"):
-        KRUModel.build_model(KRUModelConfig(), object())
+    with pytest.raises(ValueError, match="--arch kru: the task object neither says"):
+        KRUModel.build_model(CellConfig(), object())

@@ -1,0 +1,75 @@
+"""Architecture `kru_lm`: a language model, for our `char_lm` and the toolkit's own tasks."""
+
+from typing import Any, Dict, Optional, Tuple
+
+from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel, register_model
+from torch import Tensor, nn
+
+from .cells import build_cell
+from .options import CellConfig, ModelSpec, spec_of
+
+
+@register_model("kru_lm", dataclass=CellConfig)
+class KRULanguageModel(FairseqLanguageModel):
+    """The next symbol from all before it: symbols one-hot into a recurrent layer, and a readout."""
+
+    @classmethod
+    def build_model(cls, cfg: CellConfig, task) -> "KRULanguageModel":
+        spec = spec_of(task, "kru_lm")
+        if not (spec.tokens and spec.per_step):
+            raise ValueError(f"--arch kru_lm: {type(task).__name__} is no task of symbols; use kru")
+        return cls(KRUDecoder(task.target_dictionary, build_cell(cfg, spec), spec))
+
+    @property
+    def cell(self) -> nn.Module:
+        """The recurrent layer."""
+        return self.decoder.cell
+
+
+class KRUDecoder(FairseqIncrementalDecoder):
+    """The layer and its readout; the state goes in and out, so that long texts come in windows."""
+
+    def __init__(self, dictionary, cell: nn.Module, spec: ModelSpec) -> None:
+        super().__init__(dictionary)
+        self.cell = cell
+        self.readout = nn.Linear(cell.output_size, spec.output_size)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,  # shape: (B, T)
+        encoder_out: Any = None,
+        incremental_state: Optional[Dict] = None,
+        src_lengths: Optional[Tensor] = None,
+        state: Any = None,
+    ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, symbols)
+        """Scores of the next symbol, and the state after the last step as extra["state"].
+
+        Args:
+            incremental_state: when given, only the newest symbol is read.
+            src_lengths: not needed, as padding comes last and nothing looks ahead.
+            state: of the recurrent layer, to go on from.
+        """
+        tokens = prev_output_tokens
+        if incremental_state is not None:
+            tokens = tokens[:, -1:]
+            state = self.get_incremental_state(incremental_state, "state") or {}
+            state = state.get("h")
+        output, state = self.cell(tokens.t(), state)
+        if incremental_state is not None:
+            self.set_incremental_state(incremental_state, "state", {"h": state})
+        return self.readout(output).transpose(0, 1), {"state": state}
+
+    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
+        kept = self.get_incremental_state(incremental_state, "state")
+        if kept is None:
+            return
+        h = kept["h"]
+        h = (
+            tuple(t.index_select(1, new_order) for t in h)
+            if isinstance(h, tuple)
+            else h.index_select(1, new_order)
+        )
+        self.set_incremental_state(incremental_state, "state", {"h": h})
+
+    def max_positions(self) -> int:
+        return int(1e9)

@@ -1,0 +1,205 @@
+"""Language modelling over one long text, by characters or by pieces of words.
+
+Training cuts the text into as many contiguous streams as a batch has rows and reads them window by
+window; the state is carried from each window to the next, and back-propagation ends at the window's
+edge. Evaluation reads the whole text as one stream, so its bits per character depend on nothing but
+the model.
+"""
+
+from dataclasses import dataclass, field
+from math import ceil, log
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+from fairseq.data import iterators
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.distributed import utils as distributed
+from fairseq.tasks import register_task
+from omegaconf import II, MISSING
+from torch import Tensor
+from torch.nn import functional as F
+
+from kron_plugin.models.options import ModelSpec
+
+from .base import (
+    Loss,
+    Metric,
+    SequenceDataset,
+    SequenceTask,
+    require,
+    require_positive,
+    require_split,
+)
+from .text import VOCAB_TYPES, load_text, load_tokenizer
+
+IGNORED = -100
+EVAL_WINDOW = 4096  # only memory depends on it
+
+
+@dataclass
+class CharLMConfig(FairseqDataclass):
+    data: Any = field(
+        default=MISSING, metadata={"help": "folder with train.txt, valid.txt and test.txt"}
+    )
+    vocab_type: ChoiceEnum(VOCAB_TYPES) = field(
+        default="char", metadata={"help": "what the SentencePiece tokenizer cuts text into"}
+    )
+    vocab_size: Optional[int] = field(
+        default=None, metadata={"help": "symbols, for unigram and bpe"}
+    )
+    tokens_per_sample: int = field(
+        default=150, metadata={"help": "steps of a training window, across which gradients flow"}
+    )
+    batch_size: Optional[int] = II("dataset.batch_size")
+
+
+@register_task("char_lm", dataclass=CharLMConfig)
+class CharLMTask(SequenceTask):
+    def __init__(self, cfg: CharLMConfig, **kwargs) -> None:
+        super().__init__(cfg, **kwargs)
+        require_positive(cfg, "tokens_per_sample")
+        folder = Path(cfg.data)
+        self.texts = load_text(folder)
+        self.tokenizer = load_tokenizer(folder, self.texts, str(cfg.vocab_type), cfg.vocab_size)
+        size = self.tokenizer.vocab_size()
+        self.spec = ModelSpec(input_size=size, output_size=size, tokens=True, per_step=True)
+        pieces = [self.tokenizer.id_to_piece(i) for i in range(size)]
+        self.piece_characters = torch.tensor([len(piece) for piece in pieces])
+        counts = torch.bincount(self._tokens("train"), minlength=size) + 1.0
+        self.piece_nll = -torch.log(counts / counts.sum())
+        self.carried: Dict[str, Any] = {}
+
+    def _tokens(self, split: str) -> Tensor:
+        return torch.tensor(self.tokenizer.encode(self.texts[split]))
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        require_split(split)
+        tokens, end_of_line = self._tokens(split), self.tokenizer.piece_to_id("\n")
+        if split == "train":
+            require(bool(self.cfg.batch_size), "--batch-size: char_lm needs the number of streams")
+            rows, window = self.cfg.batch_size, self.cfg.tokens_per_sample
+            workers = distributed.get_data_parallel_world_size()
+            rank = distributed.get_data_parallel_rank() if workers > 1 else 0
+        else:
+            rows, window, workers, rank = 1, EVAL_WINDOW, 1, 0
+        require(
+            len(tokens) >= rows * workers,
+            f"--batch-size={rows}: more streams than the {len(tokens)} symbols of {split}.txt",
+        )
+        own = slice(rank * rows, (rank + 1) * rows)
+        self.datasets[split] = StreamDataset(
+            tokens, end_of_line, split, rows * workers, window, own
+        )
+
+    def get_batch_iterator(self, dataset, epoch: int = 1, num_workers: int = 0, **kwargs):
+        """The windows in their order: an item of the dataset is a batch already."""
+        return iterators.EpochBatchIterator(
+            dataset=dataset,
+            collate_fn=dataset.collater,
+            batch_sampler=[[i] for i in range(len(dataset))],
+            num_workers=num_workers,
+            epoch=epoch,
+            disable_shuffling=True,
+        )
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        self._carry(sample)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def valid_step(self, sample, model, criterion):
+        self._carry(sample)
+        return super().valid_step(sample, model, criterion)
+
+    def _carry(self, sample: Dict) -> None:
+        """Start the window where the one before it ended, and the first one afresh."""
+        state = None if sample["is_first"] else self.carried.get(sample["split"])
+        sample["net_input"]["state"] = _map(
+            state, lambda t: t.to(sample["target"].device, non_blocking=True)
+        )
+
+    def compute_loss(self, output: Any, sample: Dict) -> Loss:
+        logits, extra = output
+        self.carried[sample["split"]] = _map(extra["state"], Tensor.detach)
+        logits, target = logits.flatten(0, 1).float(), sample["target"].flatten()
+        total = F.cross_entropy(logits, target, reduction="sum", ignore_index=IGNORED)
+        counted = target[target != IGNORED].cpu()
+        sums = {
+            "nll_sum": float(total.detach()),
+            "baseline_sum": float(self.piece_nll[counted].sum()),
+            "characters": float(self.piece_characters[counted].sum()),
+        }
+        return Loss(total, len(counted), sums)
+
+    def metrics(self, sums: Dict[str, float]) -> List[Metric]:
+        characters = max(sums["characters"], 1)
+        return [Metric("bpc", sums["nll_sum"] / log(2) / characters, "bits per character")]
+
+    def baseline(self, sums: Dict[str, float]) -> Metric:
+        """The symbols' frequencies in the training text, whatever came before."""
+        value = sums["baseline_sum"] / log(2) / max(sums["characters"], 1)
+        return Metric("bpc", value, "bits per character")
+
+    def state_dict(self) -> Dict[str, Any]:
+        """The carried training state, so that a run resumed amid an epoch goes on exactly."""
+        return {"carried": _map(self.carried.get("train"), Tensor.cpu)}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        if state_dict.get("carried") is not None:
+            self.carried["train"] = state_dict["carried"]
+
+
+def _map(state: Any, function) -> Any:
+    """Apply to a state: a tensor, an LSTM's pair of tensors, or None."""
+    if state is None:
+        return None
+    return tuple(function(t) for t in state) if isinstance(state, tuple) else function(state)
+
+
+class StreamDataset(SequenceDataset):
+    """A text as parallel streams; item i is window i of all of them, a batch by itself.
+
+    Every symbol is predicted exactly once: the first from an end of line, the others from all that
+    came before them in their stream. Streams that are a step too long are padded with `IGNORED`.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,  # shape: (symbols,)
+        end_of_line: int,
+        split: str,
+        streams: int,
+        window: int,
+        rows: slice,
+    ) -> None:
+        super().__init__(shuffle=False)
+        self.split, self.window = split, window
+        self.steps = ceil(len(tokens) / streams)
+        missing = self.steps * streams - len(tokens)
+        before = torch.cat([tokens.new_tensor([end_of_line]), tokens[:-1]])
+        self.source = F.pad(before, (0, missing), value=end_of_line).view(streams, -1)[rows]
+        self.target = F.pad(tokens, (0, missing), value=IGNORED).view(streams, -1)[rows]
+
+    def __len__(self) -> int:
+        return ceil(self.steps / self.window)
+
+    def size(self, index: int) -> int:
+        return self.source[:, index * self.window : (index + 1) * self.window].numel()
+
+    def __getitem__(self, index: int) -> Dict:
+        steps = slice(index * self.window, (index + 1) * self.window)
+        target = self.target[:, steps]
+        return {
+            "split": self.split,
+            "is_first": index == 0,
+            "net_input": {"src_tokens": self.source[:, steps].contiguous()},
+            "target": target.contiguous(),
+            "nsentences": len(target),
+            "ntokens": int((target != IGNORED).sum()),
+        }
+
+    def batch_by_size(self, indices, *args, **kwargs) -> List[List[int]]:
+        return [[int(i)] for i in indices]
+
+    def collater(self, samples: List[Dict]) -> Dict:
+        return samples[0] if samples else {}

@@ -1,0 +1,165 @@
+from math import log
+
+import pytest
+import torch
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
+from kron_plugin.models.options import CellConfig  # noqa: E402
+from kron_plugin.tasks.char_lm import CharLMConfig, CharLMTask  # noqa: E402
+from kron_plugin.tasks.text import load_text, load_tokenizer  # noqa: E402
+
+TEXT = "the <unk> cat  sat\non the mat\n\n it did \n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, text in (("train", TEXT * 5), ("valid", TEXT), ("test", TEXT + "Zoë?\n")):
+        (tmp_path / f"{split}.txt").write_text(text, encoding="utf-8", newline="")
+    return tmp_path
+
+
+def make(folder, **options):
+    config = CharLMConfig(data=str(folder), **{"batch_size": 3, "tokens_per_sample": 8, **options})
+    task = CharLMTask(config)
+    for split in ("train", "valid", "test"):
+        task.load_dataset(split)
+    return task
+
+
+@pytest.mark.parametrize(("vocab", "size"), [("char", None), ("unigram", 26), ("bpe", 26)])
+def test_tokenizer_is_reversible_and_trained_once(folder, vocab, size):
+    texts = load_text(folder)
+    tokenizer = load_tokenizer(folder, texts, vocab, size)
+    for text in texts.values():
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    if vocab == "char":
+        assert len(tokenizer.encode(TEXT)) == len(TEXT)
+    (model,) = folder.glob("*.model")
+    before = model.stat().st_mtime_ns
+    load_tokenizer(folder, texts, vocab, size)
+    assert model.stat().st_mtime_ns == before
+    assert not list(folder.glob(".*"))
+
+
+def collect(dataset, pad=-100):
+    """The symbols that a dataset asks for, stream after stream, and those it shows before."""
+    source = torch.cat([dataset[i]["net_input"]["src_tokens"] for i in range(len(dataset))], 1)
+    target = torch.cat([dataset[i]["target"] for i in range(len(dataset))], 1)
+    return source.flatten(), target.flatten()[: int((target != pad).sum())]
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_every_symbol_is_asked_for_once_in_its_context(folder, split):
+    task = make(folder)
+    dataset = task.dataset(split)
+    source, target = collect(dataset)
+    assert task.tokenizer.decode(target.tolist()) == task.texts[split]
+    end_of_line = task.tokenizer.piece_to_id("\n")
+    assert source[: len(target)].tolist() == [end_of_line, *target[:-1].tolist()]
+    assert [i for i in range(len(dataset)) if dataset[i]["is_first"]] == [0]
+        : len(dataset)
+    ]
+
+
+@pytest.mark.parametrize("cell", ["kru", "lstm"])
+def test_windows_with_carried_state_equal_one_long_window(folder, cell):
+    torch.manual_seed(0)
+    task = make(folder)
+    model = KRULanguageModel.build_model(CellConfig(cell=cell, hidden_size=8), task)
+    dataset = task.dataset("train")
+
+    def loss_of(sample):
+        task._carry(sample)
+        return float(task.compute_loss(model(**sample["net_input"]), sample).total)
+
+    windows = sum(loss_of(dataset[i]) for i in range(len(dataset)))
+    # Reading on does not change what an epoch's beginning starts from.
+    assert sum(loss_of(dataset[i]) for i in range(len(dataset))) == windows
+    source, target = dataset.source, dataset.target
+    output, _ = model(source)
+    whole = torch.nn.functional.cross_entropy(
+        output.flatten(0, 1), target.flatten(), reduction="sum", ignore_index=-100
+    )
+    assert windows == pytest.approx(float(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize(("vocab", "size"), [("char", None), ("bpe", 26)])
+def test_bits_are_per_character_whatever_the_vocabulary(folder, vocab, size):
+    task = make(folder, vocab_type=vocab, vocab_size=size)
+    dataset = task.dataset("test")
+    symbols = task.spec.output_size
+    sums = {"sample_size": 0}
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        output = torch.zeros(*sample["target"].shape, symbols), {"state": None}
+        loss = task.compute_loss(output, sample)
+        for key, value in {**loss.sums, "sample_size": loss.count}.items():
+            sums[key] = sums.get(key, 0) + value
+    characters = len(task.texts["test"])
+    assert sums["characters"] == characters
+    expected = sums["sample_size"] * log(symbols, 2) / characters
+    assert task.metrics(sums)[0].value == pytest.approx(expected, rel=1e-5)
+    assert task.baseline(sums).value < log(symbols, 2)
+
+
+def test_state_of_the_training_stream_is_saved(folder):
+    task, other = make(folder), make(folder)
+    task.carried = {"train": (torch.ones(1), torch.zeros(1)), "valid": torch.ones(2)}
+    other.load_state_dict(task.state_dict())
+    assert list(other.carried) == ["train"]
+    assert torch.equal(other.carried["train"][0], torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("valid.txt", b"", r"valid\.txt: holds no text"),
+        ("valid.txt", b" \n \n", r"valid\.txt: holds no text"),
+        ("test.txt", b"abc\0def", r"test\.txt: holds a NUL byte at 3"),
+        ("train.txt", b"abc\xff", r"train\.txt: not UTF-8 text: .* at byte 3"),
+        ("train.txt", "a▁b".encode(), r"train\.txt: holds the character '▁'"),
+        ("char.model", b"no model", r"char\.model: not a SentencePiece model"),
+        ("test.txt", None, r"test\.txt: no such file"),
+    ],
+)
+def test_files_that_are_no_text_are_named(folder, name, content, message):
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens_per_sample": 0}, "--tokens-per-sample=0"),
+        ({"batch_size": 1000}, "--batch-size=1000: more streams than"),
+        ({"batch_size": None}, "--batch-size: char_lm needs"),
+        ({"vocab_size": 100}, "--vocab-size: goes with"),
+        ({"vocab_type": "bpe"}, "--vocab-type bpe needs --vocab-size"),
+        ({"vocab_type": "bpe", "vocab_size": 2}, "--vocab-size=2: SentencePiece says"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(folder, **options)
+
+
+def test_unprepared_and_missing_folders_are_told_what_to_do(folder):
+    with pytest.raises(ValueError, match="absent: no such folder"):
+        load_text(folder / "absent")
+    (folder / "train.txt").rename(folder / "ptb.train.txt")
+    with pytest.raises(ValueError, match="kron-data prepare ptb"):
+        load_text(folder)
+
+
+def test_a_stale_tokenizer_is_noticed(folder):
+    make(folder)
+    (folder / "test.txt").write_text("Ünknown", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"char\.model: does not know all characters of test\.txt"):
+        make(folder)
