@@ -40,12 +40,12 @@ namespace {
 // Blocks as wide as vectors go, unless threads would be left without one; the rest of the batch in
 // narrower ones, so that no lane is empty.
 std::vector<Block> partition(int64_t batch, int64_t threads) {
-  constexpr int kNarrowest = 16 / sizeof(real);  // narrower vectors take as long
+  constexpr int kNarrowest = 16 / sizeof(real);  // of the vectors: narrower ones take as long
   int width = kMaxLanes;
   while (width > kNarrowest && (batch + width - 1) / width < threads) width /= 2;
   std::vector<Block> blocks;
   for (int64_t begin = 0; begin < batch; begin += width) {
-    while (width > batch - begin) width /= 2;
+    while (width > batch - begin) width = width > kNarrowest ? width / 2 : 1;
     blocks.push_back({begin, width});
   }
   return blocks;
@@ -76,11 +76,9 @@ template <class Work>
 void with_lanes(int lanes, Work work) {
   switch (lanes) {
     case 1: return work(Width<1>());
-    case 2: return work(Width<2>());
-    case 4: return work(Width<4>());
-    case 8: return work(Width<8>());
-    case 16:
-      if constexpr (kMaxLanes == 16) return work(Width<16>());
+    case kMaxLanes / 4: return work(Width<kMaxLanes / 4>());
+    case kMaxLanes / 2: return work(Width<kMaxLanes / 2>());
+    case kMaxLanes: return work(Width<kMaxLanes>());
   }
 }
 
@@ -245,14 +243,21 @@ class InputGradient {
   Lanes<L>* d_features_ = nullptr;
 };
 
-template <int L, class FactorGradient>
+template <int L>
+std::unique_ptr<FactorGradient<L>> factor_gradient(const Call& call, Arena& arena) {
+  if (call.shortcut)
+    return std::make_unique<Shortcut<L>>(arena, call.count, call.shapes, call.factors, call.size);
+  return std::make_unique<Stages<L>>(arena, call.count, call.shapes, call.factors, call.size);
+}
+
+template <int L>
 void backward_block(const Call& call, const Block& block, Sums& sums) {
   const int64_t n = call.size, row = call.batch * C * n;
   Arena arena;
   Step<L> step(call, block, arena);
   Workspace<L> work(arena, {&step.product});
   History<L> history(call, block, step, work, arena);
-  FactorGradient factors(arena, call.count, call.shapes, call.factors, n);
+  const auto factors = factor_gradient<L>(call, arena);
   InputGradient<L> inputs(call, step, arena);
   Cell<L>*g = arena.take<Cell<L>>(n), *delta = arena.take<Cell<L>>(n);
   Cell<L>* d_bias = arena.take<Cell<L>>(n);
@@ -278,9 +283,9 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
       delta[i] = gamma;
     }
     inputs.end(t, delta, sums);
-    factors(delta, before, g, sums.factors.data());
+    factors->step(delta, before, g, sums.factors.data());
   }
-  factors.finish(sums.factors.data());
+  factors->finish(sums.factors.data());
   inputs.finish(sums);
   add_lanes<L>(d_bias, n, call.activation == kModrelu ? 1 : C, sums.bias.data());
   store_batch<L>(g, block, n, call.d_h0);
@@ -327,11 +332,7 @@ extern "C" int kron_rnn_backward(const Call* call) {
     sums[thread] = std::make_unique<Sums>(*call);
     for (size_t i = thread; i < blocks.size(); i += threads)
       with_lanes(blocks[i].lanes, [&](auto width) {
-        constexpr int L = decltype(width)::value;
-        if (call->shortcut)
-          backward_block<L, Shortcut<L>>(*call, blocks[i], *sums[thread]);
-        else
-          backward_block<L, Stages<L>>(*call, blocks[i], *sums[thread]);
+        backward_block<decltype(width)::value>(*call, blocks[i], *sums[thread]);
       });
   });
   if (!done) return 1;

@@ -13,7 +13,7 @@
 
 // Sums R x S entries in registers over `outer` and `inner`, then over the lanes, into doubles.
 template <int L, int R, int S>
-void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
+KRON_OUTLINE void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
                     int64_t inner, double* sums) {
   Cell<L> acc[R][S] = {};
   for (int64_t o = 0; o < outer; ++o)
@@ -32,7 +32,7 @@ void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, in
 
 // a has shape (outer, p, inner), x (outer, q, inner); sums (p, q, C) is added to.
 template <int L>
-void correlate(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
+KRON_OUTLINE void correlate(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
                int64_t inner, double* sums) {
   for_row_blocks(p, [&](int64_t p0, int64_t size) {
     for (int64_t q0 = 0; q0 < q; q0 += 2) {
@@ -53,7 +53,7 @@ void correlate(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t
 // The off-diagonal entries K[0, 1] and K[1, 0] of B neighbouring 2x2 factors in one pass; the lowest
 // of their digits has `inner` elements below it. sums: two cells a factor, the lowest first.
 template <int L, int B>
-void correlate_pairs(const Cell<L>* g, const Cell<L>* h, int64_t outer, int64_t inner, Cell<L>* sums) {
+KRON_OUTLINE void correlate_pairs(const Cell<L>* g, const Cell<L>* h, int64_t outer, int64_t inner, Cell<L>* sums) {
   constexpr int R = 1 << B;
   Cell<L> acc[B][2] = {};
   for (int64_t o = 0; o < outer; ++o)
@@ -161,9 +161,18 @@ inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
   return steps;
 }
 
-// g = W^H delta, and the factors' K from g and h, for square factors.
+// One step back through the product: g = W^H delta, and what delta and h = h_{t-1} add to `sums`, the
+// factors' gradients or what they are solved from. Those are complete after `finish`.
 template <int L>
-class Shortcut {
+struct FactorGradient {
+  virtual ~FactorGradient() = default;
+  virtual void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) = 0;
+  virtual void finish(double* sums) = 0;
+};
+
+// K of square factors, from g and h.
+template <int L>
+class Shortcut final : public FactorGradient<L> {
  public:
   Shortcut(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
       : adjoint_(read_factors(count, shapes, data, true), sizeof(Cell<L>)),
@@ -173,7 +182,7 @@ class Shortcut {
         steps_(collected_steps(count, shapes)) {
     for (auto& store : stores_) store = steps_ > 1 ? arena.take<Cell<L>>(steps_ * n) : nullptr;
   }
-  void operator()(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) {
+  void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) override {
     const Coef* diagonal = adjoint_.diagonal();
     apply<L>(adjoint_, delta, g, work_, [&](int64_t first, int64_t count) {
       for (int64_t n = first; n < first + count; ++n) {
@@ -191,7 +200,7 @@ class Shortcut {
     std::copy_n(h, n_, stores_[1] + filled_ * n_);
     if (++filled_ == steps_) flush(sums);
   }
-  void finish(double* sums) {
+  void finish(double* sums) override {
     flush(sums);
     correlation_.finish(sums);
   }
@@ -208,9 +217,9 @@ class Shortcut {
   Cell<L>* stores_[2];
 };
 
-// The same g, and dW_f itself, for factors of any shape: stage by stage forwards, then backwards.
+// dW_f itself, for factors of any shape: stage by stage forwards, then backwards.
 template <int L>
-class Stages {
+class Stages final : public FactorGradient<L> {
  public:
   Stages(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
       : n_(n), steps_(collected_steps(count, shapes)) {
@@ -236,7 +245,7 @@ class Stages {
     }
     work_ = std::make_unique<Workspace<L>>(arena, products);
   }
-  void operator()(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) {
+  void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) override {
     const auto nothing = [](int64_t, int64_t) {};
     std::copy_n(h, n_, stages_.back().input(filled_));
     for (size_t f = stages_.size() - 1; f > 0; --f)
@@ -248,7 +257,7 @@ class Stages {
                f + 1 < stages_.size() ? stages_[f + 1].output(filled_) : g, *work_, nothing);
     if (++filled_ == steps_) finish(sums);
   }
-  void finish(double* sums) {
+  void finish(double* sums) override {
     for (const Stage& s : stages_)
       if (filled_)
         correlate<L>(s.outputs, s.inputs, s.p, s.q, filled_ * s.outer, s.inner, sums + s.offset);

@@ -19,6 +19,7 @@ constexpr int C = KRON_COMPLEX ? 2 : 1;  // real numbers in an element: (re, im)
 constexpr int kMaxLanes = 64 / sizeof(real);
 
 #define KRON_INLINE inline __attribute__((always_inline))
+#define KRON_OUTLINE __attribute__((noinline))  // long loops: one copy each, for the compile time
 
 template <int L>
 struct LanesType {
@@ -159,7 +160,7 @@ KRON_INLINE void transpose(Lanes<L> (&rows)[L]) {
 
 // rows[l] is sequence l's vector of C n reals: all real parts, then all imaginary parts.
 template <int L>
-void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
+KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
   for (int c = 0; c < C; ++c) {
     int64_t i = 0;
     if constexpr (L > 1)
@@ -181,7 +182,7 @@ void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
 
 // The reverse; with `add` the rows are added to, one after the other, so two may be the same.
 template <int L, bool add>
-void store_rows(const Cell<L>* cells, int64_t n, real* const* rows) {
+KRON_OUTLINE void store_rows(const Cell<L>* cells, int64_t n, real* const* rows) {
   for (int c = 0; c < C; ++c) {
     int64_t i = 0;
     if constexpr (L > 1)

@@ -205,7 +205,7 @@ struct Tile {
 
 // For all a < outer, i < inner, s < width: y[(a, p, i), s] = sum_q w[p, q] x[(a, q, i), s].
 template <int L, int K>
-void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
+KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
                  int64_t inner, int64_t width) {
   constexpr int R = 1 << K;
   int64_t from[R];
@@ -239,8 +239,8 @@ void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int
 }
 
 template <int L, int R>
-void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y,
-                int64_t outer, int64_t inner, int64_t width) {
+KRON_OUTLINE void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Cell<L>> x,
+                             Tile<Cell<L>> y, int64_t outer, int64_t inner, int64_t width) {
   for (int64_t a = 0; a < outer; ++a)
     for (int64_t i = 0; i < inner; ++i)
       for (int64_t s = 0; s < width; ++s) {
@@ -258,7 +258,7 @@ void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Cell<L
 }
 
 template <int L>
-void run_stage(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
+KRON_OUTLINE void run_stage(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
                int64_t inner, int64_t width) {
   if (x.stride == width && y.stride == width) {  // contiguous: one long inner loop
     x.stride = y.stride = width *= inner;
