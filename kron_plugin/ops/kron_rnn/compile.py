@@ -49,7 +49,9 @@ def find_compiler() -> List[str]:
     for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(command[0]):
             return command
-    missing = f"$CXX is {named[0]!r}, which is not on the path" if named else "no C++ compiler found"
+    missing = (
+        f"$CXX is {named[0]!r}, which is not on the path" if named else "no C++ compiler found"
+    )
     raise CompileError(f"{missing}; install g++ or clang++ (Debian, Ubuntu: apt install g++)")
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import compile as compiling
+from .tracing import constant
 
 _FOLDER = Path(__file__).parent
 _ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}
@@ -105,6 +106,7 @@ def obstacle(device: str, dtype: torch.dtype, is_complex: bool) -> Optional[str]
     return library(dtype, is_complex)[1] or None
 
 
+@constant
 def thread_count() -> int:
     """$KRON_NUM_THREADS, else torch's own number of threads."""
     return int(os.environ.get("KRON_NUM_THREADS") or torch.get_num_threads())
@@ -175,7 +177,19 @@ def _forward(
 
 
 def _forward_fake(
-    x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, need_output, every, keep, threads
+    x,
+    factors,
+    bias,
+    h0,
+    weight,
+    lengths,
+    shapes,
+    is_complex,
+    activation,
+    need_output,
+    every,
+    keep,
+    threads,
 ):
     return _allocate(x, h0, need_output, every, keep)
 

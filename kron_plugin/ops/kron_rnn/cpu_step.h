@@ -124,6 +124,12 @@ struct Step {
 
   // From gamma = dL/dh_t and h = h_t to dL/dz_t, in place; adds to the bias gradient. cpu.cpp derives it.
   KRON_INLINE void activate_backward(Cell<L>& gamma, const Cell<L>& h, int64_t n, Cell<L>& d_bias) const {
+    if (C == 1 && call.activation == kModrelu) {  // in one dimension all of gamma is along d
+      const Lanes<L> zero{}, one = splat<L>(1);
+      gamma.v[0] = h.v[0] == zero ? zero : gamma.v[0];
+      d_bias.v[0] += gamma.v[0] * (h.v[0] < zero ? -one : one);
+      return;
+    }
     if (call.activation == kModrelu) {
       constexpr real kLeast = sizeof(real) == 4 ? real(1.2e-38) : real(2.3e-308);
       constexpr real kDigit = sizeof(real) == 4 ? real(6e-8) : real(1.1e-16);

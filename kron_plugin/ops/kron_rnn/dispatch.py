@@ -10,14 +10,11 @@ from torch import Tensor
 
 from . import cpu
 from .reference import kron_rnn_reference
+from .tracing import constant, is_tracing
 
 logger = logging.getLogger(__name__)
 
 ACTIVATIONS = ("modrelu", "tanh", "identity")
-
-
-# torch.compile takes the answer of a function so marked and does not look inside.
-_constant = getattr(getattr(torch, "compiler", None), "assume_constant_result", lambda f: f)
 
 
 class Problem(NamedTuple):
@@ -51,7 +48,6 @@ def available_backends(
     return [name for name, (obstacle, _) in _BACKENDS.items() if obstacle(problem) is None]
 
 
-@_constant
 def choose(backend: str, problem: Problem) -> str:
     """The backend to use: the named one, or for "auto" the fastest that can serve.
 
@@ -74,6 +70,11 @@ def choose(backend: str, problem: Problem) -> str:
     if reason is not None:
         raise RuntimeError(f"backend={backend!r} cannot serve: {reason}")
     return backend
+
+
+@constant
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, is_complex: bool) -> str:
+    return choose(backend, Problem(device, dtype, is_complex))
 
 
 @lru_cache(maxsize=None)
@@ -126,11 +127,9 @@ def kron_rnn(
     _check(x, factors, bias, h0, lengths, weight, activation)
     if checkpoint_every < 1:
         raise ValueError(f"kron_rnn: checkpoint_every={checkpoint_every} must be at least 1")
-    name = choose(backend, Problem(h0.device, h0.dtype, factors[0].is_complex()))
+    name = _choose(backend, h0.device, h0.dtype, factors[0].is_complex())
     run = _BACKENDS[name][1]
-    return run(
-        x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every
-    )
+    return run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every)
 
 
 def _check(
@@ -147,8 +146,8 @@ def _check(
             raise ValueError(f"kron_rnn: {message}")
 
     require(bool(factors) and all(w.dim() == 2 for w in factors), "factors must be matrices")
-    n = prod(w.shape[0] for w in factors)
-    columns = prod(w.shape[1] for w in factors)
+    n = prod([w.shape[0] for w in factors])
+    columns = prod([w.shape[1] for w in factors])
     require(n == columns, f"factors make a {n}x{columns} matrix; the recurrence needs a square one")
     is_complex = factors[0].is_complex()
     require(
@@ -192,7 +191,8 @@ def _check(
             lengths.shape == (batch,),
             f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}",
         )
+        # Values cannot be looked at in a traced graph; the backends read no memory by them.
         require(
-            bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
+            is_tracing() or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
             f"lengths must be between 1 and the {x.shape[0]} steps of x",
         )
