@@ -23,9 +23,10 @@ setup(
         "fairseq==0.12.2; python_version < '3.11'",
         "matplotlib>=3.7",
         "tabulate>=0.9",
+        "tqdm>=4.60",
     ],
     extras_require={
         "test": ["pytest>=8", "ruff>=0.9"],
     },
-    entry_points={"console_scripts": ["kron-eval=kron_plugin.cli.evaluate:main"]},
+    entry_points={"console_scripts": ["kron-eval=kron_plugin.cli.main:main"]},
 )

@@ -11,13 +11,12 @@ def modrelu(
     """relu(|z| + b) · z / |z|, which keeps the phase and moves the modulus (uRNN eq. (8)).
 
     At z = 0 the direction is undefined; value and gradient are taken as 0 there, so that they are
-    finite everywhere. (As |z| falls to 0 with b > 0 the true derivative grows like b/|z|.) A NaN
-    stays one.
+    finite everywhere. (As |z| falls to 0 with b > 0 the true derivative grows like b/|z|.)
     """
     modulus = z.abs()
-    alive = modulus != 0
-    scale = torch.relu(modulus + bias) / torch.where(alive, modulus, torch.ones_like(modulus))
-    return torch.where(alive, scale * z, torch.zeros_like(z))
+    at_zero = modulus == 0  # not "modulus > 0" turned around: NaN has to stay NaN
+    scale = torch.relu(modulus + bias) / torch.where(at_zero, torch.ones_like(modulus), modulus)
+    return torch.where(at_zero, torch.zeros_like(z), scale * z)
 
 
 def join(

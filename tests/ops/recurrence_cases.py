@@ -142,7 +142,7 @@ def dense_rnn(x, factors, bias, h0, lengths=None, *, weight=None, activation="mo
 
 
 def worst_error(results: List[Tensor], expected: List[Tensor]) -> float:
-    """The largest deviation, relative to the largest entry of its tensor. NaN counts as infinite."""
+    """The largest deviation, relative to the largest entry of its tensor. NaN makes it infinite."""
     worst = 0.0
     for ours, theirs in zip(results, expected, strict=True):
         assert ours.shape == theirs.shape

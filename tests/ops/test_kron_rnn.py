@@ -163,7 +163,7 @@ def test_checkpoints_change_nothing(backend, name):
     plain = run(case, backend=backend)
     for every in (2, 3, 11, 100):
         results = run(case, backend=backend, checkpoint_every=every)
-        assert all(torch.equal(a, b) for a, b in zip(results, plain))
+        assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True))
 
 
 @fast
@@ -171,7 +171,7 @@ def test_checkpoints_change_nothing(backend, name):
 def test_two_runs_give_the_same_bits(backend, form):
     case = random_case(PAIRS["mixed"], 37, 9, torch.float32, form=form)
     first = run(case, backend=backend)
-    assert all(torch.equal(a, b) for a, b in zip(run(case, backend=backend), first))
+    assert all(torch.equal(a, b) for a, b in zip(run(case, backend=backend), first, strict=True))
 
 
 @fast

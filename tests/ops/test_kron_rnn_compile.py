@@ -66,7 +66,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 def test_a_failing_compiler_is_quoted(source):
     source.write_text("this is no program\n")
-    with pytest.raises(compiling.CompileError, match="failed on answer.cpp"):
+    with pytest.raises(compiling.CompileError, match=r"failed on answer\.cpp"):
         compiling.load(source)
     assert list(compiling.cache_folder().iterdir()) == []
 
@@ -94,6 +94,6 @@ def test_no_compiler(no_compiler, caplog):
     (line,) = [record.getMessage() for record in caplog.records]
     assert "reference" in line
     assert "install g++" in line
-    with pytest.raises(RuntimeError, match="install g\\+\\+"):
+    with pytest.raises(RuntimeError, match=r"install g\+\+"):
         dispatch.choose("cpu", problem)
     assert "cpu" not in dispatch.available_backends()

@@ -81,7 +81,7 @@ def test_both_ways_to_the_factors_gradient(dtype, monkeypatch):
         monkeypatch.setitem(cpu.MAX_CONDITION, dtype, limit)
         results[limit] = run(case, backend="cpu")
         assert worst_error(results[limit], expected) < tolerance
-    assert any(not torch.equal(a, b) for a, b in zip(results[0.0], results[1e3]))
+    assert any(not torch.equal(a, b) for a, b in zip(results[0.0], results[1e3], strict=True))
 
 
 def test_half_precision_is_refused_by_name():

@@ -1,7 +1,7 @@
 """C++ sources to loaded libraries: compiled once with the system compiler, then found in a cache.
 
-The cache is the folder $KRON_CACHE_DIR, else kron-plugin in $XDG_CACHE_HOME or ~/.cache. A library's
-name holds a hash of all that went into it: sources, flags, compiler and processor.
+The cache is the folder $KRON_CACHE_DIR, else kron-plugin in $XDG_CACHE_HOME or ~/.cache. The name
+of a library holds a hash of all that went into it: sources, flags, compiler and processor.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 # Results may differ from strict floating point only in fused multiply-adds: NaN and inf survive.
 FLAGS = (
-    "-O3 -march=native -std=c++17 -shared -fPIC -pthread"
-    " -ffp-contract=fast -fno-math-errno -fno-trapping-math"
-).split()
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
 
 
 class CompileError(RuntimeError):
@@ -103,12 +103,12 @@ def _compile(command: List[str], source: Path, library: Path) -> None:
     logger.info("compiled %s in %.1f s: %s", source.name, time.monotonic() - started, library)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _version(compiler: Sequence[str]) -> str:
     return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
 
 
-@lru_cache(maxsize=None)
+@cache
 def _processor() -> str:
     """What -march=native depends on: model and features."""
     info = Path("/proc/cpuinfo")

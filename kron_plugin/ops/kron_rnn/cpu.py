@@ -1,13 +1,13 @@
 """The fused CPU kernel (cpu.cpp) as differentiable operators of torch.
 
-The two operators `kron_plugin::kron_rnn_cpu` and `..._backward` take all factors as one real vector,
-so that their gradient is one too. Where torch has no `torch.library.custom_op` (before 2.4) the same
-functions make an autograd function.
+The two operators `kron_plugin::kron_rnn_cpu` and `..._backward` take all factors as one real
+vector, so that their gradient is one too. Where torch has no `torch.library.custom_op` (before 2.4)
+the same functions make an autograd function.
 """
 
 import ctypes
 import os
-from functools import lru_cache
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
@@ -33,13 +33,13 @@ class _Call(ctypes.Structure):
     """`struct Call` of cpu_step.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in "threads steps batch size inputs".split()),
-        *((name, ctypes.c_int64) for name in "activation count every".split()),
-        *((name, ctypes.c_void_p) for name in "shapes factors x tokens weight bias h0".split()),
-        *((name, ctypes.c_void_p) for name in "lengths states kept last".split()),
-        *((name, ctypes.c_int64) for name in "shortcut token_rows".split()),
-        *((name, ctypes.c_void_p) for name in "d_states d_last d_x d_weight".split()),
-        *((name, ctypes.c_void_p) for name in "d_factors d_bias d_h0".split()),
+        *((name, ctypes.c_int64) for name in ("threads", "steps", "batch", "size", "inputs")),
+        *((name, ctypes.c_int64) for name in ("activation", "count", "every")),
+        *((name, ctypes.c_void_p) for name in ("shapes", "factors", "x", "tokens", "weight")),
+        *((name, ctypes.c_void_p) for name in ("bias", "h0", "lengths", "states", "kept", "last")),
+        *((name, ctypes.c_int64) for name in ("shortcut", "token_rows")),
+        *((name, ctypes.c_void_p) for name in ("d_states", "d_last", "d_x", "d_weight")),
+        *((name, ctypes.c_void_p) for name in ("d_factors", "d_bias", "d_h0")),
     ]
 
 
@@ -63,28 +63,28 @@ def _problem(x, factors, bias, h0, weight, lengths, shapes, is_complex, activati
     is_tokens = weight is not None and not x.is_floating_point()
     if is_tokens and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < weight.shape[0]:
         raise IndexError(f"kron_rnn: tokens must be from 0 to {weight.shape[0] - 1}")
-    return dict(
-        is_complex=is_complex,
-        dtype=h0.dtype,
-        steps=x.shape[0],
-        batch=h0.shape[0],
-        size=prod(shapes[::2]),
-        inputs=0 if weight is None else -1 if is_tokens else weight.shape[0],
-        activation=_ACTIVATIONS[activation],
-        count=len(shapes) // 2,
-        shapes=torch.tensor(shapes, dtype=torch.int64),
-        factors=factors,
-        x=None if is_tokens else x,
-        tokens=x.to(torch.int64) if is_tokens else None,
-        weight=weight,
-        token_rows=weight.shape[0] if is_tokens else 0,
-        bias=bias,
-        h0=h0,
-        lengths=None if lengths is None else lengths.to(torch.int64),
-    )
+    return {
+        "is_complex": is_complex,
+        "dtype": h0.dtype,
+        "steps": x.shape[0],
+        "batch": h0.shape[0],
+        "size": prod(shapes[::2]),
+        "inputs": 0 if weight is None else -1 if is_tokens else weight.shape[0],
+        "activation": _ACTIVATIONS[activation],
+        "count": len(shapes) // 2,
+        "shapes": torch.tensor(shapes, dtype=torch.int64),
+        "factors": factors,
+        "x": None if is_tokens else x,
+        "tokens": x.to(torch.int64) if is_tokens else None,
+        "weight": weight,
+        "token_rows": weight.shape[0] if is_tokens else 0,
+        "bias": bias,
+        "h0": h0,
+        "lengths": None if lengths is None else lengths.to(torch.int64),
+    }
 
 
-@lru_cache(maxsize=None)
+@cache
 def library(dtype: torch.dtype, is_complex: bool) -> Tuple[Optional[ctypes.CDLL], str]:
     """The compiled kernel for one type of state, or None and what is missing."""
     defines = [
@@ -171,7 +171,7 @@ def _forward(
     """States (T, B, W), what the backward pass keeps instead of them, and the last state (B, W)."""
     states, kept, last = _allocate(x, h0, need_output, every, keep)
     problem = _problem(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
-    results = dict(states=states, kept=kept, last=last)
+    results = {"states": states, "kept": kept, "last": last}
     _run("kron_rnn_forward", **problem, **results, every=every, threads=threads)
     return states, kept, last
 
@@ -221,20 +221,32 @@ def _backward(
     threads: int,
     need_d_x: bool,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, factors, bias, h0 and weight; that of x or weight is empty when there is none."""
+    """Gradients of x, factors, bias, h0 and weight; empty for an x or weight without one."""
     d_x, d_factors, d_bias, d_h0, d_weight = _allocate_gradients(
         x, factors, bias, h0, weight, need_d_x
     )
     inverses = _inverses(factors, shapes, is_complex)
     sums = torch.empty(factors.shape, dtype=torch.float64)
     problem = _problem(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
-    given = dict(states=states, kept=kept, d_states=d_states, d_last=d_last)
-    results = dict(d_x=d_x, d_weight=d_weight, d_factors=sums, d_bias=d_bias, d_h0=d_h0)
-    settings = dict(every=every, threads=threads, shortcut=int(inverses is not None))
-    _run("kron_rnn_backward", **problem, **given, **results, **settings)
+    _run(
+        "kron_rnn_backward",
+        **problem,
+        every=every,
+        threads=threads,
+        shortcut=int(inverses is not None),
+        states=states,
+        kept=kept,
+        d_states=d_states,
+        d_last=d_last,
+        d_x=d_x,
+        d_weight=d_weight,
+        d_factors=sums,
+        d_bias=d_bias,
+        d_h0=d_h0,
+    )
     if inverses is not None:
         products = _unflatten(sums, shapes, is_complex)
-        sums = _flatten([w.mH @ k for w, k in zip(inverses, products)])
+        sums = _flatten([w.mH @ k for w, k in zip(inverses, products, strict=True)])
     return d_x, d_factors.copy_(sums), d_bias, d_h0, d_weight
 
 
@@ -250,7 +262,7 @@ def _allocate_gradients(x, factors, bias, h0, weight, need_d_x):
         return h0.new_empty(tensor.shape if needed else (0,))
 
     needed = [need_d_x, True, True, True, weight is not None]
-    return tuple(like(*pair) for pair in zip((x, factors, bias, h0, weight), needed))
+    return tuple(like(*pair) for pair in zip((x, factors, bias, h0, weight), needed, strict=True))
 
 
 def _flatten(factors: Sequence[Tensor]) -> Tensor:  # shape: (Σ P_f Q_f C,), real
@@ -261,8 +273,9 @@ def _flatten(factors: Sequence[Tensor]) -> Tensor:  # shape: (Σ P_f Q_f C,), re
 def _unflatten(flat: Tensor, shapes: Sequence[int], is_complex: bool) -> List[Tensor]:
     """Factors as matrices again, shape (P_f, Q_f) each."""
     vector = torch.view_as_complex(flat.reshape(-1, 2)) if is_complex else flat
-    sizes = list(zip(shapes[::2], shapes[1::2]))
-    return [part.view(size) for part, size in zip(vector.split([p * q for p, q in sizes]), sizes)]
+    sizes = list(zip(shapes[::2], shapes[1::2], strict=True))
+    parts = vector.split([p * q for p, q in sizes])
+    return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _inverses(factors: Tensor, shapes: List[int], is_complex: bool) -> Optional[List[Tensor]]:
@@ -314,7 +327,7 @@ def _differentiate(ctx, d_states, d_kept, d_last):
 
 def _refuse(ctx, *gradients):
     raise RuntimeError(
-        "the CPU kernel of kron_rnn has no second derivative; use kron_rnn(..., backend='reference')"
+        "the CPU kernel of kron_rnn has no second derivative; use backend='reference' for one"
     )
 
 

@@ -1,7 +1,7 @@
 """Which backend runs the recurrence, and why; and the one place where arguments are checked."""
 
 import logging
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -77,7 +77,7 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, is_complex: 
     return choose(backend, Problem(device, dtype, is_complex))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _log_once(message: str) -> None:
     logger.info(message)
 
@@ -115,9 +115,9 @@ def kron_rnn(
         backend: "auto" for the fastest that can serve, or a name of `available_backends()`.
 
     Returns:
-        The state after each step, and the last one. A NaN that has entered a state stays in it to
-        the end, an infinity too, as one or as a NaN (but for tanh, which bounds it): so a last state
-        that is finite vouches for all of them.
+        The state after each step, and the last one. A NaN or infinity that has entered a state
+        leaves it not finite to the end (but tanh bounds an infinity), so a last state that is
+        finite vouches for all of them.
 
     Raises:
         ValueError: sizes or types do not fit together; the message names the argument.
@@ -183,8 +183,8 @@ def _check(
         )
         require(
             fits,
-            f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it must"
-            f" be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
+            f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it"
+            f" must be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
         )
     if lengths is not None:
         require(

@@ -1,4 +1,4 @@
-"""The recurrence as its definition reads: a loop that autograd differentiates, any device or dtype."""
+"""The recurrence as its definition reads: a loop that autograd differentiates."""
 
 from typing import Optional, Sequence, Tuple
 

@@ -1,0 +1,16 @@
+VENV ?= $(if $(KRON_VENV),$(KRON_VENV),.venv)
+
+.PHONY: setup test lint bench
+
+setup:
+	bash recipes/setup.sh test
+
+test: setup lint
+	"$(VENV)/bin/python" -m pytest
+
+lint: setup
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/ruff" format --check .
+
+bench: setup
+	"$(VENV)/bin/python" benchmarks/recurrence.py --device cpu

@@ -1,0 +1,59 @@
+"""Draw a training log as a picture: the metric against the trivial baseline."""
+
+import json
+from pathlib import Path
+from typing import Dict, List
+
+from matplotlib.figure import Figure
+
+from .files import finished
+
+
+def read_log(path: Path) -> List[Dict[str, float]]:
+    """The records of a log written by `fairseq-train --log-format json --log-file`.
+
+    Raises:
+        ValueError: the file holds no such record.
+    """
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the toolkit's other lines are plain text
+            continue
+        records.append({k: float(v) for k, v in record.items() if _is_number(v)})
+    if not records:
+        raise ValueError(f"{path}: no records; train with --log-format json --log-file {path}")
+    return records
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # the toolkit writes most numbers as strings
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def draw(records: List[Dict[str, float]], metric: str, title: str, output: Path) -> None:
+    """Write a PNG of the metric over the updates, in training and validation, and its baseline."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for key, update, style, label in (
+        (metric, "num_updates", "-", "training"),
+        (f"valid_{metric}", "valid_num_updates", "o-", "validation"),
+    ):
+        points = [(r[update], r[key]) for r in records if key in r and update in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
+    if not axes.lines:
+        raise ValueError(f"the log has no metric {metric!r}")
+    baseline = next(r[k] for r in records for k in ("baseline", "valid_baseline") if k in r)
+    axes.axhline(baseline, color="grey", linestyle="--", label=f"trivial baseline {baseline:.4g}")
+    if min(min(line.get_ydata()) for line in axes.lines) > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="updates", ylabel=metric, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with finished(output) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")

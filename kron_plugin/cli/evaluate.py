@@ -1,0 +1,110 @@
+"""Score a checkpoint on its task: the field's metric beside the trivial baseline."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.utils import move_to_cuda
+from tabulate import tabulate
+from tqdm import tqdm
+
+import kron_plugin
+
+from ..modules.factors import format_factors
+from ..ops import available_backends
+
+kron_plugin.register()
+
+from ..tasks.base import add_up  # noqa: E402  (the tasks are there once registered)
+
+
+def evaluate(
+    checkpoint: Path,
+    state: Dict[str, Any],
+    data: Optional[str] = None,
+    split: str = "test",
+    batch_size: int = 64,
+    cpu: bool = False,
+) -> Dict[str, Any]:
+    """Every example of a split once, in batches of any size; the numbers of the table.
+
+    Args:
+        checkpoint, state: a checkpoint's path and its content.
+        data: where the data lie, if not where training found them.
+
+    Raises:
+        ValueError, OSError: the data cannot be used; the message says why.
+    """
+    overrides = {} if data is None else {"data": data}
+    (model,), cfg, task = load_model_ensemble_and_task([str(checkpoint)], arg_overrides=overrides)
+    device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
+    model.to(device).eval()
+    task.load_dataset(split)
+    criterion = task.build_criterion(cfg.criterion)
+    sums, seconds = _run(model, task, criterion, split, batch_size, device)
+    examples = len(task.dataset(split))
+    return {
+        "checkpoint": str(checkpoint),
+        "updates": state["optimizer_history"][-1]["num_updates"],
+        "task": cfg.task._name,
+        "split": split,
+        "metrics": [metric._asdict() for metric in task.metrics(sums)],
+        "baseline": task.baseline(sums)._asdict(),
+        "examples": examples,
+        "predictions": int(sums["sample_size"]),
+        "cell": cfg.model.cell,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "recurrent_parameters": model.cell.recurrent_parameters(),
+        **_factors(model, device),
+        "sequences_per_second": round(examples / seconds, 1),
+    }
+
+
+def _run(
+    model, task, criterion, split: str, batch_size: int, device: torch.device
+) -> Tuple[Dict[str, float], float]:
+    """The sums of what the criterion logs over all batches, and the seconds spent in the model."""
+    dataset = task.dataset(split)
+    batches = dataset.batch_by_size(np.arange(len(dataset)), max_sentences=batch_size)
+    logs, seconds = [], 0.0
+    for batch in tqdm(batches, desc=split, leave=False, disable=not sys.stderr.isatty()):
+        sample = dataset.collater([dataset[i] for i in batch])
+        sample = move_to_cuda(sample) if device.type == "cuda" else sample
+        start = time.perf_counter()
+        _, _, log = task.valid_step(sample, model, criterion)
+        seconds += time.perf_counter() - start
+        logs.append(log)
+    return add_up(logs), seconds
+
+
+def _factors(model, device: torch.device) -> Dict[str, Any]:
+    """What only a cell with factors has."""
+    cell = model.cell
+    if not hasattr(cell, "factor_sizes"):
+        return {}
+    backend = cell.backend
+    if backend == "auto":
+        backend = available_backends(device, cell.h0.dtype)[0]
+    return {
+        "factors": format_factors(cell.factor_sizes) + (" complex" if cell.complex else " real"),
+        "deviation_from_unitary": float(model.unitary_deviation().detach()),
+        "backend": backend,
+    }
+
+
+def table(result: Dict[str, Any]) -> str:
+    """The result of `evaluate` as people read it."""
+    rows: List[Tuple[str, str]] = []
+    for key, value in result.items():
+        if key == "metrics":
+            rows += [(m["name"], f"{m['value']:.6g} {m['unit']}") for m in value]
+        elif key == "baseline":
+            rows.append(("trivial baseline", f"{value['value']:.6g} {value['unit']}"))
+        else:
+            text = f"{value:.3g}" if isinstance(value, float) and value < 1 else f"{value}"
+            rows.append((key.replace("_", " "), text))
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)

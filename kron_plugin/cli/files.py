@@ -1,0 +1,17 @@
+"""Files that appear under their name only once they are whole."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A path to write to; what was written becomes `path` at the end, or nothing does."""
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""`kron-eval CHECKPOINT …` scores a checkpoint; `kron-eval curve LOG …` draws a training log.
+
+Only what a command needs is imported, when it is needed: the toolkit alone takes five seconds.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command line; 0 when it did its work, 2 when something was wrong with what it got."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("kron_plugin").setLevel(logging.INFO)
+    try:
+        if argv and argv[0] == "curve":
+            return _curve(argv[1:])
+        return _evaluate(argv)
+    except (ValueError, OSError) as error:
+        print(f"kron-eval: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kron-eval: interrupted", file=sys.stderr)
+        return 130
+
+
+def _evaluate(argv: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kron-eval",
+        description="Score a checkpoint on its task, the field's metric beside the trivial"
+        " baseline. Also: `kron-eval curve --help` draws a training log.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of fairseq-train")
+    parser.add_argument("--data", help="where the data lie (default: where training found them)")
+    parser.add_argument("--split", default="test", help="train, valid or test (default: test)")
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences at a time")
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", type=Path, help="write the JSON into this file too")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size={args.batch_size}: must be at least 1")
+
+    from .checkpoint import read
+
+    state = read(args.checkpoint)
+
+    from .evaluate import evaluate, table
+    from .files import finished
+
+    result = evaluate(args.checkpoint, state, args.data, args.split, args.batch_size, args.cpu)
+    as_json = json.dumps(result, indent=2)
+    if args.output:
+        with finished(args.output) as unfinished:
+            unfinished.write_text(as_json + "\n", encoding="utf-8")
+    print(as_json if args.json else table(result))
+    return 0
+
+
+def _curve(argv: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kron-eval curve",
+        description="Draw a training log: the metric over the updates, and the trivial baseline.",
+    )
+    parser.add_argument("log", type=Path, help="a log of fairseq-train in JSON")
+    parser.add_argument("--metric", required=True, help="what to draw, such as bits or nll")
+    parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--title", default="", help="title of the picture")
+    args = parser.parse_args(argv)
+
+    from .curve import draw, read_log
+
+    draw(read_log(args.log), args.metric, args.title, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Layers for plain PyTorch; nothing here needs fairseq."""
+
+from .factors import default_factors, parse_factors
+from .kru import KRU
+from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
+
+__all__ = [
+    "KRU",
+    "default_factors",
+    "parse_factors",
+    "singular_values",
+    "unitary_",
+    "unitary_deviation",
+    "unitary_penalty",
+]

@@ -1,0 +1,77 @@
+"""Factor sizes: reading them, choosing them, and saying what is wrong with them."""
+
+from math import isqrt, prod
+from typing import List, Sequence, Tuple, Union
+
+FactorSizes = Tuple[Tuple[int, int], ...]
+FactorSpec = Union[None, str, Sequence[Union[int, Sequence[int]]]]
+
+
+def default_factors(hidden_size: int) -> FactorSizes:
+    """Square factors of the prime sizes that make up N: 2x2 ones for a power of two."""
+    return tuple((p, p) for p in _prime_factors(hidden_size))
+
+
+def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
+    """The (P_f, Q_f) that `spec` asks for, checked against the hidden size N.
+
+    Args:
+        spec: None for the default; a string such as "16,32" or "2x4,4x2"; or a sequence of sizes
+            such as (16, 32) or ((2, 4), (4, 2)).
+
+    Raises:
+        ValueError: not sizes, or their products are not N; the message says what would fit.
+    """
+    if hidden_size < 1:
+        raise ValueError(f"hidden_size={hidden_size}: must be at least 1")
+    if spec is None or spec == "":
+        return default_factors(hidden_size)
+    parts = spec.split(",") if isinstance(spec, str) else spec
+    sizes = tuple(_one_size(part, spec) for part in parts)
+    rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
+    if rows != hidden_size or columns != hidden_size:
+        have = f"{rows}" if rows == columns else f"{rows} rows and {columns} columns"
+        raise ValueError(
+            f"factors={format_factors(sizes)!r} multiply to {have}, but hidden_size is"
+            f" {hidden_size}; {' or '.join(map(repr, _suggestions(hidden_size)))} would fit"
+        )
+    return sizes
+
+
+def format_factors(sizes: FactorSizes) -> str:
+    """The string that `parse_factors` reads back: "16,32", "2x4,4x2"."""
+    return ",".join(str(p) if p == q else f"{p}x{q}" for p, q in sizes)
+
+
+def _one_size(part: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[int, int]:
+    try:
+        if isinstance(part, str):
+            numbers = [int(s) for s in part.split("x")]
+        else:
+            numbers = [part] if isinstance(part, int) else [int(s) for s in part]
+        p, q = numbers * 2 if len(numbers) == 1 else numbers
+    except (TypeError, ValueError):
+        p = q = 0
+    if p < 1 or q < 1:
+        raise ValueError(
+            f"factors={spec!r}: {part!r} is no size; write positive sizes as '16,32' for square"
+            " factors or '2x4,4x2' for rectangular ones"
+        )
+    return p, q
+
+
+def _prime_factors(n: int) -> List[int]:
+    primes, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            primes.append(p)
+            n //= p
+        p = p + 1 if p * p <= n else n
+    return primes or [1]
+
+
+def _suggestions(n: int) -> List[str]:
+    """The default, and the two factors nearest to each other in size."""
+    small = next(d for d in range(isqrt(n), 0, -1) if n % d == 0)
+    pair = f"{small},{n // small}" if small > 1 else str(n)
+    return list(dict.fromkeys([format_factors(default_factors(n)), pair]))

@@ -1,0 +1,52 @@
+"""How unitary a Kronecker product is, seen from its factors alone.
+
+Factors are real or complex matrices of shape (P_f, Q_f). A product of unitary factors is unitary,
+and the singular values of the product are the products of the factors' singular values.
+"""
+
+from functools import reduce
+from math import prod
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+
+def unitary_penalty(factors: Sequence[Tensor]) -> Tensor:
+    """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint of KRU."""
+    return sum(_gram_error(w).square().sum() for w in factors)
+
+
+def unitary_deviation(factors: Sequence[Tensor]) -> Tensor:
+    """max_f ‖W_fᴴ W_f − I‖_F, a scalar: 0 when every factor is unitary."""
+    return torch.stack([torch.linalg.vector_norm(_gram_error(w)) for w in factors]).max()
+
+
+def singular_values(factors: Sequence[Tensor]) -> Tensor:
+    """The N singular values of W_0 ⊗ … ⊗ W_{F-1}, largest first, without forming it."""
+    values = reduce(torch.kron, [torch.linalg.svdvals(w) for w in factors])
+    missing = prod(w.shape[0] for w in factors) - values.numel()
+    values = torch.cat([values, values.new_zeros(missing)])
+    return values.sort(descending=True).values
+
+
+@torch.no_grad()
+def unitary_(factor: Tensor) -> Tensor:
+    """Fill a (P, Q) matrix with a random unitary one, uniformly over all of them (Haar).
+
+    A rectangular matrix gets orthonormal columns if it is tall and orthonormal rows if it is wide;
+    a wide one cannot have W_fᴴ W_f = I, so its penalty stays at least Q − P.
+    """
+    p, q = factor.shape
+    gaussian = torch.randn(max(p, q), min(p, q), dtype=factor.dtype, device=factor.device)
+    unitary, r = torch.linalg.qr(gaussian)
+    # The QR of a Gaussian is uniform only once the phases of R's diagonal are fixed.
+    unitary = unitary * r.diagonal().sgn()
+    return factor.copy_(unitary if p >= q else unitary.mH)
+
+
+def _gram_error(w: Tensor) -> Tensor:
+    """W_fᴴ W_f − I as real numbers: real and imaginary parts apart, so that the squared Frobenius
+    norm is a plain sum of squares, differentiable at 0."""
+    error = w.mH @ w - torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+    return torch.view_as_real(error) if error.is_complex() else error

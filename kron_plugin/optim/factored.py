@@ -1,0 +1,100 @@
+"""Optimisers with the Kronecker factors in a parameter group of their own.
+
+A change to one factor moves all of W, so factors want smaller steps than other parameters: with one
+rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on.
+"""
+
+from dataclasses import dataclass, field
+from typing import List
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from omegaconf import II
+
+
+@dataclass
+class FactoredConfig(FairseqDataclass):
+    factor_lr_scale: float = field(
+        default=0.1, metadata={"help": "learning rate of the factors, relative to --lr"}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay"})
+    lr: List[float] = II("optimization.lr")
+
+
+@dataclass
+class KronRMSpropConfig(FactoredConfig):
+    rmsprop_decay: float = field(
+        default=0.9, metadata={"help": "decay of the mean square of the gradient"}
+    )
+    rmsprop_eps: float = field(default=1e-8, metadata={"help": "added to the root mean square"})
+
+
+@dataclass
+class KronAdamConfig(FactoredConfig):
+    kron_adam_betas: List[float] = field(
+        default_factory=lambda: [0.9, 0.999], metadata={"help": "Adam's betas, as 0.9,0.999"}
+    )
+    kron_adam_eps: float = field(default=1e-8, metadata={"help": "Adam's epsilon"})
+
+
+class FactoredOptimizer(FairseqOptimizer):
+    """Two groups: the parameters marked `param_group = "factors"`, and all others before them."""
+
+    def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
+        super().__init__(cfg)
+        if not cfg.factor_lr_scale >= 0:
+            raise ValueError(f"--factor-lr-scale={cfg.factor_lr_scale}: must be 0 or more")
+        params = list(params)
+        factors = [p for p in params if getattr(p, "param_group", None) == "factors"]
+        if not factors and len(params) == 1 and cfg.factor_lr_scale != 1:
+            raise ValueError(
+                "--factor-lr-scale: --fp16 has flattened all parameters into one, so the factors"
+                " cannot be told apart; add --fp16-no-flatten-grads, or --factor-lr-scale 1"
+            )
+        others = [p for p in params if getattr(p, "param_group", None) != "factors"]
+        groups = [{"params": others}, {"params": factors}] if factors else [{"params": others}]
+        self._optimizer = self.make(groups)
+        self.set_lr(cfg.lr[0])
+
+    def make(self, groups: List[dict]) -> torch.optim.Optimizer:
+        """torch's optimiser over these groups."""
+        raise NotImplementedError
+
+    def set_lr(self, lr: float) -> None:
+        scales = (1.0, self.cfg.factor_lr_scale)
+        for group, scale in zip(self.param_groups, scales, strict=False):
+            group["lr"] = lr * scale
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None) -> None:
+        super().load_state_dict(state_dict, optimizer_overrides)
+        self.set_lr(self.get_lr())
+
+    @property
+    def optimizer_config(self) -> dict:
+        return {"lr": self.cfg.lr[0], "weight_decay": self.cfg.weight_decay}
+
+
+@register_optimizer("kron_rmsprop", dataclass=KronRMSpropConfig)
+class KronRMSprop(FactoredOptimizer):
+    """torch.optim.RMSprop, which the toolkit lacks."""
+
+    def make(self, groups: List[dict]) -> torch.optim.Optimizer:
+        cfg = self.cfg
+        return torch.optim.RMSprop(
+            groups, alpha=cfg.rmsprop_decay, eps=cfg.rmsprop_eps, weight_decay=cfg.weight_decay
+        )
+
+
+@register_optimizer("kron_adam", dataclass=KronAdamConfig)
+class KronAdam(FactoredOptimizer):
+    """torch.optim.Adam."""
+
+    def make(self, groups: List[dict]) -> torch.optim.Optimizer:
+        cfg = self.cfg
+        return torch.optim.Adam(
+            groups,
+            betas=tuple(cfg.kron_adam_betas),
+            eps=cfg.kron_adam_eps,
+            weight_decay=cfg.weight_decay,
+        )

@@ -1,0 +1,190 @@
+"""What our tasks share: the contract with models and criterions, and data that is never dropped.
+
+A task says what model it needs (`spec`), computes its own loss (`compute_loss`) and turns the sums
+that the criterion logs into the field's metrics (`metrics`). The training log and `kron-eval` both
+go through the same three.
+"""
+
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, NamedTuple, Tuple
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics as fairseq_metrics
+from fairseq.tasks import FairseqTask
+from torch import Tensor
+
+from kron_plugin.models.spec import ModelSpec
+
+SPLITS = ("train", "valid", "test")
+
+
+class Metric(NamedTuple):
+    """One number of a training log or an evaluation."""
+
+    name: str
+    value: float
+    unit: str
+
+
+@dataclass
+class Loss:
+    """A batch's loss before any regulariser, as sums.
+
+    total: what is minimised, summed over `count` terms. sums: further sums to log, plain floats.
+    """
+
+    total: Tensor
+    count: int
+    sums: Dict[str, float]
+
+
+class SequenceTask(FairseqTask):
+    """Base of the tasks in this folder."""
+
+    spec: ModelSpec
+
+    def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
+        """The loss of a model's output for one batch."""
+        raise NotImplementedError
+
+    def metrics(self, sums: Dict[str, float]) -> List[Metric]:
+        """The field's metrics, the headline first, from sums over any number of batches."""
+        raise NotImplementedError
+
+    def baseline(self, sums: Dict[str, float]) -> Metric:
+        """What a model that has learned nothing of interest reaches on the headline metric, over
+        the same data."""
+        raise NotImplementedError
+
+    def reduce_metrics(self, logging_outputs, criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        sums = add_up(logging_outputs)
+        for metric in self.metrics(sums):
+            fairseq_metrics.log_scalar(metric.name, metric.value, sums["sample_size"])
+        baseline = self.baseline(sums)
+        fairseq_metrics.log_scalar("baseline", baseline.value, sums["sample_size"])
+
+    def max_positions(self) -> None:
+        return None
+
+
+def add_up(logging_outputs: List[Dict[str, float]]) -> Dict[str, float]:
+    """Key by key, the sums of the logged numbers as plain floats."""
+    keys = {key for log in logging_outputs for key in log}
+    return {key: float(sum(log.get(key, 0) for log in logging_outputs)) for key in keys}
+
+
+class SequenceDataset(FairseqDataset):
+    """A dataset that fairseq batches without dropping the rest of an epoch, and whose training
+    split is shuffled anew each epoch, members of a batch included."""
+
+    def __init__(self, shuffle: bool) -> None:
+        super().__init__()
+        self.shuffle = shuffle
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return not self.shuffle
+
+    def ordered_indices(self) -> np.ndarray:
+        # fairseq seeds numpy with its own seed plus the epoch around this call.
+        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+
+    def num_tokens(self, index: int) -> int:
+        return self.size(index)
+
+    def batch_by_size(
+        self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1
+    ):
+        # The toolkit's default multiple of 8 would cut batches short and drop what is left over.
+        return super().batch_by_size(indices, max_tokens, max_sentences, 1)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError that names the option or file, unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(cfg: FairseqDataclass, *names: str) -> None:
+    """Raise a ValueError unless each of these options is at least 1."""
+    for name in names:
+        value = getattr(cfg, name)
+        require(value >= 1, f"--{name.replace('_', '-')}={value}: must be at least 1")
+
+
+def require_split(split: str) -> None:
+    """Raise a ValueError unless there is such a split."""
+    require(split in SPLITS, f"split {split!r}: choose one of {', '.join(SPLITS)}")
+
+
+def stack(samples: List[Dict]) -> Dict:
+    """A batch of examples of one length; each has an id, a source and a target."""
+    if not samples:
+        return {}
+    source = torch.stack([s["source"] for s in samples])
+    return {
+        "id": torch.tensor([s["id"] for s in samples]),
+        "net_input": {"source": source},
+        "target": torch.stack([s["target"] for s in samples]),
+        "nsentences": len(samples),
+        "ntokens": source.shape[0] * source.shape[1],
+    }
+
+
+@dataclass
+class GeneratedConfig(FairseqDataclass):
+    """Options of a task that makes its data itself."""
+
+    train_examples: int = field(
+        default=3200, metadata={"help": "new training examples in each epoch; they never repeat"}
+    )
+    eval_examples: int = field(
+        default=1000, metadata={"help": "examples in the fixed valid and test sets, each"}
+    )
+    data_seed: int = field(default=1, metadata={"help": "seed of the data"})
+
+
+class GeneratedDataset(SequenceDataset):
+    """Examples made on demand by `make(rng) -> (source, target)`, all of `steps` steps.
+
+    Example i of epoch e is the same in every run and process; training examples change with the
+    epoch, those of the other splits never.
+    """
+
+    def __init__(
+        self,
+        cfg: GeneratedConfig,
+        split: str,
+        steps: int,
+        make: Callable[[np.random.Generator], Tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        super().__init__(shuffle=False)
+        require_split(split)
+        require_positive(cfg, "train_examples", "eval_examples")
+        self.cfg, self.split, self.steps, self.make = cfg, split, steps, make
+        self.epoch = 1
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return self.split != "train"
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch if self.split == "train" else 1
+
+    def __len__(self) -> int:
+        return self.cfg.train_examples if self.split == "train" else self.cfg.eval_examples
+
+    def size(self, index: int) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Dict:
+        seed = (self.cfg.data_seed, SPLITS.index(self.split), self.epoch, index)
+        source, target = self.make(np.random.default_rng(seed))
+        return {"id": index, "source": torch.from_numpy(source), "target": torch.from_numpy(target)}
+
+    def collater(self, samples: List[Dict]) -> Dict:
+        return stack(samples)

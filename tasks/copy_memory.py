@@ -1,0 +1,76 @@
+"""Copy memory: repeat ten symbols after T blanks (Hochreiter, Schmidhuber 1997; uRNN section 5.1).
+
+A sequence of T + 2L steps shows L symbols, then T − 1 blanks, a signal to answer, and L blanks,
+over which the symbols are to be repeated; everywhere else the answer is blank.
+"""
+
+from dataclasses import dataclass, field
+from math import log
+from typing import Dict, List, Tuple
+
+import numpy as np
+from fairseq.tasks import register_task
+from torch import Tensor
+from torch.nn import functional as F
+
+from kron_plugin.models.spec import ModelSpec
+
+from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask, require_positive
+
+BLANK = 0
+
+
+@dataclass
+class CopyMemoryConfig(GeneratedConfig):
+    delay: int = field(default=100, metadata={"help": "T, blanks between seeing and answering"})
+    symbols: int = field(default=8, metadata={"help": "size of the alphabet"})
+    copy_length: int = field(default=10, metadata={"help": "L, symbols to remember"})
+
+
+@register_task("copy_memory", dataclass=CopyMemoryConfig)
+class CopyMemoryTask(SequenceTask):
+    def __init__(self, cfg: CopyMemoryConfig, **kwargs) -> None:
+        super().__init__(cfg, **kwargs)
+        require_positive(cfg, "delay", "symbols", "copy_length")
+        # Inputs: blank, the symbols, the signal to answer. Outputs: blank and the symbols.
+        self.spec = ModelSpec(
+            input_size=cfg.symbols + 2,
+            output_size=cfg.symbols + 1,
+            tokens=True,
+            per_step=True,
+            silent_token=BLANK,
+        )
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        steps = self.cfg.delay + 2 * self.cfg.copy_length
+        self.datasets[split] = GeneratedDataset(self.cfg, split, steps, self.make_example)
+
+    def make_example(self, rng: np.random.Generator) -> Tuple[np.ndarray, np.ndarray]:
+        """Source and target symbols, shape (T + 2L,) each."""
+        length = self.cfg.copy_length
+        symbols = rng.integers(1, self.cfg.symbols + 1, length)
+        source = np.full(self.cfg.delay + 2 * length, BLANK)
+        target = source.copy()
+        source[:length] = symbols
+        source[-length - 1] = self.cfg.symbols + 1
+        target[-length:] = symbols
+        return source, target
+
+    def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
+        target = sample["target"]
+        total = F.cross_entropy(output.flatten(0, 1).float(), target.flatten(), reduction="sum")
+        length = self.cfg.copy_length
+        recalled = output[:, -length:].argmax(-1) == target[:, -length:]
+        sums = {"nll": float(total.detach()), "recalled": float(recalled.sum())}
+        return Loss(total, target.numel(), sums)
+
+    def metrics(self, sums: Dict[str, float]) -> List[Metric]:
+        bits = sums["nll"] / log(2) / max(sums["sample_size"], 1)
+        recall = 100 * sums["recalled"] / max(sums["nsentences"] * self.cfg.copy_length, 1)
+        return [Metric("bits", bits, "bits per position"), Metric("recall", recall, "% of symbols")]
+
+    def baseline(self, sums: Dict[str, float]) -> Metric:
+        """Blank until the signal, then a uniform guess: L·log2(symbols) / (T + 2L) bits."""
+        cfg = self.cfg
+        bits = cfg.copy_length * log(cfg.symbols, 2) / (cfg.delay + 2 * cfg.copy_length)
+        return Metric("bits", bits, "bits per position")

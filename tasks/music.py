@@ -1,0 +1,110 @@
+"""Polyphonic music: which keys sound next? (Boulanger-Lewandowski, Bengio, Vincent 2012)
+
+The keys of the next time step are predicted from all steps before it, each key by a probability of
+its own. The metric is the negative log-likelihood in nats per predicted time step, summed over the
+88 keys; the first step of a sequence is given, not predicted.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import register_task
+from omegaconf import MISSING
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from kron_plugin.models.spec import ModelSpec
+
+from .base import Loss, Metric, SequenceDataset, SequenceTask, require_split
+from .rolls import KEYS, load_rolls
+
+
+@dataclass
+class MusicConfig(FairseqDataclass):
+    data: Any = field(
+        default=MISSING, metadata={"help": "folder with .pickle files of piano rolls"}
+    )
+    music_set: Optional[str] = field(
+        default=None,
+        metadata={"help": "which .pickle, such as 'JSB Chorales' (default: the only one)"},
+    )
+
+
+@register_task("music", dataclass=MusicConfig)
+class MusicTask(SequenceTask):
+    spec = ModelSpec(input_size=KEYS, output_size=KEYS, tokens=False, per_step=True)
+
+    def __init__(self, cfg: MusicConfig, **kwargs) -> None:
+        super().__init__(cfg, **kwargs)
+        self.rolls = load_rolls(Path(cfg.data), cfg.music_set)
+        steps = np.concatenate(self.rolls["train"])
+        # How often each key sounds in the training set, never quite 0 or 1.
+        self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        require_split(split)
+        self.datasets[split] = MusicDataset(self.rolls[split], shuffle=split == "train")
+
+    def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
+        valid = sample["valid"]
+        logits, target = output[valid].float(), sample["target"][valid]
+        total = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+        guess = self.key_probability.to(target).expand_as(target)
+        said, sounds = logits > 0, target > 0
+        sums = {
+            "nll_sum": float(total.detach()),
+            "baseline_sum": float(F.binary_cross_entropy(guess, target, reduction="sum")),
+            "hits": float((said & sounds).sum()),
+            "said_or_sounds": float((said | sounds).sum()),
+        }
+        return Loss(total, len(target), sums)
+
+    def metrics(self, sums: Dict[str, float]) -> List[Metric]:
+        nll = sums["nll_sum"] / max(sums["sample_size"], 1)
+        accuracy = 100 * sums["hits"] / max(sums["said_or_sounds"], 1)
+        return [
+            Metric("nll", nll, "nats per time step"),
+            Metric("frame_accuracy", accuracy, "% of keys said or sounding"),
+        ]
+
+    def baseline(self, sums: Dict[str, float]) -> Metric:
+        """Always the training set's key frequencies."""
+        value = sums["baseline_sum"] / max(sums["sample_size"], 1)
+        return Metric("nll", value, "nats per time step")
+
+
+class MusicDataset(SequenceDataset):
+    """Piano rolls, each step the target of the one before; padded to the longest of a batch."""
+
+    def __init__(self, rolls: List[np.ndarray], shuffle: bool) -> None:
+        super().__init__(shuffle)
+        # One step alone predicts nothing.
+        self.rolls = [roll for roll in rolls if len(roll) > 1]
+
+    def __len__(self) -> int:
+        return len(self.rolls)
+
+    def size(self, index: int) -> int:
+        return len(self.rolls[index]) - 1
+
+    def __getitem__(self, index: int) -> Dict:
+        return {"id": index, "roll": torch.from_numpy(self.rolls[index]).float()}
+
+    def collater(self, samples: List[Dict]) -> Dict:
+        if not samples:
+            return {}
+        lengths = torch.tensor([len(s["roll"]) - 1 for s in samples])
+        roll = pad_sequence([s["roll"] for s in samples], batch_first=True)
+        return {
+            "id": torch.tensor([s["id"] for s in samples]),
+            "net_input": {"source": roll[:, :-1], "lengths": lengths},
+            "target": roll[:, 1:],
+            "valid": torch.arange(int(lengths.max())) < lengths.unsqueeze(1),
+            "nsentences": len(samples),
+            "ntokens": int(lengths.sum()),
+        }

@@ -1,0 +1,105 @@
+"""Pixel-by-pixel MNIST: read an image one pixel at a time, then name the digit (Le, Jaitly, Hinton
+2015), in reading order or under a fixed permutation of the 784 pixels."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import register_task
+from omegaconf import MISSING
+from torch import Tensor
+from torch.nn import functional as F
+
+from kron_plugin.models.spec import ModelSpec
+
+from .base import Loss, Metric, SequenceDataset, SequenceTask, require, require_split, stack
+from .idx import load_images
+
+
+@dataclass
+class PixelMNISTConfig(FairseqDataclass):
+    data: Any = field(default=MISSING, metadata={"help": "folder with MNIST's four IDX files"})
+    permute: bool = field(default=False, metadata={"help": "read pixels in a fixed random order"})
+    permute_seed: int = field(
+        default=92916, metadata={"help": "the order; the default is that of uRNN and expRNN"}
+    )
+    valid_images: int = field(
+        default=5000, metadata={"help": "images of the training files that are kept to validate"}
+    )
+    unverified: bool = field(
+        default=False, metadata={"help": "take IDX files other than the published ones"}
+    )
+
+
+@register_task("pixel_mnist", dataclass=PixelMNISTConfig)
+class PixelMNISTTask(SequenceTask):
+    spec = ModelSpec(input_size=1, output_size=10, tokens=False, per_step=False)
+
+    def __init__(self, cfg: PixelMNISTConfig, **kwargs) -> None:
+        super().__init__(cfg, **kwargs)
+        folder, verify = Path(cfg.data), not cfg.unverified
+        images, labels = load_images(folder, "train", verify)
+        kept = len(images) - cfg.valid_images
+        require(
+            0 < kept < len(images),
+            f"--valid-images={cfg.valid_images}: must leave some of the {len(images)} images on"
+            " both sides",
+        )
+        self.parts = {
+            "train": (images[:kept], labels[:kept]),
+            "valid": (images[kept:], labels[kept:]),
+            "test": load_images(folder, "t10k", verify),
+        }
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        require_split(split)
+        images, labels = self.parts[split]
+        pixels = images.shape[1]
+        order = np.random.RandomState(self.cfg.permute_seed).permutation(pixels)
+        images = images[:, order] if self.cfg.permute else images
+        self.datasets[split] = PixelDataset(images, labels, shuffle=split == "train")
+
+    def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
+        target = sample["target"]
+        total = F.cross_entropy(output.float(), target, reduction="sum")
+        sums = {
+            "nll_sum": float(total.detach()),
+            "correct": float((output.argmax(-1) == target).sum()),
+            "ones": float((target == 1).sum()),
+        }
+        return Loss(total, len(target), sums)
+
+    def metrics(self, sums: Dict[str, float]) -> List[Metric]:
+        count = max(sums["sample_size"], 1)
+        return [
+            Metric("accuracy", 100 * sums["correct"] / count, "%"),
+            Metric("nll", sums["nll_sum"] / count, "nats"),
+        ]
+
+    def baseline(self, sums: Dict[str, float]) -> Metric:
+        """Always answering 1, the commonest digit."""
+        return Metric("accuracy", 100 * sums["ones"] / max(sums["sample_size"], 1), "%")
+
+
+class PixelDataset(SequenceDataset):
+    """Images as sequences of one pixel a step, between 0 and 1."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, shuffle: bool) -> None:
+        super().__init__(shuffle)
+        self.images, self.labels = torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def size(self, index: int) -> int:
+        return self.images.shape[1]
+
+    def __getitem__(self, index: int) -> Dict:
+        source = self.images[index].float().div(255).unsqueeze(-1)
+        return {"id": index, "source": source, "target": self.labels[index].long()}
+
+    def collater(self, samples: List[Dict]) -> Dict:
+        return stack(samples)

@@ -1,0 +1,93 @@
+"""Reading piano rolls: which of the 88 keys sound at each time step."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+from .base import SPLITS, require
+
+KEYS = 88
+LOWEST_NOTE = 21  # the A0 of a piano, as MIDI numbers it
+
+Rolls = Dict[str, List[np.ndarray]]  # split -> sequences of shape (T, 88), 0 or 1
+
+
+def load_rolls(folder: Path, name: Optional[str] = None) -> Rolls:
+    """The sequences of every split, from one of Boulanger-Lewandowski's pickles.
+
+    Args:
+        folder: where the pickles lie.
+        name: which one, without its ending; may be left out if there is only one.
+
+    Raises:
+        ValueError: the data are missing or something else; the message names the file and says
+            what was expected.
+    """
+    require(
+        folder.is_dir(), f"{folder}: no such folder; expected one with a .pickle of piano rolls"
+    )
+    found = sorted(folder.glob("*.pickle"))
+    if name is not None:
+        path = folder / f"{name}.pickle"
+        names = ", ".join(repr(p.stem) for p in found) or "none"
+        require(path.is_file(), f"--music-set {name!r}: {path} is missing; the folder has {names}")
+    else:
+        names = ", ".join(p.name for p in found) or "none"
+        require(
+            len(found) == 1,
+            f"{folder}: expected one .pickle, found {names}; choose one by --music-set NAME",
+        )
+        path = found[0]
+    return {
+        split: [_roll(steps, f"{path}: {split} sequence {i}") for i, steps in enumerate(sequences)]
+        for split, sequences in _sequences(path).items()
+    }
+
+
+def _sequences(path: Path) -> Dict[str, list]:
+    data = read_plain_pickle(path)
+    splits = ", ".join(SPLITS)
+    require(isinstance(data, dict), f"{path}: expected a dict of {splits}")
+    for split in SPLITS:
+        require(
+            isinstance(data.get(split), (list, tuple)) and len(data[split]) > 0,
+            f"{path}: the split '{split}' has no sequences; expected {splits}, each a list",
+        )
+    return {split: data[split] for split in SPLITS}
+
+
+def _roll(steps: Any, where: str) -> np.ndarray:
+    require(isinstance(steps, (list, tuple)), f"{where}: expected a list of time steps")
+    roll = np.zeros((len(steps), KEYS), dtype=np.uint8)
+    for t, notes in enumerate(steps):
+        require(isinstance(notes, (list, tuple)), f"{where}, step {t}: expected a tuple of notes")
+        for note in notes:
+            require(
+                isinstance(note, int) and 0 <= note - LOWEST_NOTE < KEYS,
+                f"{where}, step {t}: {note!r} is no note of a piano; expected 21 to 108",
+            )
+            roll[t, note - LOWEST_NOTE] = 1
+    return roll
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits containers, numbers and strings; whatever names a class or function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which could run code")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """The data in a pickle of plain Python containers; nothing in it is ever run.
+
+    Raises:
+        ValueError: the file is no pickle, or holds more than plain data.
+    """
+    content = path.read_bytes()
+    try:
+        return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{path}: not a pickle of plain data: {error}") from error

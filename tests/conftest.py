@@ -1,0 +1,68 @@
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command, cwd, env=None):
+    """Run a command from another folder than the checkout; its output, both streams, as text."""
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Run fairseq-train with the plugin; returns the folder of its checkpoints and log."""
+
+    def call(*args, user_dir=ROOT / "kron_plugin", expect=0):
+        out = tmp_path / "run"
+        result = run(
+            *(sys.executable, "-m", "fairseq_cli.train", *args, "--user-dir", user_dir, "--cpu"),
+            *("--save-dir", out, "--num-workers", 0, "--no-epoch-checkpoints", "--seed", 1),
+            *("--log-format", "json", "--log-file", tmp_path / "train.log"),
+            cwd=tmp_path,
+        )
+        assert (result.returncode == 0) == (expect == 0), result.stdout[-3000:]
+        return out if expect == 0 else result.stdout
+
+    return call
+
+
+@pytest.fixture
+def kron_eval(tmp_path):
+    """Run kron-eval from another folder; returns the finished process."""
+
+    def call(*args):
+        return run(sys.executable, "-m", "kron_plugin.cli.main", *args, cwd=tmp_path)
+
+    return call
+
+
+@pytest.fixture
+def rolls_pickle(tmp_path):
+    """A small set of piano rolls in the format of Boulanger-Lewandowski: a rising scale of thirds
+    in different keys, so that the next step follows from the last."""
+
+    def sequence(key, steps):
+        return [(key + t % 12, key + 4 + t % 12) for t in range(steps)]
+
+    data = {
+        "train": [sequence(40 + i % 8, 20 + i) for i in range(24)],
+        "valid": [sequence(40 + i, 15) for i in range(5)],
+        "test": [sequence(40 + i, 12 + i) for i in range(7)],
+    }
+    path = tmp_path / "scales.pickle"
+    path.write_bytes(pickle.dumps(data))
+    return path

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
+from kron_plugin.models.kru import KRUModel, KRUModelConfig  # noqa: E402
+from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
+
+
+@pytest.fixture
+def task():
+    task = CopyMemoryTask(CopyMemoryConfig(delay=5, eval_examples=8))
+    task.load_dataset("test")
+    return task
+
+
+@pytest.fixture
+def model(task):
+    model = KRUModel.build_model(KRUModelConfig(hidden_size=8), task)
+    with torch.no_grad():
+        model.cell.factors[1].mul_(1.5)
+    return model
+
+
+def batch(task, indices):
+    dataset = task.dataset("test")
+    return dataset.collater([dataset[i] for i in indices])
+
+
+def gradient(task, model, weight, batches):
+    """As the toolkit's trainer takes it: the summed gradients over the summed sample sizes."""
+    criterion = SoftUnitaryCriterion(task, unitary_penalty=weight)
+    model.zero_grad()
+    count = 0
+    for indices in batches:
+        loss, size, _ = criterion(model, batch(task, indices))
+        loss.backward()
+        count += size
+    return [p.grad / count for p in model.parameters()]
+
+
+@pytest.mark.parametrize("batches", [[range(8)], [range(4), range(4, 8)], [[i] for i in range(8)]])
+def test_lambda_means_the_same_for_every_way_to_batch(task, model, batches):
+    expected = gradient(task, model, 0.0, [range(8)])
+    penalty = torch.autograd.grad(model.unitary_penalty(), list(model.cell.factors))
+    offsets = {id(p): 0.7 * g for p, g in zip(model.cell.factors, penalty, strict=True)}
+    for p, have, want in zip(
+        model.parameters(), gradient(task, model, 0.7, batches), expected, strict=True
+    ):
+        torch.testing.assert_close(have, want + offsets.get(id(p), 0), rtol=1e-4, atol=1e-6)
+
+
+def test_loss_penalty_and_deviation_are_logged_apart(task, model):
+    criterion = SoftUnitaryCriterion(task, unitary_penalty=0.5)
+    loss, size, log = criterion(model, batch(task, range(3)))
+    assert size == log["sample_size"] == 3 * 25
+    assert log["loss"] == pytest.approx(float(loss.detach()))
+    assert log["penalty"] / size == pytest.approx(float(model.unitary_penalty()), rel=1e-5)
+    assert log["deviation"] / size == pytest.approx(float(model.unitary_deviation()), rel=1e-5)
+    assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+def test_a_negative_weight_is_refused(task, weight):
+    with pytest.raises(ValueError, match="--unitary-penalty="):
+        SoftUnitaryCriterion(task, unitary_penalty=weight)

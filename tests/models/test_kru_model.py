@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.models.kru import KRUModel, KRUModelConfig  # noqa: E402
+from kron_plugin.models.spec import ModelSpec  # noqa: E402
+
+
+class Task:
+    def __init__(self, spec):
+        self.spec = spec
+
+
+CELLS = ["kru", "rnn", "lstm", "gru"]
+
+
+def build(spec, **options):
+    return KRUModel.build_model(KRUModelConfig(hidden_size=8, **options), Task(spec))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("per_step", [True, False])
+def test_model_takes_the_shape_the_task_asks_for(cell, tokens, per_step):
+    model = build(ModelSpec(5, 3, tokens, per_step), cell=cell)
+    source = torch.randint(5, (2, 6)) if tokens else torch.randn(2, 6, 5)
+    output = model(source, lengths=torch.tensor([6, 4]))
+    assert output.shape == ((2, 6, 3) if per_step else (2, 3))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_padding_does_not_reach_the_answer(cell):
+    model = build(ModelSpec(5, 3, tokens=False, per_step=False), cell=cell)
+    source, lengths = torch.randn(2, 6, 5), torch.tensor([6, 4])
+    alone = model(source[1:, :4])
+    source[1, 4:] = 100
+    torch.testing.assert_close(model(source, lengths)[1:], alone)
+
+
+@pytest.mark.parametrize("cell", ["kru", "lstm"])
+def test_a_silent_token_starts_with_no_input_vector(cell):
+    model = build(ModelSpec(5, 3, True, True, silent_token=2), cell=cell)
+    assert model.cell.weight[2].eq(0).all()
+    assert model.cell.weight[1].ne(0).any()
+
+
+def test_only_factors_are_penalised():
+    kru = build(ModelSpec(5, 3, True, True))
+    with torch.no_grad():
+        kru.cell.factors[0].mul_(2)
+    # W = 2Q: WᴴW − I = 3I for a 2x2 unitary Q, so ‖·‖² = 18
+    assert float(kru.unitary_penalty()) == pytest.approx(18, rel=1e-5)
+    assert float(kru.unitary_deviation()) == pytest.approx(18**0.5, rel=1e-5)
+    assert build(ModelSpec(5, 3, True, True), cell="lstm").unitary_penalty() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kron_factors": "2,3"}, "multiply to 6, but hidden_size is 8"),
+        ({"cell": "lstm", "kron_factors": "2,4"}, "the cell lstm has no factors"),
+        ({"cell": "gru", "kron_real": True}, "the cell gru has no factors"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(ModelSpec(5, 3, True, True), **options)
+
+
+def test_a_task_without_a_spec_is_told():
+    with pytest.raises(ValueError, match="--arch kru: the task object does not say"):
+        KRUModel.build_model(KRUModelConfig(), object())

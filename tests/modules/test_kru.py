@@ -1,0 +1,109 @@
+from math import log2
+
+import pytest
+import torch
+
+from kron_plugin.modules import KRU
+from kron_plugin.ops import kron_rnn
+
+
+@pytest.mark.parametrize("n", [2, 8, 128, 512])
+def test_two_by_two_factors_need_eight_numbers_each(n):
+    assert KRU(1, n).recurrent_parameters() == 8 * log2(n)
+
+
+def test_512_units_have_72_recurrent_parameters():
+    kru = KRU(1, 512)
+    assert kru.recurrent_parameters() == 72
+    assert "72" in repr(kru)
+    assert "512" in repr(kru)
+
+
+@pytest.mark.parametrize("complex", [True, False])
+def test_shapes_are_those_of_torch_rnn(complex):
+    kru = KRU(3, 6, complex=complex)
+    width = 12 if complex else 6
+    output, h_n = kru(torch.randn(5, 2, 3))
+    assert output.shape == (5, 2, width)
+    assert kru.output_size == width
+    assert h_n.shape == (1, 2, width)
+    assert torch.equal(output[-1], h_n[0])
+
+
+def test_given_start_and_batch_first():
+    kru = KRU(3, 8)
+    first = KRU(3, 8, batch_first=True)
+    first.load_state_dict(kru.state_dict())
+    x, h0 = torch.randn(5, 2, 3), torch.randn(1, 2, 16)
+    output, h_n = kru(x, h0)
+    output_first, h_n_first = first(x.transpose(0, 1), h0)
+    assert torch.equal(output_first, output.transpose(0, 1))
+    assert torch.equal(h_n_first, h_n)
+    with_lengths, _ = kru(x, h0, lengths=torch.tensor([2, 5]))
+    assert torch.equal(with_lengths[4, 0], output[1, 0])
+
+
+def test_running_on_from_a_state_equals_running_through():
+    kru = KRU(3, 8).double()
+    x = torch.randn(7, 2, 3, dtype=torch.float64)
+    through, _ = kru(x)
+    first, h = kru(x[:4])
+    second, _ = kru(x[4:], h)
+    torch.testing.assert_close(torch.cat([first, second]), through)
+
+
+def test_symbols_are_one_hot_features():
+    kru = KRU(6, 8)
+    symbols = torch.randint(6, (5, 2))
+    one_hot = torch.nn.functional.one_hot(symbols, 6).float()
+    torch.testing.assert_close(kru(symbols), kru(one_hot))
+
+
+def test_starts_unitary_and_away_from_zero():
+    kru = KRU(1, 64)
+    assert kru.unitary_penalty() < 1e-10
+    assert kru.unitary_deviation() < 1e-5
+    torch.testing.assert_close(kru.singular_values(), torch.ones(64))
+    assert kru.h0.abs().max() > 0.01
+
+
+def test_every_parameter_is_real_and_gets_a_gradient():
+    kru = KRU(2, 8)
+    output, _ = kru(torch.randn(6, 3, 2))
+    (output.square().sum() + kru.unitary_penalty()).backward()
+    for name, parameter in kru.named_parameters():
+        assert not parameter.is_complex(), name
+        assert parameter.grad.ne(0).any(), name
+    assert sum("factors" in name for name, _ in kru.named_parameters()) == 3
+    assert {p.param_group for p in kru.factors} == {"factors"}
+
+
+def test_layer_is_the_operator_on_its_parameters():
+    kru = KRU(2, 8, "2x4,4x2")
+    x, h0 = torch.randn(4, 3, 2), torch.randn(1, 3, 16)
+    factors = [torch.view_as_complex(f) for f in kru.factors]
+    expected, _ = kron_rnn(x @ kru.weight, factors, kru.bias, h0[0], backend="reference")
+    torch.testing.assert_close(kru(x, h0)[0], expected)
+
+
+def test_nan_is_reported_with_its_step():
+    kru = KRU(1, 4, check_finite=True)
+    x = torch.zeros(6, 2, 1)
+    kru(x)
+    x[3, 1] = float("nan")
+    with pytest.raises(RuntimeError, match="after step 3"):
+        kru(x)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"input_size": 0, "hidden_size": 4}, "input_size=0"),
+        ({"input_size": 1, "hidden_size": 0}, "hidden_size=0"),
+        ({"input_size": 1, "hidden_size": 6, "factors": "2,2"}, "multiply to 4"),
+        ({"input_size": 1, "hidden_size": 4, "activation": "tanh"}, "complex=False"),
+    ],
+)
+def test_what_does_not_fit_is_said(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        KRU(**kwargs)

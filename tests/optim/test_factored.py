@@ -1,0 +1,67 @@
+from copy import deepcopy
+
+import pytest
+import torch
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.modules import KRU  # noqa: E402
+from kron_plugin.optim.factored import (  # noqa: E402
+    KronAdam,
+    KronAdamConfig,
+    KronRMSprop,
+    KronRMSpropConfig,
+)
+
+OPTIMISERS = [(KronRMSprop, KronRMSpropConfig), (KronAdam, KronAdamConfig)]
+
+
+def step(optimiser, model, x):
+    optimiser.zero_grad()
+    model(x)[0].square().sum().backward()
+    optimiser.step()
+
+
+@pytest.mark.parametrize(("optimiser", "config"), OPTIMISERS)
+def test_factors_take_smaller_steps(optimiser, config):
+    model = KRU(2, 8)
+    opt = optimiser(config(lr=[0.01]), list(model.parameters()))
+    assert [len(g["params"]) for g in opt.param_groups] == [3, 3]
+    assert all(p.param_group == "factors" for p in opt.param_groups[1]["params"])
+    opt.set_lr(0.02)
+    assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.02, 0.002])
+    assert opt.get_lr() == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("optimiser", "config"), OPTIMISERS)
+def test_a_restored_optimiser_goes_on_alike(optimiser, config):
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 2)
+    straight, resumed = KRU(2, 8), KRU(2, 8)
+    resumed.load_state_dict(straight.state_dict())
+    first = optimiser(config(lr=[0.01]), list(straight.parameters()))
+    step(first, straight, x)
+    resumed.load_state_dict(straight.state_dict())
+    second = optimiser(config(lr=[0.01]), list(resumed.parameters()))
+    second.load_state_dict(deepcopy(first.state_dict()), second.optimizer_config)
+    assert [g["lr"] for g in second.param_groups] == pytest.approx([0.01, 0.001])
+    step(first, straight, x)
+    step(second, resumed, x)
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_model_without_factors_has_one_group():
+    model = torch.nn.LSTM(2, 3)
+    opt = KronAdam(KronAdamConfig(lr=[0.01]), list(model.parameters()))
+    assert len(opt.param_groups) == 1
+
+
+def test_what_cannot_work_is_said():
+    with pytest.raises(ValueError, match="--factor-lr-scale=-1"):
+        KronAdam(KronAdamConfig(lr=[0.01], factor_lr_scale=-1), list(KRU(1, 2).parameters()))
+    flat = [torch.nn.Parameter(torch.zeros(10))]
+    with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
+        KronAdam(KronAdamConfig(lr=[0.01]), flat)

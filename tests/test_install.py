@@ -1,0 +1,111 @@
+"""The three ways in which the plugin is found, each from a folder that is not the checkout."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, run
+
+TRAIN = (
+    *("--task", "copy_memory", "--delay", "5", "--train-examples", "8", "--eval-examples", "4"),
+    *("--arch", "kru", "--hidden-size", "8", "--criterion", "soft_unitary"),
+    *("--optimizer", "kron_adam", "--lr", "1e-3", "--batch-size", "4", "--max-epoch", "1"),
+    *("--cpu", "--num-workers", "0", "--save-dir", "out"),
+)
+
+# Run inside the toolkit, after it imported --user-dir: where did things come from?
+PROBE = """
+import importlib.util, runpy, sys
+sys.argv[0] = "fairseq-train"
+runpy.run_module("fairseq_cli.train", run_name="__main__")
+import kron_plugin, kron_plugin.tasks.copy_memory
+from fairseq.models import MODEL_REGISTRY
+from fairseq.optim import OPTIMIZER_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+assert "kru" in MODEL_REGISTRY and {"copy_memory", "music"} <= set(TASK_REGISTRY)
+assert {"kron_adam", "kron_rmsprop"} <= set(OPTIMIZER_REGISTRY)
+for name in ("cuda", "tasks"):
+    spec = importlib.util.find_spec(name)
+    assert spec is None or not any("@HOME@" in p for p in spec.submodule_search_locations), spec
+print("FOUND", kron_plugin.__file__)
+"""
+
+
+def probe(user_dir, home, cwd, env=None):
+    """Train a moment with this --user-dir; where kron_plugin came from."""
+    code = PROBE.replace("@HOME@", str(home))
+    command = (sys.executable, "-c", code, *TRAIN, "--user-dir", user_dir)
+    result = run(*command, cwd=cwd, env=env)
+    assert result.returncode == 0, result.stdout[-3000:]
+    return Path(result.stdout.split("FOUND ")[-1].strip())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the files that git would give to somebody else."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout to copy")
+    copy = tmp_path_factory.mktemp("a checkout") / "kron"
+    files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).stdout.splitlines()
+    for name in files:
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    return copy
+
+
+def test_bare_checkout(checkout, tmp_path):
+    found = probe(checkout / "kron_plugin", checkout, tmp_path)
+    assert found == checkout / "kron_plugin" / "__init__.py"
+
+
+def test_editable_install(tmp_path):
+    result = run(
+        sys.executable, "-c", "import kron_plugin; print(kron_plugin.__file__)", cwd=tmp_path
+    )
+    package = Path(result.stdout.strip()).parent
+    if package != ROOT / "kron_plugin":
+        pytest.skip("not installed with pip install -e")
+    assert probe(package, ROOT, tmp_path) == package / "__init__.py"
+    for name in ("cuda", "tasks"):
+        result = run(sys.executable, "-c", f"import {name}; print({name}.__path__)", cwd=tmp_path)
+        assert str(ROOT) not in result.stdout
+
+
+def test_wheel_in_another_place(checkout, tmp_path):
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    options = ("--no-deps", "--no-build-isolation", "--quiet")
+    built = run(*pip, "wheel", *options, "-w", tmp_path / "dist", checkout, cwd=tmp_path)
+    assert built.returncode == 0, built.stdout
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", *options, "--target", site, wheel], check=True)
+    assert {p.name for p in site.iterdir() if p.suffix != ".dist-info"} <= {"kron_plugin", "bin"}
+    env = {"PYTHONPATH": str(site)}
+    found = probe(site / "kron_plugin", site, tmp_path, env)
+    assert found == site / "kron_plugin" / "__init__.py"
+    result = run(sys.executable, "-c", "import tasks", cwd=tmp_path, env=env)
+    assert "ModuleNotFoundError" in result.stdout
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "fairseq":
+            raise ImportError("there is no fairseq")
+{block}
+from kron_plugin.modules import KRU
+import torch
+KRU(1, 4)(torch.zeros(2, 1, 1))
+assert "fairseq" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("block", ["", "sys.meta_path.insert(0, Block())"])
+def test_the_layer_needs_no_fairseq_and_leaves_it_alone(block, tmp_path):
+    result = run(sys.executable, "-c", BLOCKED.format(block=block), cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
