@@ -278,6 +278,7 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
         carried[i].v[c] = live ? Lanes<L>{} : gamma.v[c];
         gamma.v[c] = live ? gamma.v[c] : Lanes<L>{};
       }
+      for (int c = 0; c < C; ++c) __builtin_prefetch(&before[i].v[c]);  // it was last used long ago
       step.activate_backward(gamma, h[i], i, d_bias[i]);
       inputs(gamma, i);
       delta[i] = gamma;
