@@ -8,7 +8,9 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from . import cpu
 from .reference import kron_rnn_reference
+from .tracing import constant, is_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +21,30 @@ class Problem(NamedTuple):
     """What a backend has to know to tell whether it can serve."""
 
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the states, a real type
+    is_complex: bool
 
 
 def _reference_obstacle(problem: Problem) -> Optional[str]:
     return None
 
 
+def _cpu_obstacle(problem: Problem) -> Optional[str]:
+    return cpu.obstacle(*problem)
+
+
 # Fastest first. Each entry tells what keeps its backend from serving, or None if nothing does.
-_BACKENDS = {"reference": (_reference_obstacle, kron_rnn_reference)}
+_BACKENDS = {
+    "cpu": (_cpu_obstacle, cpu.kron_rnn_cpu),
+    "reference": (_reference_obstacle, kron_rnn_reference),
+}
 
 
-def available_backends(device: str = "cpu", dtype: torch.dtype = torch.float32) -> List[str]:
-    """The backends that can serve here, fastest first."""
-    problem = Problem(torch.device(device), dtype)
+def available_backends(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, is_complex: bool = True
+) -> List[str]:
+    """The backends that can serve here, fastest first. May compile one to find out."""
+    problem = Problem(torch.device(device), dtype, is_complex)
     return [name for name, (obstacle, _) in _BACKENDS.items() if obstacle(problem) is None]
 
 
@@ -60,6 +72,11 @@ def choose(backend: str, problem: Problem) -> str:
     return backend
 
 
+@constant
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, is_complex: bool) -> str:
+    return choose(backend, Problem(device, dtype, is_complex))
+
+
 @cache
 def _log_once(message: str) -> None:
     logger.info(message)
@@ -74,8 +91,10 @@ def kron_rnn(
     *,
     weight: Optional[Tensor] = None,  # shape: (I, W)
     activation: str = "modrelu",
+    need_output: bool = True,
+    checkpoint_every: int = 1,
     backend: str = "auto",
-) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, W), (B, W)
+) -> Tuple[Optional[Tensor], Tensor]:  # shapes: (T, B, W), (B, W)
     """Run h_t = σ(W h_{t-1} + u_t) over a sequence, W = W_0 ⊗ … ⊗ W_{F-1} (KRU, "Formalism").
 
     States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
@@ -90,10 +109,15 @@ def kron_rnn(
         h0: the state before the first input.
         lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
             keeps its last state, and its later inputs receive no gradient.
+        need_output: False when only the last state is wanted; the first result then is None.
+        checkpoint_every: keep every so many-th state for the backward pass, and compute the others
+            again. Same gradients; memory for T/k + k states rather than T, and a second forward.
         backend: "auto" for the fastest that can serve, or a name of `available_backends()`.
 
     Returns:
-        The state after each step, and the last one.
+        The state after each step, and the last one. A NaN or infinity that has entered a state
+        leaves it not finite to the end (but tanh bounds an infinity), so a last state that is
+        finite vouches for all of them.
 
     Raises:
         ValueError: sizes or types do not fit together; the message names the argument.
@@ -101,8 +125,11 @@ def kron_rnn(
     """
     factors = list(factors)
     _check(x, factors, bias, h0, lengths, weight, activation)
-    name = choose(backend, Problem(h0.device, h0.dtype))
-    return _BACKENDS[name][1](x, factors, bias, h0, lengths, weight, activation)
+    if checkpoint_every < 1:
+        raise ValueError(f"kron_rnn: checkpoint_every={checkpoint_every} must be at least 1")
+    name = _choose(backend, h0.device, h0.dtype, factors[0].is_complex())
+    run = _BACKENDS[name][1]
+    return run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every)
 
 
 def _check(
@@ -119,8 +146,8 @@ def _check(
             raise ValueError(f"kron_rnn: {message}")
 
     require(bool(factors) and all(w.dim() == 2 for w in factors), "factors must be matrices")
-    n = prod(w.shape[0] for w in factors)
-    columns = prod(w.shape[1] for w in factors)
+    n = prod([w.shape[0] for w in factors])
+    columns = prod([w.shape[1] for w in factors])
     require(n == columns, f"factors make a {n}x{columns} matrix; the recurrence needs a square one")
     is_complex = factors[0].is_complex()
     require(
@@ -156,15 +183,16 @@ def _check(
         )
         require(
             fits,
-            f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it must"
-            f" be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
+            f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it"
+            f" must be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
         )
     if lengths is not None:
         require(
             lengths.shape == (batch,),
             f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}",
         )
+        # Values cannot be looked at in a traced graph; the backends read no memory by them.
         require(
-            bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
+            is_tracing() or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
             f"lengths must be between 1 and the {x.shape[0]} steps of x",
         )

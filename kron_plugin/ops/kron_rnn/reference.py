@@ -17,8 +17,13 @@ def kron_rnn_reference(
     lengths: Optional[Tensor],  # shape: (B,)
     weight: Optional[Tensor],  # shape: (I, W)
     activation: str,
-) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, W), (B, W)
-    """h_t = σ(W h_{t-1} + u_t), with arguments as `kron_rnn` describes and has checked them."""
+    need_output: bool,
+    checkpoint_every: int,
+) -> Tuple[Optional[Tensor], Tensor]:  # shapes: (T, B, W), (B, W)
+    """h_t = σ(W h_{t-1} + u_t), with arguments as `kron_rnn` describes and has checked them.
+
+    `checkpoint_every` is ignored: autograd keeps what it needs of every step.
+    """
     is_complex = factors[0].is_complex()
     u_tbw = project(x, weight)
     h = h0
@@ -33,7 +38,7 @@ def kron_rnn_reference(
             new = torch.where((t < lengths).unsqueeze(1), new, h)
         h = new
         states.append(h)
-    return torch.stack(states), h
+    return (torch.stack(states) if need_output else None), h
 
 
 def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:

@@ -1,0 +1,278 @@
+// Gradients of the factors: K_f[p, q] = sum over lanes and all other digits of a[.., p, ..] conj(x[.., q, ..])
+//
+// where a is a gradient and x a vector that went through factor f. cpu.cpp says which two.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu_lanes.h"
+#include "cpu_product.h"
+
+// Sums R x S entries in registers over `outer` and `inner`, then over the lanes, into doubles.
+template <int L, int R, int S>
+KRON_OUTLINE void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
+                    int64_t inner, double* sums) {
+  Cell<L> acc[R][S] = {};
+  for (int64_t o = 0; o < outer; ++o)
+    for (int64_t i = 0; i < inner; ++i) {
+      const Cell<L>* column = a + o * p * inner + i;
+      const Cell<L>* row = x + o * q * inner + i;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int s = 0; s < S; ++s) mac_conj(acc[r][s], column[r * inner], row[s * inner]);
+    }
+  for (int r = 0; r < R; ++r)
+    for (int s = 0; s < S; ++s)
+      for (int c = 0; c < C; ++c) sums[(r * q + s) * C + c] += sum<L>(acc[r][s].v[c]);
+}
+
+// a has shape (outer, p, inner), x (outer, q, inner); sums (p, q, C) is added to.
+template <int L>
+KRON_OUTLINE void correlate(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
+               int64_t inner, double* sums) {
+  for_row_blocks(p, [&](int64_t p0, int64_t size) {
+    for (int64_t q0 = 0; q0 < q; q0 += 2) {
+      const Cell<L>* rows = a + p0 * inner;
+      const Cell<L>* columns = x + q0 * inner;
+      double* to = sums + (p0 * q + q0) * C;
+      const bool pair = q0 + 1 < q;
+      if (size == 4 && pair) correlate_tile<L, 4, 2>(rows, columns, p, q, outer, inner, to);
+      if (size == 4 && !pair) correlate_tile<L, 4, 1>(rows, columns, p, q, outer, inner, to);
+      if (size == 2 && pair) correlate_tile<L, 2, 2>(rows, columns, p, q, outer, inner, to);
+      if (size == 2 && !pair) correlate_tile<L, 2, 1>(rows, columns, p, q, outer, inner, to);
+      if (size == 1 && pair) correlate_tile<L, 1, 2>(rows, columns, p, q, outer, inner, to);
+      if (size == 1 && !pair) correlate_tile<L, 1, 1>(rows, columns, p, q, outer, inner, to);
+    }
+  });
+}
+
+// The off-diagonal entries K[0, 1] and K[1, 0] of B neighbouring 2x2 factors in one pass; the lowest
+// of their digits has `inner` elements below it. sums: two cells a factor, the lowest first.
+template <int L, int B>
+KRON_OUTLINE void correlate_pairs(const Cell<L>* g, const Cell<L>* h, int64_t outer, int64_t inner, Cell<L>* sums) {
+  constexpr int R = 1 << B;
+  Cell<L> acc[B][2] = {};
+  for (int64_t o = 0; o < outer; ++o)
+    for (int64_t i = 0; i < inner; ++i) {
+      const int64_t at = o * R * inner + i;
+      Cell<L> gradient[R];
+#pragma GCC unroll 8
+      for (int j = 0; j < R; ++j) gradient[j] = g[at + j * inner];
+#pragma GCC unroll 8
+      for (int j = 0; j < R; ++j) {
+        const Cell<L> state = h[at + j * inner];
+#pragma GCC unroll 3
+        for (int k = 0; k < B; ++k)
+          mac_conj(acc[k][j >> k & 1 ? 0 : 1], gradient[j ^ 1 << k], state);
+      }
+    }
+  for (int k = 0; k < B; ++k)
+    for (int entry = 0; entry < 2; ++entry) add(sums[2 * k + entry], acc[k][entry]);
+}
+
+// K of every factor from one pair of vectors: g, the gradient that has gone back through all of W^H,
+// and h, the state that W was applied to (all factors square). The diagonal entries of 2x2 factors
+// are sums of the products g_n conj(h_n) over half of the n: those products are summed over time by
+// the caller, in `diagonal`, and distributed by `finish`.
+template <int L>
+class Correlation {
+ public:
+  Correlation(Arena& arena, int64_t count, const int64_t* shapes) {
+    int64_t n = 1, sums = 0;
+    for (int64_t f = 0; f < count; ++f) n *= shapes[2 * f];
+    int64_t outer = n, inner = 1, run = 0;
+    std::vector<int64_t> offsets;
+    for (int64_t f = 0; f < count; ++f) {
+      offsets.push_back(sums);
+      sums += shapes[2 * f] * shapes[2 * f] * C;
+    }
+    for (int64_t f = count; f-- > 0; run = 0) {
+      while (run < kMaxBits && run <= f && shapes[2 * (f - run)] == 2) ++run;
+      Part part{run ? int64_t(2) : shapes[2 * f], std::max<int64_t>(run, 1), 0, inner, {}, nullptr};
+      for (int64_t k = 0; k < part.bits; ++k) {
+        part.offsets.push_back(offsets[f - k]);
+        outer /= part.p;
+        inner *= part.p;
+      }
+      part.outer = outer;
+      if (run) part.cells = arena.take<Cell<L>>(2 * run);
+      f -= part.bits - 1;
+      parts_.push_back(std::move(part));
+    }
+    size_ = n;
+    if (has_pairs()) diagonal = arena.take<Cell<L>>(n);
+  }
+
+  Cell<L>* diagonal = nullptr;  // null when there is no 2x2 factor
+
+  // Adds `steps` pairs of vectors, stored one after the other.
+  void operator()(const Cell<L>* g, const Cell<L>* h, int64_t steps, double* sums) const {
+    for (const Part& part : parts_) {
+      const int64_t outer = part.outer * steps;
+      if (!part.cells)
+        correlate<L>(g, h, part.p, part.p, outer, part.inner, sums + part.offsets[0]);
+      else if (part.bits == 3)
+        correlate_pairs<L, 3>(g, h, outer, part.inner, part.cells);
+      else if (part.bits == 2)
+        correlate_pairs<L, 2>(g, h, outer, part.inner, part.cells);
+      else
+        correlate_pairs<L, 1>(g, h, outer, part.inner, part.cells);
+    }
+  }
+  // Adds what the cells hold to the sums (p, q, C) of the factors.
+  void finish(double* sums) const {
+    for (const Part& part : parts_)
+      for (int64_t k = 0; part.cells && k < part.bits; ++k) {
+        double* to = sums + part.offsets[k];
+        for (int c = 0; c < C; ++c) {
+          to[1 * C + c] += sum<L>(part.cells[2 * k].v[c]);
+          to[2 * C + c] += sum<L>(part.cells[2 * k + 1].v[c]);
+          const int64_t stride = part.inner << k;
+          for (int64_t n = 0; n < size_; ++n)
+            to[(n / stride & 1 ? 3 : 0) * C + c] += sum<L>(diagonal[n].v[c]);
+        }
+      }
+  }
+
+ private:
+  struct Part {
+    int64_t p, bits, outer, inner;
+    std::vector<int64_t> offsets;  // of each factor's sums, the lowest digit first
+    Cell<L>* cells;                // null for a factor that is not 2x2
+  };
+  bool has_pairs() const {
+    return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.cells; });
+  }
+  std::vector<Part> parts_;
+  int64_t size_;
+};
+
+// How many steps to collect before correlating, so that sums over the lanes, one an entry of a large
+// factor, stay cheap beside the products they sum.
+inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
+  int64_t n = 1, steps = 1;
+  for (int64_t f = 0; f < count; ++f) n *= shapes[2 * f];
+  for (int64_t f = 0; f < count; ++f)
+    if (shapes[2 * f] > 8) steps = std::max(steps, std::min<int64_t>(8, 64 * shapes[2 * f] / n));
+  return steps;
+}
+
+// One step back through the product: g = W^H delta, and what delta and h = h_{t-1} add to `sums`, the
+// factors' gradients or what they are solved from. Those are complete after `finish`.
+template <int L>
+struct FactorGradient {
+  virtual ~FactorGradient() = default;
+  virtual void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) = 0;
+  virtual void finish(double* sums) = 0;
+};
+
+// K of square factors, from g and h.
+template <int L>
+class Shortcut final : public FactorGradient<L> {
+ public:
+  Shortcut(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
+      : adjoint_(read_factors(count, shapes, data, true), sizeof(Cell<L>)),
+        correlation_(arena, count, shapes),
+        work_(arena, {&adjoint_}),
+        n_(n),
+        steps_(collected_steps(count, shapes)) {
+    for (auto& store : stores_) store = steps_ > 1 ? arena.take<Cell<L>>(steps_ * n) : nullptr;
+  }
+  void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) override {
+    const Coef* diagonal = adjoint_.diagonal();
+    apply<L>(adjoint_, delta, g, work_, [&](int64_t first, int64_t count) {
+      for (int64_t n = first; n < first + count; ++n) {
+        Cell<L> value = g[n];
+        if (diagonal) {
+          value = {};
+          mac(value, splat<L>(diagonal[n]), g[n]);
+          g[n] = value;
+        }
+        if (correlation_.diagonal) mac_conj(correlation_.diagonal[n], value, h[n]);
+      }
+    });
+    if (steps_ == 1) return correlation_(g, h, 1, sums);
+    std::copy_n(g, n_, stores_[0] + filled_ * n_);
+    std::copy_n(h, n_, stores_[1] + filled_ * n_);
+    if (++filled_ == steps_) flush(sums);
+  }
+  void finish(double* sums) override {
+    flush(sums);
+    correlation_.finish(sums);
+  }
+
+ private:
+  void flush(double* sums) {
+    if (filled_) correlation_(stores_[0], stores_[1], filled_, sums);
+    filled_ = 0;
+  }
+  Product adjoint_;
+  Correlation<L> correlation_;
+  Workspace<L> work_;
+  int64_t n_, steps_, filled_ = 0;
+  Cell<L>* stores_[2];
+};
+
+// dW_f itself, for factors of any shape: stage by stage forwards, then backwards.
+template <int L>
+class Stages final : public FactorGradient<L> {
+ public:
+  Stages(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
+      : n_(n), steps_(collected_steps(count, shapes)) {
+    const std::vector<Factor> forward = read_factors(count, shapes, data, false);
+    const std::vector<Factor> adjoint = read_factors(count, shapes, data, true);
+    stages_.reserve(count);
+    int64_t outer = 1, inner = n, offset = 0;
+    std::vector<const Product*> products;
+    for (int64_t f = 0; f < count; ++f) {
+      const int64_t p = shapes[2 * f], q = shapes[2 * f + 1];
+      inner /= p;
+      stages_.push_back({p, q, outer, inner, offset,
+                         Product(forward[f], outer, inner, sizeof(Cell<L>)),
+                         Product(adjoint[f], outer, inner, sizeof(Cell<L>)),
+                         arena.take<Cell<L>>(steps_ * outer * p * inner),
+                         arena.take<Cell<L>>(steps_ * outer * q * inner)});
+      outer *= q;
+      offset += p * q * C;
+    }
+    for (const Stage& stage : stages_) {
+      products.push_back(&stage.forward);
+      products.push_back(&stage.adjoint);
+    }
+    work_ = std::make_unique<Workspace<L>>(arena, products);
+  }
+  void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) override {
+    const auto nothing = [](int64_t, int64_t) {};
+    std::copy_n(h, n_, stages_.back().input(filled_));
+    for (size_t f = stages_.size() - 1; f > 0; --f)
+      apply<L>(stages_[f].forward, stages_[f].input(filled_), stages_[f - 1].input(filled_), *work_,
+               nothing);
+    std::copy_n(delta, n_, stages_[0].output(filled_));
+    for (size_t f = 0; f < stages_.size(); ++f)
+      apply<L>(stages_[f].adjoint, stages_[f].output(filled_),
+               f + 1 < stages_.size() ? stages_[f + 1].output(filled_) : g, *work_, nothing);
+    if (++filled_ == steps_) finish(sums);
+  }
+  void finish(double* sums) override {
+    for (const Stage& s : stages_)
+      if (filled_)
+        correlate<L>(s.outputs, s.inputs, s.p, s.q, filled_ * s.outer, s.inner, sums + s.offset);
+    filled_ = 0;
+  }
+
+ private:
+  struct Stage {
+    int64_t p, q, outer, inner, offset;
+    Product forward, adjoint;
+    Cell<L>*outputs, *inputs;  // gradients of the outputs (steps, outer, p, inner); inputs (.., q, ..)
+    Cell<L>* output(int64_t step) const { return outputs + step * outer * p * inner; }
+    Cell<L>* input(int64_t step) const { return inputs + step * outer * q * inner; }
+  };
+  int64_t n_, steps_, filled_ = 0;
+  std::vector<Stage> stages_;
+  std::unique_ptr<Workspace<L>> work_;
+};

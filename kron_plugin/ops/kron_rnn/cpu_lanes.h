@@ -1,0 +1,235 @@
+// Vectors over the batch. A block of L sequences runs in lockstep, one sequence a lane, so that every
+// operation of the recurrence, whatever its sizes, is a full vector operation.
+//
+// KRON_REAL (float or double) and KRON_COMPLEX (0 or 1) are set on the compiler's command line; each
+// of the four variants is a library of its own.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+#include <vector>
+
+using real = KRON_REAL;
+constexpr int C = KRON_COMPLEX ? 2 : 1;  // real numbers in an element: (re, im) or one
+constexpr int kMaxLanes = 64 / sizeof(real);
+
+#define KRON_INLINE inline __attribute__((always_inline))
+#define KRON_OUTLINE __attribute__((noinline))  // long loops: one copy each, for the compile time
+
+template <int L>
+struct LanesType {
+  typedef real type __attribute__((vector_size(L * sizeof(real))));
+};
+template <>
+struct LanesType<1> {
+  typedef real type;
+};
+template <int L>
+using Lanes = typename LanesType<L>::type;
+
+// One element of the state in L sequences at once, and one element of a matrix.
+template <int L>
+struct Cell {
+  Lanes<L> v[C];
+};
+struct Coef {
+  real v[C];
+};
+
+template <int L>
+KRON_INLINE Lanes<L> get(const real* from) {
+  Lanes<L> v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+template <int L>
+KRON_INLINE void put(real* to, Lanes<L> v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+template <int L>
+KRON_INLINE Lanes<L> splat(real a) {
+  return Lanes<L>{} + a;
+}
+
+// y += w x
+template <int L>
+KRON_INLINE void mac(Cell<L>& y, const Cell<L>& w, const Cell<L>& x) {
+  y.v[0] += w.v[0] * x.v[0];
+  if constexpr (C == 2) {
+    y.v[1] += w.v[0] * x.v[1];
+    y.v[0] -= w.v[1] * x.v[1];
+    y.v[1] += w.v[1] * x.v[0];
+  }
+}
+template <int L>
+KRON_INLINE Cell<L> splat(const Coef& w) {
+  Cell<L> cell;
+  for (int c = 0; c < C; ++c) cell.v[c] = splat<L>(w.v[c]);
+  return cell;
+}
+// y += g conj(h)
+template <int L>
+KRON_INLINE void mac_conj(Cell<L>& y, const Cell<L>& g, const Cell<L>& h) {
+  y.v[0] += g.v[0] * h.v[0];
+  if constexpr (C == 2) {
+    y.v[1] += g.v[1] * h.v[0];
+    y.v[0] += g.v[1] * h.v[1];
+    y.v[1] -= g.v[0] * h.v[1];
+  }
+}
+template <int L>
+KRON_INLINE void add(Cell<L>& y, const Cell<L>& x) {
+  for (int c = 0; c < C; ++c) y.v[c] += x.v[c];
+}
+// Re(g conj(h)) summed over the parts: the inner product of two points of the plane
+template <int L>
+KRON_INLINE Lanes<L> dot(const Cell<L>& g, const Cell<L>& h) {
+  Lanes<L> sum = g.v[0] * h.v[0];
+  if constexpr (C == 2) sum += g.v[1] * h.v[1];
+  return sum;
+}
+
+// Loops over an array, which compilers turn into one instruction where a vector type has no operator.
+template <int L>
+KRON_INLINE Lanes<L> square_root(Lanes<L> x) {
+  real a[L];
+  put<L>(a, x);
+  for (int l = 0; l < L; ++l) a[l] = std::sqrt(a[l]);
+  return get<L>(a);
+}
+template <int L>
+KRON_INLINE real sum(Lanes<L> x) {
+  real a[L];
+  put<L>(a, x);
+  for (int half = L / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) a[l] += a[l + half];
+  return a[0];
+}
+
+// tanh x = m / (m + 2) with m = e^{2|x|} - 1. For 2|x| = k ln 2 + r, m = 2^k (e^r - 1) + (2^k - 1) and
+// e^r - 1 is its Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
+KRON_INLINE real hyperbolic_tangent(real x) {
+  using integer = std::conditional_t<sizeof(real) == 4, int32_t, int64_t>;
+  constexpr int kTerms = sizeof(real) == 4 ? 8 : 14;
+  constexpr int kMantissa = sizeof(real) == 4 ? 23 : 52, kBias = sizeof(real) == 4 ? 127 : 1023;
+  real a = 2 * std::fabs(x);
+  a = a > 40 ? 40 : a;  // tanh 20 rounds to 1; a NaN passes
+  const integer k = static_cast<integer>(a * real(1.4426950408889634) + real(0.5));
+  // ln 2 in two pieces, the first short enough for k times it to be exact
+  const real r = (a - k * real(0.693145751953125)) - k * real(1.42860682030941723212e-6);
+  real series = 1;
+  for (int j = kTerms; j > 1; --j) series = 1 + series * r * (real(1) / real(j));
+  const integer bits = (k + kBias) << kMantissa;
+  real power;
+  __builtin_memcpy(&power, &bits, sizeof(power));
+  const real m = power * (series * r) + (power - 1);
+  return std::copysign(m / (m + 2), x);
+}
+template <int L>
+KRON_INLINE Lanes<L> hyperbolic_tangent(Lanes<L> x) {
+  real a[L];
+  put<L>(a, x);
+  for (int l = 0; l < L; ++l) a[l] = hyperbolic_tangent(a[l]);
+  return get<L>(a);
+}
+
+// ---- between the rows of a torch tensor (one row a sequence) and cells (one lane a sequence)
+
+template <int L, int D, int... I>
+KRON_INLINE void exchange(Lanes<L>& a, Lanes<L>& b, std::integer_sequence<int, I...>) {
+  const Lanes<L> low = __builtin_shufflevector(a, b, (I & D ? I - D + L : I)...);
+  b = __builtin_shufflevector(a, b, (I & D ? I + L : I + D)...);
+  a = low;
+}
+// The L x L transpose, in log2 L rounds: round D swaps the off-diagonal quarters of all 2D x 2D squares.
+template <int L, int D = L / 2>
+KRON_INLINE void transpose(Lanes<L> (&rows)[L]) {
+  if constexpr (D > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i)
+      if (!(i & D))
+        exchange<L, D>(rows[i], rows[i + D], std::make_integer_sequence<int, L>());
+    transpose<L, D / 2>(rows);
+  }
+}
+
+// rows[l] is sequence l's vector of C n reals: all real parts, then all imaginary parts.
+template <int L>
+KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
+  for (int c = 0; c < C; ++c) {
+    int64_t i = 0;
+    if constexpr (L > 1)
+      for (; i + L <= n; i += L) {
+        Lanes<L> square[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) square[l] = get<L>(rows[l] + c * n + i);
+        transpose<L>(square);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) cells[i + l].v[c] = square[l];
+      }
+    for (; i < n; ++i) {
+      real a[L];
+      for (int l = 0; l < L; ++l) a[l] = rows[l][c * n + i];
+      cells[i].v[c] = get<L>(a);
+    }
+  }
+}
+
+// The reverse; with `add` the rows are added to, one after the other, so two may be the same.
+template <int L, bool add>
+KRON_OUTLINE void store_rows(const Cell<L>* cells, int64_t n, real* const* rows) {
+  for (int c = 0; c < C; ++c) {
+    int64_t i = 0;
+    if constexpr (L > 1)
+      for (; i + L <= n; i += L) {
+        Lanes<L> square[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) square[l] = cells[i + l].v[c];
+        transpose<L>(square);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) {
+          real* row = rows[l] + c * n + i;
+          put<L>(row, add ? get<L>(row) + square[l] : square[l]);
+        }
+      }
+    for (; i < n; ++i) {
+      real a[L];
+      put<L>(a, cells[i].v[c]);
+      for (int l = 0; l < L; ++l) rows[l][c * n + i] = add ? rows[l][c * n + i] + a[l] : a[l];
+    }
+  }
+}
+
+// ---- scratch memory
+
+// Zeroed scratch arrays that live as long as their arena. Starts are skewed: equal offsets in arrays a
+// power of two apart would fight for the same cache set.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  ~Arena() {
+    for (void* block : blocks_) std::free(block);
+  }
+  template <class T>
+  T* take(int64_t count) {
+    constexpr size_t kHuge = size_t(1) << 21, kLine = 64;
+    const size_t skew = kLine * (5 * blocks_.size() % 61);
+    const size_t align = count * sizeof(T) < kHuge ? 4096 : kHuge;
+    const size_t bytes = (count * sizeof(T) + skew + align) / align * align;
+    void* block = std::aligned_alloc(align, bytes);
+    if (!block) throw std::bad_alloc();
+    blocks_.push_back(block);
+    if (align == kHuge) madvise(block, bytes, MADV_HUGEPAGE);
+    __builtin_memset(block, 0, bytes);
+    return reinterpret_cast<T*>(static_cast<char*>(block) + skew);
+  }
+
+ private:
+  std::vector<void*> blocks_;
+};

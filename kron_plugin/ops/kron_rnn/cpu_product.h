@@ -1,0 +1,332 @@
+// y = (W_0 (x) W_1 (x) ... (x) W_{F-1}) x, or the same with the adjoint W^H, on a block of lanes.
+//
+// Factor f works on digit f of the index n; the factors commute, and each is a small matrix product
+// over one strided axis. Three things make it fast:
+//
+// - A 2x2 factor is written as diag(d_0, d_1) [[1, a], [b, 1]], with its rows swapped first if that
+//   makes the pivots larger. The diagonals of all factors are one diagonal at the end, the swaps are
+//   an XOR of indices at load, and a stage is left with one multiplication an element, not two.
+// - Up to three neighbouring 2x2 factors are applied in registers, eight elements at a time.
+// - Stages are grouped so that a group's tile stays in the first-level cache.
+#pragma once
+
+#include <algorithm>
+#include <complex>
+#include <cstdint>
+#include <vector>
+
+#include "cpu_lanes.h"
+
+struct Factor {
+  int64_t p, q;            // rows and columns as applied: swapped already for an adjoint
+  std::vector<Coef> coef;  // shape (p, q)
+};
+
+// Factors stored one after the other, row by row, as they are or as adjoints.
+inline std::vector<Factor> read_factors(int64_t count, const int64_t* shapes, const real* data,
+                                        bool adjoint) {
+  std::vector<Factor> factors;
+  for (int64_t f = 0; f < count; ++f) {
+    const int64_t rows = shapes[2 * f], columns = shapes[2 * f + 1];
+    Factor w{adjoint ? columns : rows, adjoint ? rows : columns, {}};
+    w.coef.resize(rows * columns);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j, data += C) {
+        Coef& to = w.coef[adjoint ? j * rows + i : i * columns + j];
+        for (int c = 0; c < C; ++c) to.v[c] = c == 1 && adjoint ? -data[c] : data[c];
+      }
+    factors.push_back(std::move(w));
+  }
+  return factors;
+}
+
+// One pass over the elements: a dense p x q product, or `bits` merged butterflies (p = q = 2^bits).
+struct Stage {
+  int64_t p, q;
+  int bits = 0;
+  int64_t swap = 0;        // butterflies: input j ^ swap takes the part of input j
+  std::vector<Coef> coef;  // butterflies: (a, b) a bit, lowest bit first; dense: packed by `pack`
+};
+
+// Stages on neighbouring digits: for each of `outer` indices above and `inner` below, tile by tile.
+struct Group {
+  std::vector<Stage> stages;  // the lowest digit first
+  int64_t outer, inner, tile;
+};
+
+constexpr int kRows = 4;  // rows of a dense stage that are summed in registers together
+constexpr int kMaxBits = 3;
+constexpr int64_t kTileBytes = 16384;  // half a first-level cache
+
+// Rows in blocks of 4, 2 or 1; in a block column by column, the order in which they are read.
+template <class Block>
+void for_row_blocks(int64_t rows, Block block) {
+  for (int64_t p = 0, size; p < rows; p += size) {
+    size = rows - p >= kRows ? kRows : rows - p >= 2 ? 2 : 1;
+    block(p, size);
+  }
+}
+inline Stage pack(const Factor& w) {
+  Stage stage{w.p, w.q, 0, 0, {}};
+  for_row_blocks(w.p, [&](int64_t p, int64_t size) {
+    for (int64_t q = 0; q < w.q; ++q)
+      for (int64_t i = p; i < p + size; ++i) stage.coef.push_back(w.coef[i * w.q + q]);
+  });
+  return stage;
+}
+
+using wide = std::complex<double>;
+inline wide widen(const Coef& a) { return {double(a.v[0]), C == 2 ? double(a.v[C - 1]) : 0.0}; }
+inline Coef narrow(wide a) {
+  Coef coef;
+  coef.v[0] = real(a.real());
+  if (C == 2) coef.v[C - 1] = real(a.imag());
+  return coef;
+}
+
+struct Butterfly {
+  bool usable, swapped;
+  wide diagonal[2], a, b;
+};
+// Usable unless both pivot pairs are tiny against the factor, far from any unitary one: then a or b
+// would be huge, or infinite.
+inline Butterfly butterfly(const Factor& w) {
+  if (w.p != 2 || w.q != 2) return {};
+  wide m[4];
+  for (int i = 0; i < 4; ++i) m[i] = widen(w.coef[i]);
+  const bool swapped = std::norm(m[1]) * std::norm(m[2]) > std::norm(m[0]) * std::norm(m[3]);
+  if (swapped) std::swap(m[0], m[1]), std::swap(m[2], m[3]);  // columns: inputs change places
+  double largest = 0;
+  for (const wide& entry : m) largest = std::max(largest, std::abs(entry));
+  const double pivots = std::abs(m[0]) * std::abs(m[3]);
+  if (!(pivots > 0.01 * largest * largest)) return {};
+  return {true, swapped, {m[0], m[3]}, m[1] / m[0], m[2] / m[3]};
+}
+
+class Product {
+ public:
+  // `cell_bytes` is the size of an element in the lane block this will run on.
+  Product(const std::vector<Factor>& factors, int64_t cell_bytes) {
+    std::vector<wide> diagonal{1.0};
+    std::vector<Stage> stages = plan(factors, diagonal);
+    if (diagonal.size() > 1)
+      for (wide d : diagonal) diagonal_.push_back(narrow(d));
+    int64_t outer = 1, inner = 1;
+    for (const Stage& stage : stages) outer *= stage.q;
+    for (size_t first = 0; first < stages.size();) {
+      const size_t last = fit(stages, first, cell_bytes);
+      add_group({stages.begin() + first, stages.begin() + last}, outer, inner, cell_bytes);
+      first = last;
+    }
+  }
+  // One factor alone, on digits with `outer` indices above and `inner` below.
+  Product(const Factor& factor, int64_t outer, int64_t inner, int64_t cell_bytes) {
+    outer *= factor.q;
+    add_group({pack(factor)}, outer, inner, cell_bytes);
+  }
+
+  const std::vector<Group>& groups() const { return groups_; }
+  const Coef* diagonal() const { return diagonal_.empty() ? nullptr : diagonal_.data(); }
+  int64_t capacity() const { return capacity_; }  // cells of the largest vector on the way
+  int64_t scratch() const { return scratch_; }    // cells of a tile on the way
+
+ private:
+  static std::vector<Stage> plan(const std::vector<Factor>& factors, std::vector<wide>& diagonal) {
+    std::vector<Stage> stages;
+    std::vector<Butterfly> cut;
+    bool any = false;
+    for (const Factor& w : factors) any |= (cut.push_back(butterfly(w)), cut.back().usable);
+    for (size_t f = 0; any && f < factors.size(); ++f) {  // the diagonal, first factor slowest
+      std::vector<wide> longer;
+      for (wide d : diagonal)
+        for (int64_t p = 0; p < factors[f].p; ++p)
+          longer.push_back(cut[f].usable ? d * cut[f].diagonal[p] : d);
+      diagonal = std::move(longer);
+    }
+    for (size_t f = factors.size(); f-- > 0;) {
+      if (!cut[f].usable) {
+        stages.push_back(pack(factors[f]));
+        continue;
+      }
+      size_t run = 1;
+      while (run <= f && cut[f - run].usable) ++run;
+      const size_t bits = (run + (run + kMaxBits - 1) / kMaxBits - 1) / ((run + kMaxBits - 1) / kMaxBits);
+      Stage stage{int64_t(1) << bits, int64_t(1) << bits, int(bits), 0, {}};
+      for (size_t k = 0; k < bits; ++k) {
+        const Butterfly& cell = cut[f - k];
+        stage.coef.push_back(narrow(cell.a));
+        stage.coef.push_back(narrow(cell.b));
+        if (cell.swapped) stage.swap |= int64_t(1) << k;
+      }
+      stages.push_back(std::move(stage));
+      f -= bits - 1;
+    }
+    return stages;
+  }
+  // Rows of a tile before, between and after the stages first..last-1, at the most.
+  static int64_t tile_rows(const std::vector<Stage>& stages, size_t first, size_t last) {
+    int64_t rows = 1, most;
+    for (size_t i = first; i < last; ++i) rows *= stages[i].q;
+    most = rows;
+    for (size_t i = first; i < last; ++i) most = std::max(most, rows = rows / stages[i].q * stages[i].p);
+    return most;
+  }
+  static size_t fit(const std::vector<Stage>& stages, size_t first, int64_t cell_bytes) {
+    const int64_t line = std::max<int64_t>(1, 64 / cell_bytes);  // cells that a tile is wide at least
+    size_t last = first + 1;
+    while (last < stages.size() &&
+           tile_rows(stages, first, last + 1) * line * cell_bytes <= kTileBytes)
+      ++last;
+    return last;
+  }
+  void add_group(std::vector<Stage> stages, int64_t& outer, int64_t& inner, int64_t cell_bytes) {
+    const int64_t rows = tile_rows(stages, 0, stages.size());
+    const int64_t tile = std::clamp<int64_t>(kTileBytes / (rows * cell_bytes), 1, inner);
+    int64_t above = outer, below = inner;
+    for (const Stage& stage : stages) above /= stage.q, below *= stage.p;
+    capacity_ = std::max({capacity_, outer * inner, above * below});
+    scratch_ = std::max(scratch_, rows * tile);
+    groups_.push_back({std::move(stages), above, inner, tile});
+    outer = above;
+    inner = below;
+  }
+
+  std::vector<Group> groups_;
+  std::vector<Coef> diagonal_;  // empty, or one entry for each element of the result
+  int64_t capacity_ = 0, scratch_ = 0;
+};
+
+// A strided view of a tile: element (row, s) is data[row * stride + s].
+template <class T>
+struct Tile {
+  T* data;
+  int64_t stride;
+};
+
+// For all a < outer, i < inner, s < width: y[(a, p, i), s] = sum_q w[p, q] x[(a, q, i), s].
+template <int L, int K>
+KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
+                 int64_t inner, int64_t width) {
+  constexpr int R = 1 << K;
+  int64_t from[R];
+  for (int j = 0; j < R; ++j) from[j] = (j ^ stage.swap) * inner * x.stride;
+  Cell<L> upper[K], lower[K];
+  for (int k = 0; k < K; ++k) {
+    upper[k] = splat<L>(stage.coef[2 * k]);
+    lower[k] = splat<L>(stage.coef[2 * k + 1]);
+  }
+  for (int64_t a = 0; a < outer; ++a)
+    for (int64_t i = 0; i < inner; ++i) {
+      const Cell<L>* in = x.data + (a * R * inner + i) * x.stride;
+      Cell<L>* out = y.data + (a * R * inner + i) * y.stride;
+      for (int64_t s = 0; s < width; ++s) {
+        Cell<L> v[R];
+#pragma GCC unroll 8
+        for (int j = 0; j < R; ++j) v[j] = in[from[j] + s];
+#pragma GCC unroll 3
+        for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+          for (int j = 0; j < R; ++j)
+            if (!(j >> k & 1)) {
+              const Cell<L> low = v[j];
+              mac(v[j], upper[k], v[j | 1 << k]);
+              mac(v[j | 1 << k], lower[k], low);
+            }
+#pragma GCC unroll 8
+        for (int j = 0; j < R; ++j) out[j * inner * y.stride + s] = v[j];
+      }
+    }
+}
+
+template <int L, int R>
+KRON_OUTLINE void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Cell<L>> x,
+                             Tile<Cell<L>> y, int64_t outer, int64_t inner, int64_t width) {
+  for (int64_t a = 0; a < outer; ++a)
+    for (int64_t i = 0; i < inner; ++i)
+      for (int64_t s = 0; s < width; ++s) {
+        const Cell<L>* in = x.data + (a * stage.q * inner + i) * x.stride + s;
+        Cell<L> acc[R] = {};
+        for (int64_t q = 0; q < stage.q; ++q) {
+          const Cell<L> value = in[q * inner * x.stride];
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) mac(acc[r], splat<L>(w[q * R + r]), value);
+        }
+        Cell<L>* out = y.data + ((a * stage.p + p0) * inner + i) * y.stride + s;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) out[r * inner * y.stride] = acc[r];
+      }
+}
+
+template <int L>
+KRON_OUTLINE void run_stage(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
+               int64_t inner, int64_t width) {
+  if (x.stride == width && y.stride == width) {  // contiguous: one long inner loop
+    x.stride = y.stride = width *= inner;
+    inner = 1;
+  }
+  switch (stage.bits) {
+    case 1: return butterflies<L, 1>(stage, x, y, outer, inner, width);
+    case 2: return butterflies<L, 2>(stage, x, y, outer, inner, width);
+    case 3: return butterflies<L, 3>(stage, x, y, outer, inner, width);
+  }
+  for_row_blocks(stage.p, [&](int64_t p, int64_t size) {
+    const Coef* w = stage.coef.data() + p * stage.q;
+    if (size == 4) dense_rows<L, 4>(w, p, stage, x, y, outer, inner, width);
+    if (size == 2) dense_rows<L, 2>(w, p, stage, x, y, outer, inner, width);
+    if (size == 1) dense_rows<L, 1>(w, p, stage, x, y, outer, inner, width);
+  });
+}
+
+// What applying a product needs beside input and output: two whole vectors, and two tiles.
+template <int L>
+struct Workspace {
+  Cell<L>*whole[2], *tile[2];
+  Workspace(Arena& arena, const std::vector<const Product*>& products) {
+    int64_t capacity = 0, scratch = 0;
+    for (const Product* w : products) {
+      if (w->groups().size() > 1) capacity = std::max(capacity, w->capacity());
+      scratch = std::max(scratch, w->scratch());
+    }
+    for (int i = 0; i < 2; ++i) {
+      whole[i] = capacity ? arena.take<Cell<L>>(capacity) : nullptr;
+      tile[i] = arena.take<Cell<L>>(scratch);
+    }
+  }
+};
+
+// The product, without its diagonal, of `in`, written to `out` (which must be another array). As
+// soon as elements n..n+count-1 are written, finish(n, count) is called, once for each element: the
+// place for the diagonal and for whatever else the caller does to results still in the cache.
+template <int L, class Finish>
+KRON_INLINE void apply(const Product& product, const Cell<L>* in, Cell<L>* out, Workspace<L>& work,
+                       Finish finish) {
+  for (size_t g = 0; g < product.groups().size(); ++g) {
+    const Group& group = product.groups()[g];
+    const bool is_last = g + 1 == product.groups().size();
+    int64_t rows_in = 1, rows_out = 1;
+    for (const Stage& stage : group.stages) rows_in *= stage.q, rows_out *= stage.p;
+    Cell<L>* to = is_last ? out : work.whole[g & 1];
+    for (int64_t a = 0; a < group.outer; ++a)
+      for (int64_t s = 0; s < group.inner; s += group.tile) {
+        const int64_t width = std::min(group.tile, group.inner - s);
+        Tile<const Cell<L>> x{in + a * rows_in * group.inner + s, group.inner};
+        int64_t above = rows_in, below = 1;
+        for (size_t i = 0; i < group.stages.size(); ++i) {
+          const Stage& stage = group.stages[i];
+          Tile<Cell<L>> y{work.tile[i & 1], width};
+          if (i + 1 == group.stages.size()) y = {to + a * rows_out * group.inner + s, group.inner};
+          above /= stage.q;
+          run_stage<L>(stage, x, y, above, below, width);
+          below *= stage.p;
+          x = {y.data, y.stride};
+        }
+        if (!is_last) continue;
+        const int64_t first = a * rows_out * group.inner + s;
+        if (width == group.inner)
+          finish(first, rows_out * width);
+        else
+          for (int64_t r = 0; r < rows_out; ++r) finish(first + r * group.inner, width);
+      }
+    in = to;
+  }
+}

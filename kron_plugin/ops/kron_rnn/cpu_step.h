@@ -1,0 +1,154 @@
+// One step of the recurrence for a block of lanes, forwards; and its nonlinearity backwards.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_lanes.h"
+#include "cpu_product.h"
+
+enum Activation : int64_t { kModrelu, kTanh, kIdentity };
+
+// The arguments, as cpu.py lays them out: every field is eight bytes. Tensors are contiguous; W = C N.
+struct Call {
+  int64_t threads, steps, batch, size, inputs;  // inputs: 0 dense x, -1 tokens, else features (I)
+  int64_t activation, count, every;             // factors; states are kept every so many steps
+  const int64_t* shapes;                        // (F, 2)
+  const real* factors;                          // (sum P_f Q_f, C)
+  const real* x;                                // (T, B, W) or (T, B, I)
+  const int64_t* tokens;                        // (T, B)
+  const real* weight;                           // (I, W)
+  const real* bias;                             // (N) for modrelu, else (W)
+  const real* h0;                               // (B, W)
+  const int64_t* lengths;                       // (B) or null
+  real* states;                                 // (T, B, W) or null
+  real* kept;                                   // a block of lanes after the other: (T/every, N, C, L), or null
+  real* last;                                   // (B, W)
+  // for the backward pass only
+  int64_t shortcut;         // 1: d_factors gets K_f = W_f^H dW_f; 0: dW_f itself
+  int64_t token_rows;       // rows of the weight table
+  const real* d_states;     // (T, B, W) or null
+  const real* d_last;       // (B, W) or null
+  real* d_x;                // as x, or null
+  real* d_weight;           // as weight
+  double* d_factors;        // as factors
+  real* d_bias;             // as bias
+  real* d_h0;               // (B, W)
+};
+
+// A run of sequences that fill the lanes of a vector.
+struct Block {
+  int64_t begin;
+  int lanes;
+};
+
+template <int L>
+struct Step {
+  const Call& call;
+  const Block block;
+  const Product product;
+  const real* rows[L];
+  real length[L];
+  Lanes<L>* features;  // x_t of a block: one cell an input
+  Cell<L>* input;      // u_t, where it comes as rows
+
+  Step(const Call& c, Block b, Arena& arena)
+      : call(c),
+        block(b),
+        product(read_factors(c.count, c.shapes, c.factors, false), sizeof(Cell<L>)),
+        features(c.inputs > 0 ? arena.take<Lanes<L>>(c.inputs) : nullptr),
+        input(c.inputs > 0 ? nullptr : arena.take<Cell<L>>(c.size)) {
+    for (int l = 0; l < L; ++l) length[l] = real(c.lengths ? c.lengths[b.begin + l] : c.steps);
+  }
+
+  // The index of lane l's row in tensors of shape (T, B, ..).
+  int64_t row(int64_t t, int l) const { return t * call.batch + block.begin + l; }
+
+  // Whether x_t still counts, lane by lane. True in every lane when no lengths are given.
+  KRON_INLINE auto live(int64_t t) const { return get<L>(length) > splat<L>(real(t)); }
+
+  void read_features(int64_t t) {
+    for (int64_t i = 0; i < call.inputs; ++i) {
+      real a[L];
+      for (int l = 0; l < L; ++l) a[l] = call.x[row(t, l) * call.inputs + i];
+      features[i] = get<L>(a);
+    }
+  }
+  void read_input(int64_t t) {
+    if (call.inputs > 0) return read_features(t);
+    const int64_t width = C * call.size;
+    for (int l = 0; l < L; ++l)
+      rows[l] = call.inputs ? call.weight + call.tokens[row(t, l)] * width
+                            : call.x + row(t, l) * width;
+    load_rows<L>(rows, call.size, input);
+  }
+
+  KRON_INLINE void add_input(Cell<L>& z, int64_t n) const {
+    if (call.inputs <= 0) return add(z, input[n]);
+    for (int64_t i = 0; i < call.inputs; ++i)
+      for (int c = 0; c < C; ++c)
+        z.v[c] += call.weight[(i * C + c) * call.size + n] * features[i];
+  }
+
+  KRON_INLINE void activate(Cell<L>& z, int64_t n) const {
+    if (call.activation == kModrelu) {
+      const Lanes<L> modulus = square_root<L>(dot(z, z));
+      Lanes<L> moved = modulus + call.bias[n];
+      moved = moved < 0 ? Lanes<L>{} : moved;  // a NaN stays one
+      const Lanes<L> scale = modulus == 0 ? Lanes<L>{} : moved / modulus;
+      for (int c = 0; c < C; ++c) z.v[c] *= scale;
+      return;
+    }
+    for (int c = 0; c < C; ++c) z.v[c] += call.bias[c * call.size + n];
+    if (call.activation == kTanh) z.v[0] = hyperbolic_tangent<L>(z.v[0]);
+  }
+
+  // next = sigma(W prev + u_t), or prev in the lanes that have ended.
+  void operator()(int64_t t, const Cell<L>* prev, Cell<L>* next, Workspace<L>& work) {
+    read_input(t);
+    const Coef* diagonal = product.diagonal();
+    apply<L>(product, prev, next, work, [&](int64_t first, int64_t count) {
+      for (int64_t n = first; n < first + count; ++n) {
+        Cell<L> z = next[n];
+        if (diagonal) {
+          z = {};
+          mac(z, splat<L>(diagonal[n]), next[n]);
+        }
+        add_input(z, n);
+        activate(z, n);
+        if (call.lengths)
+          for (int c = 0; c < C; ++c) z.v[c] = live(t) ? z.v[c] : prev[n].v[c];
+        next[n] = z;
+      }
+    });
+  }
+
+  // From gamma = dL/dh_t and h = h_t to dL/dz_t, in place; adds to the bias gradient. cpu.cpp derives it.
+  KRON_INLINE void activate_backward(Cell<L>& gamma, const Cell<L>& h, int64_t n, Cell<L>& d_bias) const {
+    if (C == 1 && call.activation == kModrelu) {  // in one dimension all of gamma is along d
+      const Lanes<L> zero{}, one = splat<L>(1);
+      gamma.v[0] = h.v[0] == zero ? zero : gamma.v[0];
+      d_bias.v[0] += gamma.v[0] * (h.v[0] < zero ? -one : one);
+      return;
+    }
+    if (call.activation == kModrelu) {
+      constexpr real kLeast = sizeof(real) == 4 ? real(1.2e-38) : real(2.3e-308);
+      constexpr real kDigit = sizeof(real) == 4 ? real(6e-8) : real(1.1e-16);
+      const Lanes<L> modulus = square_root<L>(dot(h, h));
+      Lanes<L> before = modulus - call.bias[n];  // |z|, which rounding may take to 0 but not below
+      const Lanes<L> floor = kDigit * modulus;
+      before = before < floor ? floor : before;
+      const auto dead = modulus * before < splat<L>(kLeast);
+      const Lanes<L> inverse = 1 / (modulus * before);
+      const Lanes<L> per_modulus = dead ? Lanes<L>{} : inverse * before;
+      const Lanes<L> per_before = dead ? Lanes<L>{} : inverse * modulus;
+      const Lanes<L> radial = dot(gamma, h) * per_modulus;
+      const Lanes<L> stretch = modulus * per_before;
+      const Lanes<L> along = call.bias[n] * per_before * radial * per_modulus;
+      for (int c = 0; c < C; ++c) gamma.v[c] = stretch * gamma.v[c] - along * h.v[c];
+      d_bias.v[0] += radial;
+      return;
+    }
+    if (call.activation == kTanh) gamma.v[0] *= 1 - h.v[0] * h.v[0];
+    add(d_bias, gamma);
+  }
+};

@@ -1,0 +1,97 @@
+"""The CPU kernel as an operator of torch: tracing, double backward, threads, limits."""
+
+import pytest
+import torch
+from recurrence_cases import PAIRS, cast, random_case, run, worst_error
+
+from kron_plugin.ops import kron_rnn
+from kron_plugin.ops.kron_rnn import cpu
+
+new_torch = pytest.mark.skipif(
+    not hasattr(torch.library, "custom_op"), reason="needs torch.library.custom_op"
+)
+
+
+@new_torch
+@pytest.mark.parametrize("form", ["dense", "features", "tokens"])
+def test_opcheck(form, monkeypatch):
+    monkeypatch.undo()  # opcheck compares bits of results it asked not to be written
+    case = random_case([(2, 2)] * 3, form=form, with_lengths=True)
+    flat = cpu._flatten(case.factors).detach().requires_grad_()
+    shapes = [2] * 6
+    for need_output, every in [(True, 1), (False, 1), (True, 2)]:
+        tensors = (case.x, flat, case.bias, case.h0, case.weight, case.lengths)
+        settings = (shapes, True, "modrelu", need_output, every, True, 2)
+        torch.library.opcheck(cpu._operator, (*tensors, *settings))
+
+
+@new_torch
+def test_compiles_without_breaking_the_graph():
+    case = random_case([(2, 2)] * 3, dtype=torch.float32, form="features", with_lengths=True)
+
+    def model(x, *factors):
+        states, last = kron_rnn(
+            x, factors, case.bias, case.h0, case.lengths, weight=case.weight, backend="cpu"
+        )
+        return states.sum() + last.square().sum()
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    leaves = (case.x, *case.factors)
+    ours = torch.autograd.grad(compiled(*leaves), leaves)
+    assert worst_error(ours, torch.autograd.grad(model(*leaves), leaves)) < 1e-6
+
+
+def test_double_backward_names_the_backend_that_has_it():
+    case = random_case()
+    _, last = kron_rnn(case.x, case.factors, case.bias, case.h0, backend="cpu")
+    (gradient,) = torch.autograd.grad(last.square().sum(), case.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="backend='reference'"):
+        gradient.square().sum().backward()
+
+
+def test_autograd_function_for_old_torch(monkeypatch):
+    case = random_case(form="features", with_lengths=True)
+    expected = run(case, backend="cpu")
+    define = cpu._autograd_function
+    backward = define("Backward", cpu._backward, None, cpu._refuse, cpu._ignore)
+    monkeypatch.setattr(cpu, "_backward_operator", backward)
+    operator = define("Forward", cpu._forward, None, cpu._differentiate, cpu._setup_context)
+    monkeypatch.setattr(cpu, "_operator", operator)
+    assert worst_error(run(case, backend="cpu"), expected) == 0.0
+    test_double_backward_names_the_backend_that_has_it()
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize("batch", [1, 7, 16, 40])
+def test_any_number_of_threads(batch, threads, monkeypatch):
+    case = random_case(PAIRS["mixed"], batch, 3, form="tokens", with_lengths=True)
+    expected = run(case, backend="reference")
+    monkeypatch.setenv("KRON_NUM_THREADS", threads)
+    assert worst_error(run(case, backend="cpu"), expected) < 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_ways_to_the_factors_gradient(dtype, monkeypatch):
+    exact = random_case(PAIRS["2x2s"], 9, 12)
+    expected = run(exact, backend="reference")
+    case = cast(exact, dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    results = {}
+    for limit in (0.0, 1e3):
+        monkeypatch.setitem(cpu.MAX_CONDITION, dtype, limit)
+        results[limit] = run(case, backend="cpu")
+        assert worst_error(results[limit], expected) < tolerance
+    assert any(not torch.equal(a, b) for a, b in zip(results[0.0], results[1e3], strict=True))
+
+
+def test_half_precision_is_refused_by_name():
+    case = cast(random_case(), torch.float32)
+    half = [t.detach().half() for t in (case.x, case.bias, case.h0)]
+    with pytest.raises(RuntimeError, match="float32 and float64"):
+        kron_rnn(half[0], case.factors, half[1], half[2], backend="cpu")
+
+
+def test_tokens_out_of_range():
+    case = random_case(form="tokens")
+    with pytest.raises(IndexError, match="tokens"):
+        run(case._replace(x=case.x + 3), backend="cpu")
