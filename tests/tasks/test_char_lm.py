@@ -61,8 +61,6 @@ def test_every_symbol_is_asked_for_once_in_its_context(folder, split):
     end_of_line = task.tokenizer.piece_to_id("\n")
     assert source[: len(target)].tolist() == [end_of_line, *target[:-1].tolist()]
     assert [i for i in range(len(dataset)) if dataset[i]["is_first"]] == [0]
-        : len(dataset)
-    ]
 
 
 @pytest.mark.parametrize("cell", ["kru", "lstm"])
