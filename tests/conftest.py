@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,3 +67,8 @@ def rolls_pickle(tmp_path):
     path = tmp_path / "scales.pickle"
     path.write_bytes(pickle.dumps(data))
     return path
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

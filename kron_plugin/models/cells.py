@@ -69,7 +69,9 @@ class BaselineCell(nn.Module):
         x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers
         state: Any = None,  # as torch's layer takes it
         lengths: Optional[Tensor] = None,  # shape: (B,)
+        need_output: bool = True,
     ) -> Tuple[Tensor, Any]:  # shape: (T, B, hidden_size); as torch's layer returns it
+        """Output and state; the output comes in any case, as torch's layers make it."""
         if not x.is_floating_point():
             x = F.one_hot(x, self.input_size).to(self.rnn.weight_ih_l0.dtype)
         if lengths is None:

@@ -29,7 +29,8 @@ class KRUModel(BaseFairseqModel):
         source: Tensor,  # shape: (B, T, input_size), or (B, T) of integers
         lengths: Optional[Tensor] = None,  # shape: (B,)
     ) -> Tensor:  # shape: (B, T, output_size), or (B, output_size)
-        output, state = self.cell(source.transpose(0, 1), lengths=lengths)
+        source = source.transpose(0, 1)
+        output, state = self.cell(source, lengths=lengths, need_output=self.per_step)
         if self.per_step:
             return self.readout(output).transpose(0, 1)
         last = state[0] if isinstance(state, tuple) else state  # an LSTM has two

@@ -32,6 +32,8 @@ class KRU(nn.Module):
         activation: "modrelu", or "tanh" (real factors only) or "identity".
         batch_first: inputs and outputs are (B, T, …) instead of (T, B, …).
         backend: of `kron_plugin.ops.kron_rnn`.
+        checkpoint_every: keep only every so many-th state for the backward pass, and compute the
+            others again: less memory for one more forward pass.
         check_finite: after every call make sure that the state holds no NaN or infinity.
 
     Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
@@ -52,6 +54,7 @@ class KRU(nn.Module):
         activation: str = "modrelu",
         batch_first: bool = False,
         backend: str = "auto",
+        checkpoint_every: int = 1,
         check_finite: bool = False,
     ) -> None:
         super().__init__()
@@ -66,6 +69,7 @@ class KRU(nn.Module):
         self.activation = activation
         self.batch_first = batch_first
         self.backend = backend
+        self.checkpoint_every = checkpoint_every
         self.check_finite = check_finite
 
         tail = (2,) if complex else ()
@@ -111,13 +115,16 @@ class KRU(nn.Module):
         x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers below input_size
         h0: Optional[Tensor] = None,  # shape: (1, B, output_size)
         lengths: Optional[Tensor] = None,  # shape: (B,)
-    ) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, output_size), (1, B, output_size)
+        need_output: bool = True,
+    ) -> Tuple[Optional[Tensor], Tensor]:  # shapes: (T, B, output_size), (1, B, output_size)
         """The state after every step, and the last one, as `torch.nn.RNN` returns them.
 
         Args:
             x: features, or symbols that each pick their row of the input weights.
             h0: state to start from; default the learned one.
             lengths: steps that count in each sequence; a finished one keeps its last state.
+            need_output: False if the last state is all that is wanted; the output then is None, and
+                less memory is written.
 
         Raises:
             ValueError: sizes that do not fit.
@@ -125,7 +132,17 @@ class KRU(nn.Module):
         """
         x = x.transpose(0, 1) if self.batch_first else x
         start = self.h0.expand(x.shape[1], -1) if h0 is None else h0.squeeze(0)
-        output, h_n = kron_rnn(
+        output, h_n = self._run(x, start, lengths, need_output)
+        if self.check_finite and not bool(h_n.isfinite().all()):
+            self._report_step(x, start, lengths)
+        if output is not None and self.batch_first:
+            output = output.transpose(0, 1)
+        return output, h_n.unsqueeze(0)
+
+    def _run(
+        self, x: Tensor, start: Tensor, lengths: Optional[Tensor], need_output: bool
+    ) -> Tuple[Optional[Tensor], Tensor]:
+        return kron_rnn(
             x,
             self.matrices(),
             self.bias,
@@ -133,11 +150,17 @@ class KRU(nn.Module):
             lengths,
             weight=self.weight,
             activation=self.activation,
+            need_output=need_output,
+            checkpoint_every=self.checkpoint_every,
             backend=self.backend,
         )
-        if self.check_finite:
-            _require_finite(output)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n.unsqueeze(0)
+
+    @torch.no_grad()
+    def _report_step(self, x: Tensor, start: Tensor, lengths: Optional[Tensor]) -> None:
+        """What is not finite stays so to the end; run again to see where it began."""
+        output, _ = self._run(x, start, lengths, need_output=True)
+        step = int((~output.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise RuntimeError(f"KRU: the state holds a NaN or an infinity after step {step}")
 
     def unitary_penalty(self) -> Tensor:
         """Σ_f ‖W_fᴴ W_f − I‖_F², to be added to the loss with a weight λ."""
@@ -162,12 +185,3 @@ class KRU(nn.Module):
             f" {kind}, activation={self.activation!r},"
             f" recurrent_parameters={self.recurrent_parameters()}"
         )
-
-
-def _require_finite(output: Tensor) -> None:
-    if bool(output.isfinite().all()):
-        return
-    step = int((~output.isfinite()).flatten(1).any(1).nonzero()[0])
-    raise RuntimeError(
-        f"KRU: the state holds a NaN or an infinity after step {step} (of {len(output)})"
-    )

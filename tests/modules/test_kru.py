@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kron_plugin.modules import KRU
-from kron_plugin.ops import kron_rnn
+from kron_plugin.ops import available_backends, kron_rnn
 
 
 @pytest.mark.parametrize("n", [2, 8, 128, 512])
@@ -86,13 +86,30 @@ def test_layer_is_the_operator_on_its_parameters():
     torch.testing.assert_close(kru(x, h0)[0], expected)
 
 
-def test_nan_is_reported_with_its_step():
-    kru = KRU(1, 4, check_finite=True)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("need_output", [True, False])
+def test_what_is_not_finite_is_reported_with_its_step(bad, backend, need_output):
+    kru = KRU(1, 4, check_finite=True, backend=backend)
     x = torch.zeros(6, 2, 1)
-    kru(x)
-    x[3, 1] = float("nan")
+    kru(x, need_output=need_output)
+    x[3, 1] = bad
     with pytest.raises(RuntimeError, match="after step 3"):
-        kru(x)
+        kru(x, need_output=need_output)
+
+
+def test_the_last_state_alone_is_the_same_and_trains_alike():
+    x = torch.randn(7, 2, 1)
+    gradients = []
+    for options, need_output in (({}, True), ({}, False), ({"checkpoint_every": 3}, False)):
+        torch.manual_seed(0)
+        kru = KRU(1, 8, **options).double()
+        output, h_n = kru(x.double(), need_output=need_output)
+        assert (output is None) == (not need_output)
+        h_n.square().sum().backward()
+        gradients.append([h_n, *(p.grad for p in kru.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
 
 
 @pytest.mark.parametrize(
