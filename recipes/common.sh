@@ -1,29 +1,56 @@
-# What the recipes share; sourced, never run.
+# What the recipes share; sourced, with the recipe's arguments, as `. common.sh "$@"`.
 #
-# Sets up the environment and defines:
-#   train NAME ARGS…     fairseq-train with the plugin, into $out, with its log beside it
-#   report METRIC TITLE  evaluate the best checkpoint and draw the learning curve
+# Every recipe is called as  bash recipes/NAME.sh [smoke|quick|paper] [OPTION …]:
+#   smoke   seconds, on small data that the recipe makes itself
+#   quick   minutes on two cores, on the real data (the default)
+#   paper   the setting of the experiment in the literature
+# and OPTIONs of fairseq-train, which override the recipe's own.
+#
+# Sets up the environment and defines
+#   $profile, $options      what the recipe was called with
+#   need_data FOLDER FILE   the folder to train from: one in $KRON_DATA, or made by the smoke profile
+#   train NAME ARGS…        fairseq-train with the plugin, into $out, with its log beside it
+#   report METRIC TITLE     evaluate the best checkpoint and draw the learning curve
 #
 # Environment: KRON_RUNS, where runs are kept (default: runs/ in the checkout); KRON_DATA, where the
 # data sets lie (default: ../shared/data).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+recipe=$(basename "$0" .sh)
+die() { printf '%s: %s\n' "$recipe" "$*" >&2; exit 2; }
+
+profile=quick
+case ${1:-} in
+    smoke | quick | paper) profile=$1; shift ;;
+    -* | "") ;;
+    *) die "unknown profile '$1'; choose smoke, quick or paper" ;;
+esac
+options=("$@")
+
 bash recipes/setup.sh
 # Relative where they can be, so that logs read the same on every machine.
 venv=${KRON_VENV:-.venv}
 runs=${KRON_RUNS:-runs}
 data=${KRON_DATA:-../shared/data}
 
-die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }
+need_data() {
+    folder=$data/$1
+    if [ "$profile" = smoke ]; then
+        folder=$runs/smoke_data/$1
+        "$venv/bin/python" recipes/smoke_data.py "$recipe" "$folder"
+    elif ! compgen -G "$folder/$2" > /dev/null; then
+        die "no '$2' in '$folder'; see 'kron-data prepare --help', or set KRON_DATA"
+    fi
+}
 
 train() {
-    out=$runs/$1
+    out=$runs/${1}_$profile
     mkdir -p "$out"
     # Without the multiple of 1 the toolkit drops the rest of an epoch.
     "$venv/bin/fairseq-train" "${@:2}" \
         --user-dir kron_plugin --save-dir "$out" --seed 1 \
         --required-batch-size-multiple 1 --num-workers 0 --no-epoch-checkpoints \
-        --log-format json --log-file "$out/train.log"
+        --log-format json --log-file "$out/train.log" "${options[@]}"
 }
 
 report() {

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # Copy memory: remember ten symbols over T blanks, with 5,313 parameters.
 #
-#   bash recipes/copy_memory.sh [T] [OPTION …]     T: blanks (default 100); options of fairseq-train
+#   bash recipes/copy_memory.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# Solved at T = 100 within a few hundred updates, minutes on two cores.
+# quick: T = 100. paper: T = 1000; add `--delay 2000` for the paper's other one.
 set -euo pipefail
-. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/common.sh" "$@"
 
-delay=100
-if [[ ${1:-} =~ ^-?[0-9]+$ ]]; then delay=$1; shift; fi
+case $profile in
+    smoke) sizes=(--delay 5 --copy-length 3 --hidden-size 64 --eval-examples 100); updates=80 ;;
+    quick) sizes=(--delay 100); updates=600 ;;
+    paper) sizes=(--delay 1000); updates=3000 ;;
+esac
 
-train "copy_memory_T$delay" \
-    --task copy_memory --delay "$delay" \
-    --arch kru --hidden-size 128 \
+train copy_memory --task copy_memory --arch kru --hidden-size 128 "${sizes[@]}" \
     --criterion soft_unitary --unitary-penalty 0.01 \
     --optimizer kron_rmsprop --lr 1e-3 --factor-lr-scale 0.1 --clip-norm 1 \
-    --lr-scheduler polynomial_decay --total-num-update 600 --max-update 600 \
+    --lr-scheduler polynomial_decay --total-num-update "$updates" --max-update "$updates" \
     --batch-size 32 --batch-size-valid 250 --log-interval 20 \
-    --validate-interval-updates 100 --best-checkpoint-metric bits "$@"
-report bits "Copy memory, T = $delay"
+    --validate-interval-updates 100 --best-checkpoint-metric bits
+report bits "Copy memory ($profile)"

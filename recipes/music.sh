@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# Polyphonic music: predict the next chord of JSB Chorales, or of another set of piano rolls.
+# Polyphonic music: which keys sound next, in JSB Chorales or another set of piano rolls.
 #
-#   bash recipes/music.sh [SET] [OPTION …]     SET: a .pickle in $KRON_DATA/music, without its ending
+#   bash recipes/music.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# 20 epochs of JSB Chorales take a minute or two on two cores.
+# `--music-set Nottingham` takes another of the sets in $KRON_DATA/music.
 set -euo pipefail
-. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/common.sh" "$@"
+need_data music "JSB Chorales.pickle"
 
-set="JSB Chorales"
-if [[ $# -gt 0 && $1 != -* ]]; then set=$1; shift; fi
+case $profile in
+    smoke) sizes=(--hidden-size 64 --max-epoch 20); updates=60 ;;
+    quick) sizes=(--max-epoch 20); updates=300 ;;
+    paper) sizes=(--max-epoch 60); updates=900 ;;
+esac
 
-train "music_${set// /_}" "$data/music" --task music --music-set "$set" \
-    --arch kru --hidden-size 256 \
+train music "$folder" --task music --music-set "JSB Chorales" \
+    --arch kru --hidden-size 256 "${sizes[@]}" \
     --criterion soft_unitary --unitary-penalty 0.01 \
     --optimizer kron_adam --lr 1e-2 --factor-lr-scale 0.1 --clip-norm 1 \
-    --lr-scheduler polynomial_decay --total-num-update 300 --max-epoch 20 \
-    --batch-size 16 --log-interval 10 --best-checkpoint-metric nll "$@"
-report nll "$set"
+    --lr-scheduler polynomial_decay --total-num-update "$updates" \
+    --batch-size 16 --log-interval 10 --best-checkpoint-metric nll
+report nll "JSB Chorales ($profile)"

@@ -23,6 +23,7 @@ def build_cell(cfg: CellConfig, spec: ModelSpec) -> nn.Module:
             cfg.hidden_size,
             cfg.kron_factors,
             complex=not cfg.kron_real,
+            activation=str(cfg.kron_activation),
             backend=cfg.kron_backend,
         )
     elif cfg.kron_factors or cfg.kron_real:

@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
+ACTIVATIONS = ("modrelu", "tanh", "identity")
 CELLS = ("kru", "rnn", "lstm", "gru")
 
 
@@ -25,6 +26,9 @@ class CellConfig(FairseqDataclass):
     kron_real: bool = field(
         default=False,
         metadata={"help": "real factors instead of complex ones"},
+    )
+    kron_activation: ChoiceEnum(ACTIVATIONS) = field(
+        default="modrelu", metadata={"help": "nonlinearity of kru; tanh with --kron-real only"}
     )
     kron_backend: str = field(
         default="auto", metadata={"help": "backend of the recurrence; auto takes the fastest"}

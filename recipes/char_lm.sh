@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Penn Treebank by characters: 512 units in 2x2 factors, 72 recurrent parameters.
+#
+#   bash recipes/char_lm.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
+#
+# Wants $KRON_DATA/ptb with train.txt, valid.txt and test.txt; Mikolov's files ptb.*.txt are prepared
+# into a folder of the run's first.
+set -euo pipefail
+. "$(dirname "$0")/common.sh" "$@"
+need_data ptb '*train.txt'
+if [ -e "$folder/ptb.train.txt" ]; then
+    prepared=$runs/data/ptb
+    [ -e "$prepared" ] || "$venv/bin/kron-data" prepare ptb --source "$folder" --dest "$prepared"
+    folder=$prepared
+fi
+
+case $profile in
+    smoke) sizes=(--hidden-size 32 --tokens-per-sample 20 --batch-size 32); updates=60 ;;
+    quick) sizes=(--hidden-size 512 --tokens-per-sample 100 --batch-size 128); updates=1200 ;;
+    paper) sizes=(--hidden-size 512 --tokens-per-sample 150 --batch-size 128); updates=10000 ;;
+esac
+
+train char_lm "$folder" --task char_lm --arch kru_lm "${sizes[@]}" \
+    --criterion soft_unitary --unitary-penalty 0.01 \
+    --optimizer kron_adam --lr 1e-2 --factor-lr-scale 0.1 --clip-norm 1 \
+    --lr-scheduler polynomial_decay --total-num-update "$updates" --max-update "$updates" \
+    --log-interval 20 --best-checkpoint-metric bpc
+report bpc "Text by characters ($profile)"
