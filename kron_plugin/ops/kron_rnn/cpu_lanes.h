@@ -158,6 +158,20 @@ KRON_INLINE void transpose(Lanes<L> (&rows)[L]) {
   }
 }
 
+// sums[j] = the sum of the lanes of x[j], L of them in one transpose.
+template <int L, int M>
+KRON_INLINE void sum_each(const Lanes<L> (&x)[M], real (&sums)[M]) {
+  for (int j = 0; j < M; j += L) {
+    Lanes<L> square[L] = {};
+    for (int l = 0; l < L && j + l < M; ++l) square[l] = x[j + l];
+    transpose<L>(square);
+    for (int l = 1; l < L; ++l) square[0] += square[l];
+    real a[L];
+    put<L>(a, square[0]);
+    for (int l = 0; l < L && j + l < M; ++l) sums[j + l] = a[l];
+  }
+}
+
 // rows[l] is sequence l's vector of C n reals: all real parts, then all imaginary parts.
 template <int L>
 KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
