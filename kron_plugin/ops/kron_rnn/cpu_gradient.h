@@ -127,17 +127,19 @@ class Correlation {
   }
   // Adds what the cells hold to the sums (p, q, C) of the factors.
   void finish(double* sums) const {
+    if (!diagonal) return;
+    std::vector<Coef> products(size_);
+    for (int64_t n = 0; n < size_; ++n)
+      for (int c = 0; c < C; ++c) products[n].v[c] = sum<L>(diagonal[n].v[c]);
     for (const Part& part : parts_)
-      for (int64_t k = 0; part.cells && k < part.bits; ++k) {
-        double* to = sums + part.offsets[k];
+      for (int64_t k = 0; part.cells && k < part.bits; ++k)
         for (int c = 0; c < C; ++c) {
-          to[1 * C + c] += sum<L>(part.cells[2 * k].v[c]);
-          to[2 * C + c] += sum<L>(part.cells[2 * k + 1].v[c]);
+          double* to = sums + part.offsets[k] + c;
+          to[1 * C] += sum<L>(part.cells[2 * k].v[c]);
+          to[2 * C] += sum<L>(part.cells[2 * k + 1].v[c]);
           const int64_t stride = part.inner << k;
-          for (int64_t n = 0; n < size_; ++n)
-            to[(n / stride & 1 ? 3 : 0) * C + c] += sum<L>(diagonal[n].v[c]);
+          for (int64_t n = 0; n < size_; ++n) to[n / stride % 2 * 3 * C] += products[n].v[c];
         }
-      }
   }
 
  private:
