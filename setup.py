@@ -28,6 +28,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "ruff>=0.9"],
+        "bench": ["linear_operator>=0.5", "pyfastkron>=1.0"],
     },
     entry_points={"console_scripts": ["kron-eval=kron_plugin.cli.main:main"]},
 )

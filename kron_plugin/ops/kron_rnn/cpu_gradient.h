@@ -25,9 +25,11 @@ KRON_OUTLINE void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, 
 #pragma GCC unroll 2
         for (int s = 0; s < S; ++s) mac_conj(acc[r][s], column[r * inner], row[s * inner]);
     }
-  for (int r = 0; r < R; ++r)
-    for (int s = 0; s < S; ++s)
-      for (int c = 0; c < C; ++c) sums[(r * q + s) * C + c] += sum<L>(acc[r][s].v[c]);
+  Lanes<L> flat[R * S * C];
+  for (int j = 0; j < R * S * C; ++j) flat[j] = acc[j / C / S][j / C % S].v[j % C];
+  real totals[R * S * C];
+  sum_each<L>(flat, totals);
+  for (int j = 0; j < R * S * C; ++j) sums[(j / C / S * q + j / C % S) * C + j % C] += totals[j];
 }
 
 // a has shape (outer, p, inner), x (outer, q, inner); sums (p, q, C) is added to.
@@ -125,17 +127,19 @@ class Correlation {
   }
   // Adds what the cells hold to the sums (p, q, C) of the factors.
   void finish(double* sums) const {
+    if (!diagonal) return;
+    std::vector<Coef> products(size_);
+    for (int64_t n = 0; n < size_; ++n)
+      for (int c = 0; c < C; ++c) products[n].v[c] = sum<L>(diagonal[n].v[c]);
     for (const Part& part : parts_)
-      for (int64_t k = 0; part.cells && k < part.bits; ++k) {
-        double* to = sums + part.offsets[k];
+      for (int64_t k = 0; part.cells && k < part.bits; ++k)
         for (int c = 0; c < C; ++c) {
-          to[1 * C + c] += sum<L>(part.cells[2 * k].v[c]);
-          to[2 * C + c] += sum<L>(part.cells[2 * k + 1].v[c]);
+          double* to = sums + part.offsets[k] + c;
+          to[1 * C] += sum<L>(part.cells[2 * k].v[c]);
+          to[2 * C] += sum<L>(part.cells[2 * k + 1].v[c]);
           const int64_t stride = part.inner << k;
-          for (int64_t n = 0; n < size_; ++n)
-            to[(n / stride & 1 ? 3 : 0) * C + c] += sum<L>(diagonal[n].v[c]);
+          for (int64_t n = 0; n < size_; ++n) to[n / stride % 2 * 3 * C] += products[n].v[c];
         }
-      }
   }
 
  private:
@@ -157,7 +161,7 @@ inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
   int64_t n = 1, steps = 1;
   for (int64_t f = 0; f < count; ++f) n *= shapes[2 * f];
   for (int64_t f = 0; f < count; ++f)
-    if (shapes[2 * f] > 8) steps = std::max(steps, std::min<int64_t>(8, 64 * shapes[2 * f] / n));
+    if (shapes[2 * f] > 8) steps = std::max(steps, std::min<int64_t>(16, 64 * shapes[2 * f] / n));
   return steps;
 }
 

@@ -9,7 +9,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <utility>
 #include <vector>
@@ -158,6 +157,20 @@ KRON_INLINE void transpose(Lanes<L> (&rows)[L]) {
   }
 }
 
+// sums[j] = the sum of the lanes of x[j], L of them in one transpose.
+template <int L, int M>
+KRON_INLINE void sum_each(const Lanes<L> (&x)[M], real (&sums)[M]) {
+  for (int j = 0; j < M; j += L) {
+    Lanes<L> square[L] = {};
+    for (int l = 0; l < L && j + l < M; ++l) square[l] = x[j + l];
+    transpose<L>(square);
+    for (int l = 1; l < L; ++l) square[0] += square[l];
+    real a[L];
+    put<L>(a, square[0]);
+    for (int l = 0; l < L && j + l < M; ++l) sums[j + l] = a[l];
+  }
+}
+
 // rows[l] is sequence l's vector of C n reals: all real parts, then all imaginary parts.
 template <int L>
 KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
@@ -207,29 +220,27 @@ KRON_OUTLINE void store_rows(const Cell<L>* cells, int64_t n, real* const* rows)
 
 // ---- scratch memory
 
-// Zeroed scratch arrays that live as long as their arena. Starts are skewed: equal offsets in arrays a
-// power of two apart would fight for the same cache set.
+// Zeroed scratch arrays that live as long as their arena, in huge pages where they are large. Starts
+// are skewed: equal offsets in arrays a power of two apart would fight for the same cache set.
 class Arena {
  public:
   Arena() = default;
   Arena(const Arena&) = delete;
   ~Arena() {
-    for (void* block : blocks_) std::free(block);
+    for (const auto& [block, bytes] : blocks_) munmap(block, bytes);
   }
   template <class T>
   T* take(int64_t count) {
     constexpr size_t kHuge = size_t(1) << 21, kLine = 64;
     const size_t skew = kLine * (5 * blocks_.size() % 61);
-    const size_t align = count * sizeof(T) < kHuge ? 4096 : kHuge;
-    const size_t bytes = (count * sizeof(T) + skew + align) / align * align;
-    void* block = std::aligned_alloc(align, bytes);
-    if (!block) throw std::bad_alloc();
-    blocks_.push_back(block);
-    if (align == kHuge) madvise(block, bytes, MADV_HUGEPAGE);
-    __builtin_memset(block, 0, bytes);
+    const size_t bytes = count * sizeof(T) + skew;
+    void* block = mmap(nullptr, bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    blocks_.emplace_back(block, bytes + 1);
+    if (bytes >= kHuge) madvise(block, bytes, MADV_HUGEPAGE);
     return reinterpret_cast<T*>(static_cast<char*>(block) + skew);
   }
 
  private:
-  std::vector<void*> blocks_;
+  std::vector<std::pair<void*, size_t>> blocks_;
 };

@@ -1,0 +1,57 @@
+"""Timing several things fairly in one process, and what the machine could do at best."""
+
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import torch
+
+from kron_plugin.ops.kron_rnn import compile as compiling
+
+
+def interleave(
+    candidates: Dict[str, Callable[[], None]], rounds: int = 5, budget: float = 15.0
+) -> Dict[str, float]:
+    """Median seconds of each candidate: one warm-up, then rounds in which all take their turn.
+
+    What disturbs the machine for a while thus disturbs all. A candidate that has taken `budget`
+    seconds sits out further rounds; one whose warm-up took as long is known by that alone.
+    """
+    times: Dict[str, List[float]] = {name: [] for name in candidates}
+    for _ in range(rounds + 1):
+        for name, run in candidates.items():
+            if sum(times[name]) < budget:
+                started = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(runs[1:] or runs) for name, runs in times.items()}
+
+
+def peak_multiply_adds() -> float:
+    """Scalar float32 multiply-adds a second that all threads together can do, measured."""
+    library = compiling.load(Path(__file__).with_name("peak.cpp"))
+    steps, threads = 20_000_000, torch.get_num_threads()
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        lanes = library.multiply_adds(steps, threads)
+        best = max(best, lanes * steps * threads / (time.perf_counter() - started))
+    return best
+
+
+def peak_memory() -> float:
+    """The most memory this process has held so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine() -> str:
+    """The processor, its threads in use, and torch, in one line."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
