@@ -22,6 +22,8 @@ setup(
         "fairseq-fixed>=0.12.3.1,<0.13; python_version >= '3.11'",
         "fairseq==0.12.2; python_version < '3.11'",
         "matplotlib>=3.7",
+        "mido>=1.2",
+        "pretty_midi>=0.2.11",
         "tabulate>=0.9",
         "tqdm>=4.60",
     ],
