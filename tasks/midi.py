@@ -14,7 +14,9 @@ from .base import require
 from .rolls import KEYS, LOWEST_NOTE
 
 SUFFIXES = (".mid", ".midi")
-MAX_BYTES = 1 << 20  # scores take some thousand bytes; the parser needs a thousand times the memory
+MAX_BYTES = (
+    1 << 20
+)  # scores take some thousand bytes; the parsers take hundreds of times the memory
 MAX_HOURS = 2.0
 MAX_BEATS = 36_000  # two hours at 300 beats a minute: whatever the tempo, rolls stay small
 DRUM_CHANNEL = 9  # counted from 0, as in General MIDI

@@ -92,7 +92,9 @@ def prepare_midi(folder: Path, steps_per_beat: int) -> Prepared:
     prepared = _load(cached)
     if prepared is None:
         prepared = _read_all(folder, paths, steps_per_beat)
-        logger.info("%s: %d of %d MIDI files give rolls", folder, len(prepared.rolls), len(paths))
+        logger.info(
+            "%s: %d of %d MIDI files give rolls", folder.name, len(prepared.rolls), len(paths)
+        )
         try:
             _store(prepared, cached, report)
         except OSError as error:
@@ -122,7 +124,7 @@ def _key(folder: Path, paths: List[Path], steps_per_beat: int) -> str:
 
 def _read_all(folder: Path, paths: List[Path], steps_per_beat: int) -> Prepared:
     prepared = Prepared([], [])
-    with progress(f"reading {folder}", len(paths), "files") as advance:
+    with progress(f"reading {folder.name}", len(paths), "files") as advance:
         for path in paths:
             name = path.relative_to(folder).as_posix()
             try:
