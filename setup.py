@@ -1,4 +1,4 @@
-"""Packaging of kron-plugin: the fairseq plugin `kron_plugin` and the command `kron-eval`."""
+"""Packaging of kron-plugin: the fairseq plugin `kron_plugin` and its commands."""
 
 from pathlib import Path
 
@@ -30,5 +30,10 @@ setup(
     extras_require={
         "test": ["pytest>=8", "ruff>=0.9"],
     },
-    entry_points={"console_scripts": ["kron-eval=kron_plugin.cli.main:main"]},
+    entry_points={
+        "console_scripts": [
+            "kron-data=kron_plugin.cli.data:main",
+            "kron-eval=kron_plugin.cli.main:main",
+        ]
+    },
 )
