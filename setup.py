@@ -1,4 +1,4 @@
-"""Packaging of kron-plugin: the fairseq plugin `kron_plugin` and the command `kron-eval`."""
+"""Packaging of kron-plugin: the fairseq plugin `kron_plugin` and its commands."""
 
 from pathlib import Path
 
@@ -23,6 +23,8 @@ setup(
         "fairseq==0.12.2; python_version < '3.11'",
         "sentencepiece>=0.2",
         "matplotlib>=3.7",
+        "mido>=1.2",
+        "pretty_midi>=0.2.11",
         "tabulate>=0.9",
         "tqdm>=4.60",
     ],
@@ -30,5 +32,10 @@ setup(
         "test": ["pytest>=8", "ruff>=0.9"],
         "bench": ["linear_operator>=0.5", "pyfastkron>=1.0"],
     },
-    entry_points={"console_scripts": ["kron-eval=kron_plugin.cli.main:main"]},
+    entry_points={
+        "console_scripts": [
+            "kron-data=kron_plugin.cli.data:main",
+            "kron-eval=kron_plugin.cli.main:main",
+        ]
+    },
 )

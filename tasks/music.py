@@ -21,18 +21,31 @@ from torch.nn.utils.rnn import pad_sequence
 from kron_plugin.models.options import ModelSpec
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask, require_split
-from .rolls import KEYS, load_rolls
+from .midi_set import has_midi, load_midi
+from .rolls import KEYS, Rolls, load_rolls
 
 
 @dataclass
 class MusicConfig(FairseqDataclass):
     data: Any = field(
-        default=MISSING, metadata={"help": "folder with .pickle files of piano rolls"}
+        default=MISSING,
+        metadata={"help": "folder with .pickle files of piano rolls, or MIDI files"},
     )
     music_set: Optional[str] = field(
         default=None,
         metadata={"help": "which .pickle, such as 'JSB Chorales' (default: the only one)"},
     )
+    steps_per_beat: int = field(
+        default=2, metadata={"help": "MIDI files: time steps in a quarter note"}
+    )
+    midi_split: List[float] = field(
+        default_factory=lambda: [0.7, 0.15, 0.15],
+        metadata={
+            "help": "MIDI files in no folders train, valid and test: the share of each, such as"
+            " 0.7,0.15,0.15"
+        },
+    )
+    midi_seed: int = field(default=1, metadata={"help": "seed of that split"})
 
 
 @register_task("music", dataclass=MusicConfig)
@@ -41,7 +54,7 @@ class MusicTask(SequenceTask):
 
     def __init__(self, cfg: MusicConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
-        self.rolls = load_rolls(Path(cfg.data), cfg.music_set)
+        self.rolls = _load(cfg)
         steps = np.concatenate(self.rolls["train"])
         # How often each key sounds in the training set, never quite 0 or 1.
         self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
@@ -76,6 +89,14 @@ class MusicTask(SequenceTask):
         """Always the training set's key frequencies."""
         value = sums["baseline_sum"] / max(sums["sample_size"], 1)
         return Metric("nll", value, "nats per time step")
+
+
+def _load(cfg: MusicConfig) -> Rolls:
+    folder = Path(cfg.data)
+    pickles = cfg.music_set is not None or any(folder.glob("*.pickle"))
+    if pickles or not has_midi(folder):
+        return load_rolls(folder, cfg.music_set)
+    return load_midi(folder, cfg.steps_per_beat, cfg.midi_split, cfg.midi_seed)
 
 
 class MusicDataset(SequenceDataset):

@@ -27,7 +27,8 @@ def load_rolls(folder: Path, name: Optional[str] = None) -> Rolls:
             what was expected.
     """
     require(
-        folder.is_dir(), f"{folder}: no such folder; expected one with a .pickle of piano rolls"
+        folder.is_dir(),
+        f"{folder}: no such folder; expected one with a .pickle of piano rolls, or MIDI files",
     )
     found = sorted(folder.glob("*.pickle"))
     if name is not None:
@@ -35,7 +36,8 @@ def load_rolls(folder: Path, name: Optional[str] = None) -> Rolls:
         names = ", ".join(repr(p.stem) for p in found) or "none"
         require(path.is_file(), f"--music-set {name!r}: {path} is missing; the folder has {names}")
     else:
-        names = ", ".join(p.name for p in found) or "none"
+        names = ", ".join(p.name for p in found)
+        require(len(found) > 0, f"{folder}: holds neither a .pickle of piano rolls nor MIDI files")
         require(
             len(found) == 1,
             f"{folder}: expected one .pickle, found {names}; choose one by --music-set NAME",

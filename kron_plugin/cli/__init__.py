@@ -1,1 +1,1 @@
-"""The command `kron-eval`."""
+"""The commands `kron-eval` and `kron-data`."""

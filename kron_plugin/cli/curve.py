@@ -6,7 +6,7 @@ from typing import Dict, List
 
 from matplotlib.figure import Figure
 
-from .files import finished
+from ..files import finished
 
 
 def read_log(path: Path) -> List[Dict[str, float]]:

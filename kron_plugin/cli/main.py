@@ -49,8 +49,8 @@ def _evaluate(argv: List[str]) -> int:
 
     state = read(args.checkpoint)
 
+    from ..files import finished
     from .evaluate import evaluate, table
-    from .files import finished
 
     result = evaluate(args.checkpoint, state, args.data, args.split, args.batch_size, args.cpu)
     as_json = json.dumps(result, indent=2)

@@ -9,7 +9,8 @@ from typing import Iterator
 @contextmanager
 def finished(path: Path) -> Iterator[Path]:
     """A path to write to; what was written becomes `path` at the end, or nothing does."""
-    unfinished = path.with_name(f".{path.name}.part")
+    # Processes that make the same file at the same time each write one of their own.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -1,0 +1,16 @@
+"""The folder for what can be made again: compiled code, prepared data."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$KRON_CACHE_DIR`, else `kron-plugin` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist.
+
+    Name what you put there by a hash of what it was made from, and write it through
+    `kron_plugin.files.finished`: several processes share the folder.
+    """
+    chosen = os.environ.get("KRON_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kron-plugin"

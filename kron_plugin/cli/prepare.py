@@ -1,0 +1,135 @@
+"""Find or fetch the files of a data set, verify them, and make a folder of them that is whole."""
+
+import os
+import shutil
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import List, Optional, Tuple
+from urllib.parse import quote
+
+from tabulate import tabulate
+
+from ..tasks.base import require
+from .datasets import DATASETS, Dataset, File, Row
+from .download import download, part_of
+
+
+def overview() -> str:
+    """The data sets, with files, locations and licences, as people read them."""
+    parts = []
+    for name, dataset in DATASETS.items():
+        parts.append(f"{name}: {dataset.title}\n  licence: {dataset.licence}")
+        for file in dataset.files:
+            parts.append(f"  {file.name}, checksum of its content {file.checksum}")
+            parts += [f"    {url}" for url in file.urls]
+    return "\n".join(parts)
+
+
+def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str] = None) -> str:
+    """Make the folder `dest`, which training reads; what it holds, as people read it.
+
+    Args:
+        name: which data set.
+        source: where its files lie; None to fetch them.
+        mirror: fetch them from below this address, not from where they are published.
+
+    Raises:
+        ValueError, OSError: the message says what is wrong, and what to do about it. `dest` is as
+            it was before.
+    """
+    require(name in DATASETS, f"{name!r}: no data set; choose one of {', '.join(DATASETS)}")
+    dataset = DATASETS[name]
+    dest = dest.resolve()
+    require(
+        not dest.exists() or (dest.is_dir() and not any(dest.iterdir())),
+        f"--dest {dest}: exists already; choose a new folder, or remove it",
+    )
+    if source is not None:
+        rows = _build(dataset, source, dest)
+    else:
+        # Kept when it breaks off, for the next call to go on with.
+        downloads = dest.with_name(f".{dest.name}.download")
+        fetch(dataset, downloads, mirror)
+        rows = _build(dataset, downloads, dest)
+        shutil.rmtree(downloads)
+    table = tabulate(
+        [(split, f"{count:,} {unit}", where) for split, count, unit, where in rows],
+        headers=("split", "holds", "file"),
+        disable_numparse=True,
+    )
+    return f"{dataset.title}\nlicence: {dataset.licence}\n\n{table}\n\nin {dest}"
+
+
+def _build(dataset: Dataset, source: Path, dest: Path) -> List[Row]:
+    """Verify the files and make `dest`, which appears whole or not at all."""
+    require(source.is_dir(), f"--source {source}: no such folder")
+    paths = [_find(source, file) for file in dataset.files]
+    for file, path in zip(dataset.files, paths, strict=True):
+        _verify(dataset, file, path)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent) as beside:
+        folder = Path(beside) / dest.name
+        folder.mkdir()
+        for path in paths:
+            dataset.place(path, folder)
+        rows = dataset.finish(folder)
+        os.replace(folder, dest)
+    return rows
+
+
+def _find(source: Path, file: File) -> Path:
+    """A file, compressed as it is published or plain."""
+    for name in (file.name, file.name.removesuffix(".gz")):
+        if (source / name).is_file():
+            return source / name
+    raise ValueError(f"{source / file.name}: no such file; it is published at {file.urls[0]}")
+
+
+def _verify(dataset: Dataset, file: File, path: Path) -> None:
+    checksum = dataset.checksum(path)
+    require(
+        checksum == file.checksum,
+        f"{path}: its content has the checksum {checksum}, the published file {file.checksum}",
+    )
+
+
+def fetch(dataset: Dataset, folder: Path, mirror: Optional[str] = None) -> None:
+    """Download what is not yet in `folder`, and verify it.
+
+    Raises:
+        ValueError: a file is nowhere to be had; the message says what to fetch by hand.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, file in enumerate(dataset.files):
+        urls = file.urls if mirror is None else (f"{mirror.rstrip('/')}/{quote(file.name)}",)
+        failures = [] if (folder / file.name).is_file() else _fetch_one(dataset, file, urls, folder)
+        if failures:
+            missing = "\n".join(f"  {f.name}  {' or '.join(f.urls)}" for f in dataset.files[index:])
+            raise ValueError(
+                f"cannot download {file.name}: {'; '.join(failures)}\n"
+                "Run this again later, and it goes on from where it broke off; or fetch by hand\n"
+                f"{missing}\ninto {folder}, and run this again."
+            )
+
+
+def _fetch_one(dataset: Dataset, file: File, urls: Tuple[str, ...], folder: Path) -> List[str]:
+    """Download a file from the first address that has it; what went wrong, or nothing."""
+    path, failures, left = folder / file.name, [], list(urls)
+    while left:
+        url = left.pop(0)
+        resumed = part_of(path).exists()
+        try:
+            download(url, path)
+        except (OSError, HTTPException, ValueError) as error:  # the last for what is no address
+            failures.append(f"{url}: {error or type(error).__name__}")
+            continue
+        try:
+            _verify(dataset, file, path)
+            return []
+        except ValueError as error:
+            failures.append(f"{url}: {error}")
+            path.unlink()
+            if resumed:  # perhaps on a part of something else: once more from its beginning
+                left.insert(0, url)
+    return failures

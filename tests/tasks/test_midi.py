@@ -1,0 +1,309 @@
+import json
+import logging
+import os
+import random
+import shutil
+import tarfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mido import Message, MetaMessage, MidiFile, MidiTrack
+from pretty_midi import Instrument, Note, PrettyMIDI
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.tasks import midi_set  # noqa: E402
+from kron_plugin.tasks.midi import parse_midi, read_midi  # noqa: E402
+from kron_plugin.tasks.midi_set import load_midi, prepare_midi  # noqa: E402
+from kron_plugin.tasks.music import MusicConfig, MusicTask  # noqa: E402
+
+from ..conftest import ROOT  # noqa: E402
+
+REAL = Path(os.environ.get("KRON_DATA", ROOT.parent / "shared" / "data")) / "music"
+THIRDS = (0.5, 0.25, 0.25)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rolls"
+
+
+def write(path, notes, drums=(), tempo=100.0):
+    """A MIDI file of (key, begin, end), in beats."""
+    midi = PrettyMIDI(initial_tempo=tempo)
+    for is_drum, part in ((False, notes), (True, drums)):
+        instrument = Instrument(0, is_drum=is_drum)
+        for key, begin, end in part:
+            instrument.notes.append(Note(90, key, begin * 60 / tempo, end * 60 / tempo))
+        midi.instruments.append(instrument)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    midi.write(str(path))
+    return path
+
+
+def scale(path, first, notes):
+    return write(path, [(first + i % 12, i, i + 1) for i in range(notes)])
+
+
+def messages(*events, ticks_per_beat=480):
+    """A MIDI file of one track, as bytes."""
+    file = BytesIO()
+    midi = MidiFile(ticks_per_beat=ticks_per_beat, tracks=[MidiTrack(events)])
+    midi.save(file=file)
+    return file.getvalue()
+
+
+def note_on(key, ticks=0):
+    return Message("note_on", note=key, velocity=64, time=ticks)
+
+
+def note_off(key, ticks):
+    return Message("note_off", note=key, time=ticks)
+
+
+TWO_NOTES = messages(note_on(60), note_off(60, 480), note_on(62), note_off(62, 480))
+
+
+@pytest.mark.parametrize("tempo", [31.0, 100.0, 240.0])
+def test_the_grid_follows_the_beat(tmp_path, tempo):
+    path = write(tmp_path / "a.mid", [(21, 0, 1), (60, 0.5, 2.02), (108, 1.9, 1.95)], tempo=tempo)
+    roll, remark = read_midi(path, 2)
+    expected = np.zeros((5, 88), np.uint8)
+    expected[0:2, 0] = 1
+    expected[1:4, 39] = 1
+    expected[4, 87] = 1  # shorter than a step: one step
+    assert np.array_equal(roll, expected)
+    assert remark == ""
+    assert len(read_midi(path, 4).roll) == 9
+
+
+def test_tempo_changes_do_not_bend_the_grid():
+    slow, fast = (MetaMessage("set_tempo", tempo=t) for t in (2_000_000, 100_000))
+    plain = (note_on(60), note_off(60, 480), note_on(64, 480), note_off(64, 480))
+    changed = (slow, plain[0], plain[1], fast, *plain[2:])
+    assert np.array_equal(
+        parse_midi(messages(*plain), 4).roll, parse_midi(messages(*changed), 4).roll
+    )
+
+
+def test_drums_and_odd_notes_are_left_out_and_counted(tmp_path):
+    path = write(tmp_path / "a.mid", [(60, 0, 2)], drums=[(40, 0, 9)])
+    assert read_midi(path, 2).roll.sum() == len(read_midi(path, 2).roll) == 4
+    endless = (note_on(72), note_on(70), note_off(70, 0))
+    outside = (note_on(20), note_off(20, 480), note_on(109), note_off(109, 480))
+    reading = parse_midi(messages(*endless, *outside, note_on(50), note_off(50, 960)), 1)
+    assert np.flatnonzero(reading.roll.any(0)).tolist() == [50 - 21]
+    assert reading.remark == (
+        "left out: 2 notes of no length or without an end, 2 notes outside 21 to 108"
+    )
+
+
+def hours(count, tempo=500_000):
+    ticks = int(count * 3600e6 / tempo * 480)
+    return messages(
+        MetaMessage("set_tempo", tempo=tempo), note_on(60), note_off(60, 480), note_off(60, ticks)
+    )
+
+
+BAD = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"hello, I am a poem", "Probably not a MIDI file"),
+    "truncated": (TWO_NOTES[:-9], "truncated: the file ends before its tracks do"),
+    "header only": (TWO_NOTES[:10], "truncated"),
+    "no tracks": (TWO_NOTES[:10] + b"\0\0" + TWO_NOTES[12:], "has no tracks"),
+    "no notes": (messages(), "no notes of a piano; at most drums"),
+    "only drums": (
+        messages(note_on(60).copy(channel=9), note_off(60, 480).copy(channel=9)),
+        "no notes of a piano; at most drums",
+    ),
+    "no length": (
+        messages(note_on(60), note_off(60, 0)),
+        "no notes of a piano; left out: 1 notes of no length",
+    ),
+    "out of range": (messages(note_on(5), note_off(5, 480)), "left out: 1 notes outside 21 to 108"),
+    "one step": (messages(note_on(60), note_off(60, 100)), "lasts one time step"),
+    "ten hours": (
+        hours(10),
+        "lasts 10.0 hours and 72,001 beats; the limits are 2 hours and 36,000",
+    ),
+    "ten hours of few beats": (hours(10, 16_000_000), "lasts 10.0 hours"),
+    "many fast beats": (hours(1, 50_000), "and 72,001 beats"),
+    "frames": (TWO_NOTES[:12] + b"\xe7\x28" + TWO_NOTES[14:], "counts time in frames"),
+    "zero resolution": (TWO_NOTES[:12] + b"\0\0" + TWO_NOTES[14:], "counts time in frames"),
+    "asynchronous": (TWO_NOTES[:8] + b"\0\2" + TWO_NOTES[10:], "asynchronous"),
+    "too large": (TWO_NOTES + bytes(1 << 20), "larger than 1,048,576 bytes"),
+    "endless number": (TWO_NOTES[:22] + b"\xff" * 1_000_000, "not MIDI, or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_with_its_name_and_a_reason(tmp_path, name):
+    content, reason = BAD[name]
+    path = tmp_path / "song.mid"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"song\.mid: .*" + reason.replace(".", r"\.")):
+        read_midi(path, 2)
+
+
+def test_mutated_files_give_a_roll_or_a_reason(tmp_path):
+    original = scale(tmp_path / "a.mid", 50, 30).read_bytes()
+    rng = random.Random(1)
+    start = time.perf_counter()
+    refused = 0
+    for _ in range(2000):
+        content = bytearray(original)
+        for _ in range(rng.randint(1, 6)):
+            content[rng.randrange(rng.choice((24, len(content))))] = rng.randrange(256)
+        try:
+            roll, _ = parse_midi(bytes(content), 2)
+        except ValueError:  # and no other error
+            refused += 1
+        else:
+            assert 1 < len(roll) <= 72_000
+    assert 0 < refused < 2000
+    assert time.perf_counter() - start < 60
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(20):
+        scale(tmp_path / "songs" / f"{i % 3}" / f"{i}.mid", 40 + i, 10 + i)
+    return tmp_path / "songs"
+
+
+def keys(rolls):
+    """What tells the songs apart."""
+    return {split: [len(roll) for roll in part] for split, part in rolls.items()}
+
+
+def test_one_folder_is_split_by_the_seed(folder, tmp_path):
+    rolls = load_midi(folder, 2, THIRDS, seed=1)
+    assert [len(rolls[s]) for s in ("train", "valid", "test")] == [10, 5, 5]
+    assert sorted(n for part in keys(rolls).values() for n in part) == [
+        20 + 2 * i for i in range(20)
+    ]
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert keys(load_midi(copy, 2, THIRDS, seed=1)) == keys(rolls)
+    assert keys(load_midi(folder, 2, THIRDS, seed=2)) != keys(rolls)
+    # Written down, so that nobody's test set changes.
+    assert keys(rolls)["test"] == [48, 40, 28, 58, 32]
+
+
+def test_folders_of_splits_are_kept(tmp_path):
+    for split, count in (("train", 4), ("valid", 2), ("test", 3)):
+        for i in range(count):
+            scale(tmp_path / split / f"{i}.MIDI", 40, 10 + i)
+    rolls = load_midi(tmp_path, 1, THIRDS, seed=1)
+    assert keys(rolls) == {"train": [10, 11, 12, 13], "valid": [10, 11], "test": [10, 11, 12]}
+    (tmp_path / "valid" / "0.MIDI").write_bytes(b"")
+    (tmp_path / "valid" / "1.MIDI").unlink()
+    with pytest.raises(ValueError, match=r"valid: none of its 1 MIDI files.*0\.MIDI: .*is empty"):
+        load_midi(tmp_path, 1, THIRDS, seed=1)
+    (tmp_path / "valid" / "0.MIDI").unlink()
+    with pytest.raises(ValueError, match="valid: holds no MIDI files"):
+        load_midi(tmp_path, 1, THIRDS, seed=1)
+    (tmp_path / "valid").rmdir()
+    with pytest.raises(ValueError, match="valid: no such folder; expected train, valid, test"):
+        load_midi(tmp_path, 1, THIRDS, seed=1)
+
+
+def test_rolls_come_from_the_cache_until_something_changes(folder, cache, monkeypatch):
+    read = []
+
+    def counted(content, steps_per_beat):
+        read.append(1)
+        return parse_midi(content, steps_per_beat)
+
+    monkeypatch.setattr(midi_set, "parse_midi", counted)
+    first = prepare_midi(folder, 2)
+    again = prepare_midi(folder, 2)
+    assert len(read) == 20
+    assert all(np.array_equal(a, b) for a, b in zip(first.rolls, again.rolls, strict=True))
+    prepare_midi(folder, 4)
+    assert len(read) == 40
+    scale(folder / "0" / "0.mid", 70, 9)
+    prepare_midi(folder, 2)
+    assert len(read) == 60
+    assert not list(cache.glob("*.part"))
+
+
+def test_a_damaged_cache_is_made_anew(folder, cache, caplog):
+    before = prepare_midi(folder, 2)
+    (stored,) = cache.glob("*.npz")
+    for damaged in (stored.read_bytes()[:-100], b"", b"PK\x03\x04"):
+        stored.write_bytes(damaged)
+        after = prepare_midi(folder, 2)
+        assert [len(r) for r in after.rolls] == [len(r) for r in before.rolls]
+        assert "damaged, made anew" in caplog.text
+
+
+def test_what_was_skipped_is_reported(folder, cache, caplog):
+    (folder / "bad\tname.mid").write_bytes(b"")
+    (folder / "x.mid").write_bytes(messages(note_on(60), note_off(60, 960), note_on(61)))
+    for _ in range(2):  # read, then from the cache
+        assert len(prepare_midi(folder, 2).rolls) == 21
+    (report,) = cache.glob("*.skipped.tsv")
+    assert report.read_text().splitlines() == [
+        "file\tremark",
+        '"bad\tname.mid"\tskipped: the file is empty',
+        "x.mid\tleft out: 1 notes of no length or without an end",
+    ]
+    skipped = [r for r in caplog.records if "skipped: the file is empty" in r.getMessage()]
+    assert [r.levelno for r in skipped] == [logging.WARNING]
+    assert caplog.text.count(str(report)) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"file/rolls: cannot keep .* by \$KRON_CACHE_DIR"):
+        prepare_midi(folder, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"midi_split": [0.5, 0.5]}, r"--midi-split 0\.5,0\.5: expected the shares"),
+        ({"midi_split": [0.5, 0.5, 0.5]}, "which add up to 1"),
+        ({"midi_split": [1.2, -0.1, -0.1]}, "expected the shares of train, valid, test"),
+        ({"midi_split": [0.98, 0.01, 0.01]}, "leaves 'valid' none of the 20 sequences"),
+        ({"steps_per_beat": 0}, "--steps-per-beat=0: must be at least 1"),
+        ({"music_set": "JSB"}, r"--music-set 'JSB': .*JSB\.pickle is missing"),
+    ],
+)
+def test_wrong_options_are_named(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        MusicTask(MusicConfig(data=str(folder), **options))
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds neither a \.pickle of piano rolls nor MIDI files"):
+        MusicTask(MusicConfig(data=str(tmp_path)))
+
+
+def test_a_model_is_trained_and_scored_on_midi(train, kron_eval, folder):
+    out = train(
+        folder,
+        *("--task", "music", "--steps-per-beat", 1, "--midi-split", "0.5,0.25,0.25"),
+        *("--arch", "kru", "--hidden-size", 8, "--criterion", "soft_unitary"),
+        *("--optimizer", "kron_adam", "--lr", "1e-2", "--batch-size", 4, "--max-epoch", 1),
+    )
+    result = json.loads(kron_eval(out / "checkpoint_best.pt", "--json").stdout)
+    assert result["examples"] == 5
+    # The lengths of the five test songs in beats, less the first step of each.
+    assert result["predictions"] == (48 + 40 + 28 + 58 + 32) // 2 - 5
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the music is not in $KRON_DATA")
+def test_real_midi_files_all_give_rolls(tmp_path):
+    with tarfile.open(REAL / "nottingham_midi.tar.gz") as archive:
+        archive.extractall(tmp_path / "songs", filter="data")
+    prepared = prepare_midi(tmp_path / "songs", 2)
+    assert len(prepared.rolls) == 1034
+    assert prepared.remarks == []
