@@ -1,11 +1,12 @@
 """Reading text and its SentencePiece tokenizer, which is trained once into the data folder."""
 
-import os
 from io import BytesIO
 from pathlib import Path
 from typing import Dict, Optional
 
 import sentencepiece
+
+from kron_plugin.files import finished
 
 from .base import SPLITS, require
 
@@ -68,7 +69,12 @@ def load_tokenizer(
         )
         path = folder / f"{vocab_type}-{vocab_size}.model"
     if not path.exists():
-        _write(path, _train(texts, vocab_type, vocab_size))
+        model = _train(texts, vocab_type, vocab_size)
+        try:
+            with finished(path) as unfinished:
+                unfinished.write_bytes(model)
+        except OSError as error:
+            raise ValueError(f"{path}: the tokenizer cannot be written: {error}") from error
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
@@ -108,15 +114,3 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
         reason = str(error).splitlines()[0]
         raise ValueError(f"--vocab-size={vocab_size}: SentencePiece says {reason}") from error
     return model.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of a file or nothing, also when several processes write it at once."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise ValueError(f"{path}: the tokenizer cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from ..tasks.midi_set import load_midi
 from ..tasks.music import MusicConfig
 from ..tasks.pixel_mnist import PixelMNISTConfig
 from ..tasks.rolls import load_rolls
+from ..tasks.text import load_text, load_tokenizer
 
 Row = Tuple[str, int, str, str]  # split, how many, of what, where
 
@@ -118,15 +119,19 @@ def _finish_images(folder: Path) -> List[Row]:
     ]
 
 
+def _clean_text(path: Path, folder: Path) -> None:
+    """Lines without the blanks that pad them, as the field counts characters: ptb.train.txt to
+    train.txt."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    split = path.name.removeprefix("ptb.")
+    (folder / split).write_text("".join(f"{line.strip()}\n" for line in lines), encoding="utf-8")
+
+
 def _finish_text(folder: Path) -> List[Row]:
-    """Characters as the field counts them: stripped lines, each with one end of line."""
-    rows = []
-    for split in SPLITS:
-        path = folder / f"ptb.{split}.txt"
-        with path.open(encoding="utf-8") as lines:
-            count = sum(len(line.strip()) + 1 for line in lines)
-        rows.append((split, count, "characters", path.name))
-    return rows
+    """Trains the tokenizer by characters, so that training finds it there."""
+    texts = load_text(folder)
+    load_tokenizer(folder, texts)
+    return [(split, len(texts[split]), "characters", f"{split}.txt") for split in SPLITS]
 
 
 def _finish_rolls(folder: Path) -> List[Row]:
@@ -178,7 +183,7 @@ def _ptb() -> Dataset:
         "text of the Linguistic Data Consortium (LDC99T42), for research",
         tuple(files),
         _bytes_checksum,
-        _copy,
+        _clean_text,
         _finish_text,
     )
 
