@@ -66,9 +66,10 @@ def head(path: Path) -> bytes:
 def parse_midi(content: bytes, steps_per_beat: int) -> Reading:
     """Like `read_midi`, for the content of a file; the message of its errors does not name it."""
     require(len(content) > 0, "the file is empty")
+    require(content.startswith(b"MThd"), "not a MIDI file: it does not begin with MThd")
     require(len(content) <= MAX_BYTES, f"the file is larger than {MAX_BYTES:,} bytes, the limit")
     # No message looks so; the parser would make one number of it, in quadratic time.
-    require(not re.search(rb"[\x80-\xff]{1024}", content), "not MIDI, or damaged")
+    require(not re.search(rb"[\x80-\xff]{1024}", content), "damaged: a number without end")
     try:
         return _read(MidiFile(file=io.BytesIO(content)), steps_per_beat)
     except EOFError as error:

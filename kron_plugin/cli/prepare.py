@@ -6,6 +6,7 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import List, Optional, Tuple
+from urllib.error import URLError
 from urllib.parse import quote
 
 from tabulate import tabulate
@@ -122,7 +123,8 @@ def _fetch_one(dataset: Dataset, file: File, urls: Tuple[str, ...], folder: Path
         try:
             download(url, path)
         except (OSError, HTTPException, ValueError) as error:  # the last for what is no address
-            failures.append(f"{url}: {error or type(error).__name__}")
+            reason = error.reason if type(error) is URLError else error
+            failures.append(f"{url}: {reason}")
             continue
         try:
             _verify(dataset, file, path)

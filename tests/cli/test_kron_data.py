@@ -372,7 +372,7 @@ def test_a_dead_host_is_said_plainly_with_what_to_fetch_by_hand(fetch, tmp_path)
         code, printed = fetch("mnist", f"http://127.0.0.1:{closed.getsockname()[1]}")
     assert code == 2
     assert printed.startswith("kron-data: cannot download train-images-idx3-ubyte.gz: http://127.0")
-    assert "Connection refused" in printed
+    assert "Connection refused\n" in printed
     assert "Traceback" not in printed
     for file in DATASETS["mnist"].files:
         assert f"{file.name} " in printed

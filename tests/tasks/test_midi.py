@@ -113,7 +113,8 @@ def hours(count, tempo=500_000):
 
 BAD = {
     "empty": (b"", "the file is empty"),
-    "text": (b"hello, I am a poem", "Probably not a MIDI file"),
+    "text": (b"hello, I am a poem", "not a MIDI file: it does not begin with MThd"),
+    "another format": (b"RIFF" + TWO_NOTES, "not a MIDI file"),
     "truncated": (TWO_NOTES[:-9], "truncated: the file ends before its tracks do"),
     "header only": (TWO_NOTES[:10], "truncated"),
     "no tracks": (TWO_NOTES[:10] + b"\0\0" + TWO_NOTES[12:], "has no tracks"),
@@ -138,7 +139,7 @@ BAD = {
     "zero resolution": (TWO_NOTES[:12] + b"\0\0" + TWO_NOTES[14:], "counts time in frames"),
     "asynchronous": (TWO_NOTES[:8] + b"\0\2" + TWO_NOTES[10:], "asynchronous"),
     "too large": (TWO_NOTES + bytes(1 << 20), "larger than 1,048,576 bytes"),
-    "endless number": (TWO_NOTES[:22] + b"\xff" * 1_000_000, "not MIDI, or damaged"),
+    "endless number": (TWO_NOTES[:22] + b"\xff" * 1_000_000, "damaged: a number without end"),
 }
 
 
