@@ -29,16 +29,16 @@ SETTINGS = [Setting(128, 784, 512), Setting(20, 1000, 128)]
 PRODUCT = (4096, 512)  # vectors, size
 
 
-def unitary_factors(size: int) -> List[Tensor]:
+def unitary_factors(size: int, device: str) -> List[Tensor]:
     """log2(size) random unitary 2x2 matrices, which require gradients."""
     count = size.bit_length() - 1
-    random = torch.randn(count, 2, 2, dtype=torch.complex64)
+    random = torch.randn(count, 2, 2, dtype=torch.complex64, device=device)
     return [q.contiguous().requires_grad_() for q in torch.linalg.qr(random)[0]]
 
 
 def kru_step(setting: Setting, device: str, backend: str, **options) -> Callable[[], None]:
     """One forward and backward pass of the recurrence."""
-    factors = unitary_factors(setting.size)
+    factors = unitary_factors(setting.size, device)
     weight = torch.randn(1, 2 * setting.size, device=device, requires_grad=True)
     bias = torch.full((setting.size,), -0.01, device=device, requires_grad=True)
     h0 = torch.zeros(setting.batch, 2 * setting.size, device=device)
@@ -160,7 +160,6 @@ def main() -> None:
     parser.add_argument("--json", help="write the numbers to this file too")
     args = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_default_device(args.device)
     peak = peak_multiply_adds()
     print(f"{machine()}; {2 * peak / 1e9:.0f} GFLOP/s (float32) at best")
     rows: List[dict] = []
