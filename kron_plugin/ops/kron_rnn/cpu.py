@@ -26,8 +26,8 @@ MAX_FEATURES = 8
 
 # The largest condition number of a factor, by type, with which its gradient is solved for rather
 # than summed stage by stage. The solved one's error, relative to the largest entry, is about 1e-7
-# (float32) or 2e-16 (float64) times the condition number: here 3e-6 and 2e-13 at the most, where the
-# other way and the reference themselves are off by some 1e-6 and 3e-15.
+# (float32) or 2e-16 (float64) times the condition number: here 3e-6 and 2e-13 at the most, where
+# the other way is off by some 1e-6 and 3e-15.
 MAX_CONDITION = {torch.float32: 30.0, torch.float64: 1000.0}
 
 

@@ -111,19 +111,19 @@ class Correlation {
 
   Cell<L>* diagonal = nullptr;  // null when there is no 2x2 factor
 
-  // Adds `steps` pairs of vectors, stored one after the other.
+  // Adds `steps` pairs of vectors, stored one after the other. 2x2 factors of low digits take their
+  // turns on pieces that stay in the cache, the others pass over all.
   void operator()(const Cell<L>* g, const Cell<L>* h, int64_t steps, double* sums) const {
-    for (const Part& part : parts_) {
-      const int64_t outer = part.outer * steps;
-      if (!part.cells)
-        correlate<L>(g, h, part.p, part.p, outer, part.inner, sums + part.offsets[0]);
-      else if (part.bits == 3)
-        correlate_pairs<L, 3>(g, h, outer, part.inner, part.cells);
-      else if (part.bits == 2)
-        correlate_pairs<L, 2>(g, h, outer, part.inner, part.cells);
-      else
-        correlate_pairs<L, 1>(g, h, outer, part.inner, part.cells);
-    }
+    size_t low = 0;
+    int64_t piece = 1;
+    while (low < parts_.size() && parts_[low].cells &&
+           parts_[low].extent() * int64_t(sizeof(Cell<L>)) <= kTileBytes)
+      piece = parts_[low++].extent();
+    for (int64_t at = 0; low > 1 && at < size_ * steps; at += piece)
+      for (size_t i = 0; i < low; ++i)
+        run(parts_[i], g + at, h + at, piece / parts_[i].extent(), sums);
+    for (size_t i = low > 1 ? low : 0; i < parts_.size(); ++i)
+      run(parts_[i], g, h, parts_[i].outer * steps, sums);
   }
   // Adds what the cells hold to the sums (p, q, C) of the factors.
   void finish(double* sums) const {
@@ -147,7 +147,18 @@ class Correlation {
     int64_t p, bits, outer, inner;
     std::vector<int64_t> offsets;  // of each factor's sums, the lowest digit first
     Cell<L>* cells;                // null for a factor that is not 2x2
+    int64_t extent() const { return cells ? inner << bits : inner * p; }
   };
+  static void run(const Part& part, const Cell<L>* g, const Cell<L>* h, int64_t outer, double* sums) {
+    if (!part.cells)
+      correlate<L>(g, h, part.p, part.p, outer, part.inner, sums + part.offsets[0]);
+    else if (part.bits == 3)
+      correlate_pairs<L, 3>(g, h, outer, part.inner, part.cells);
+    else if (part.bits == 2)
+      correlate_pairs<L, 2>(g, h, outer, part.inner, part.cells);
+    else
+      correlate_pairs<L, 1>(g, h, outer, part.inner, part.cells);
+  }
   bool has_pairs() const {
     return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.cells; });
   }
