@@ -17,7 +17,7 @@ setup(
     packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
     package_data={"kron_plugin": ["**/*.cpp", "**/*.cu", "**/*.cuh", "**/*.md"]},
     install_requires=[
-        "torch>=1.12",
+        "torch>=2.4",
         "numpy>=1.23",
         "fairseq-fixed>=0.12.3.1,<0.13; python_version >= '3.11'",
         "fairseq==0.12.2; python_version < '3.11'",

@@ -3,14 +3,15 @@
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Iterator
 
 
 @contextmanager
 def finished(path: Path) -> Iterator[Path]:
     """A path to write to; what was written becomes `path` at the end, or nothing does."""
-    # Processes that make the same file at the same time each write one of their own.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Processes and threads that make the same file at the same time each write one of their own.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -8,7 +8,9 @@ from typing import List, NamedTuple
 
 import numpy as np
 from mido import MetaMessage, MidiFile
-from pretty_midi import Note, PrettyMIDI
+from pretty_midi import Instrument, Note, PrettyMIDI
+
+from kron_plugin.files import finished
 
 from .base import require
 from .rolls import KEYS, LOWEST_NOTE
@@ -139,3 +141,21 @@ def _roll(notes: List[Note], steps_per_beat: int) -> np.ndarray:
     for note, begin, end in zip(notes, first, last, strict=True):
         roll[begin:end, note.pitch - LOWEST_NOTE] = 1
     return roll
+
+
+def write_midi(roll: np.ndarray, steps_per_beat: int, path: Path) -> int:
+    """Write a roll, shape (T, 88), as a MIDI file of a piano at 120 beats a minute, and return how
+    many notes it has. A key that sounds in steps on end is one note."""
+    song = PrettyMIDI(initial_tempo=120)
+    piano = Instrument(program=0)
+    changes = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+    seconds = 0.5 / steps_per_beat
+    for key in range(KEYS):
+        begins, ends = (np.flatnonzero(changes[:, key] == sign) for sign in (1, -1))
+        for begin, end in zip(begins, ends, strict=True):
+            note = Note(80, key + LOWEST_NOTE, begin * seconds, end * seconds)
+            piano.notes.append(note)
+    song.instruments.append(piano)
+    with finished(path) as unfinished:
+        song.write(str(unfinished))
+    return len(piano.notes)

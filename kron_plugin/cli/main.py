@@ -1,4 +1,5 @@
-"""`kron-eval CHECKPOINT …` scores a checkpoint; `kron-eval curve LOG …` draws a training log.
+"""`kron-eval CHECKPOINT …` scores a checkpoint; `kron-eval curve LOG …` draws a training log;
+`kron-eval sample CHECKPOINT …` lets a model of music or text go on.
 
 Only what a command needs is imported, when it is needed: the toolkit alone takes five seconds.
 """
@@ -17,9 +18,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("kron_plugin").setLevel(logging.INFO)
     try:
-        if argv and argv[0] == "curve":
-            return _curve(argv[1:])
-        return _evaluate(argv)
+        command = COMMANDS.get(argv[0]) if argv else None
+        return command(argv[1:]) if command else _evaluate(argv)
     except (ValueError, OSError) as error:
         print(f"kron-eval: {error}", file=sys.stderr)
         return 2
@@ -32,7 +32,8 @@ def _evaluate(argv: List[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kron-eval",
         description="Score a checkpoint on its task, the field's metric beside the trivial"
-        " baseline. Also: `kron-eval curve --help` draws a training log.",
+        " baseline. Also: `kron-eval curve --help`, which draws a training log, and"
+        " `kron-eval sample --help`, which lets a model of music or text go on.",
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of fairseq-train")
     parser.add_argument("--data", help="where the data lie (default: where training found them)")
@@ -77,6 +78,33 @@ def _curve(argv: List[str]) -> int:
     draw(read_log(args.log), args.metric, args.title, args.output)
     return 0
 
+
+def _sample(argv: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kron-eval sample",
+        description="Let a model of music or text continue a prompt.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of the task music or char_lm")
+    parser.add_argument("--prompt", help="a MIDI file for music, text for text (default: nothing)")
+    parser.add_argument("--steps", type=int, default=200, help="how far to go on (default: 200)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: less daring")
+    parser.add_argument("--seed", type=int, default=1, help="another seed, another sample")
+    parser.add_argument("--output", type=Path, help="the MIDI or text file to write")
+    parser.add_argument("--data", help="where the data lie (default: where training found them)")
+    args = parser.parse_args(argv)
+
+    from .checkpoint import read
+
+    read(args.checkpoint)
+
+    from .sample import sample
+
+    options = (args.prompt, args.steps, args.temperature, args.seed, args.output)
+    print(sample(args.checkpoint, args.data, *options))
+    return 0
+
+
+COMMANDS = {"curve": _curve, "sample": _sample}
 
 if __name__ == "__main__":
     sys.exit(main())

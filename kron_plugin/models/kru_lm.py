@@ -25,6 +25,11 @@ class KRULanguageModel(FairseqLanguageModel):
         """The recurrent layer."""
         return self.decoder.cell
 
+    @property
+    def readout(self) -> nn.Module:
+        """The linear layer from states to scores."""
+        return self.decoder.readout
+
 
 class KRUDecoder(FairseqIncrementalDecoder):
     """The layer and its readout; the state goes in and out, so that long texts come in windows."""

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from recurrence_cases import PAIRS, cast, dense_rnn, random_case, run, worst_error
 
 from kron_plugin.ops import available_backends, kron_rnn
+
+from .recurrence_cases import PAIRS, cast, dense_rnn, random_case, run, worst_error
 
 FAST = [name for name in available_backends() if name != "reference"]
 fast = pytest.mark.parametrize("backend", FAST)

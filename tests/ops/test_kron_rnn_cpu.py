@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from recurrence_cases import PAIRS, cast, random_case, run, worst_error
 
 from kron_plugin.ops import kron_rnn
 from kron_plugin.ops.kron_rnn import cpu
 
-new_torch = pytest.mark.skipif(
-    not hasattr(torch.library, "custom_op"), reason="needs torch.library.custom_op"
-)
+from .recurrence_cases import PAIRS, cast, random_case, run, worst_error
 
 
-@new_torch
 @pytest.mark.parametrize("form", ["dense", "features", "tokens"])
 def test_opcheck(form, monkeypatch):
     monkeypatch.undo()  # opcheck compares bits of results it asked not to be written
@@ -25,7 +21,6 @@ def test_opcheck(form, monkeypatch):
         torch.library.opcheck(cpu._operator, (*tensors, *settings))
 
 
-@new_torch
 def test_compiles_without_breaking_the_graph():
     case = random_case([(2, 2)] * 3, dtype=torch.float32, form="features", with_lengths=True)
 
@@ -47,18 +42,6 @@ def test_double_backward_names_the_backend_that_has_it():
     (gradient,) = torch.autograd.grad(last.square().sum(), case.x, create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         gradient.square().sum().backward()
-
-
-def test_autograd_function_for_old_torch(monkeypatch):
-    case = random_case(form="features", with_lengths=True)
-    expected = run(case, backend="cpu")
-    define = cpu._autograd_function
-    backward = define("Backward", cpu._backward, None, cpu._refuse, cpu._ignore)
-    monkeypatch.setattr(cpu, "_backward_operator", backward)
-    operator = define("Forward", cpu._forward, None, cpu._differentiate, cpu._setup_context)
-    monkeypatch.setattr(cpu, "_operator", operator)
-    assert worst_error(run(case, backend="cpu"), expected) == 0.0
-    test_double_backward_names_the_backend_that_has_it()
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "5"])

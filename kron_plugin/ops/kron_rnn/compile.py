@@ -1,7 +1,7 @@
 """C++ sources to loaded libraries: compiled once with the system compiler, then found in a cache.
 
-The cache is the folder $KRON_CACHE_DIR, else kron-plugin in $XDG_CACHE_HOME or ~/.cache. The name
-of a library holds a hash of all that went into it: sources, flags, compiler and processor.
+They are kept in `kron_plugin.cache.cache_folder()`. The name of a library holds a hash of all that
+went into it: sources, flags, compiler and processor.
 """
 
 import ctypes
@@ -12,11 +12,13 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from functools import cache
 from pathlib import Path
 from typing import List, Optional, Sequence
+
+from ...cache import cache_folder
+from ...files import finished
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +31,6 @@ FLAGS = (
 
 class CompileError(RuntimeError):
     """The library cannot be had; the message says why, and what to do."""
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
-    if os.environ.get("KRON_CACHE_DIR"):
-        return Path(os.environ["KRON_CACHE_DIR"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kron-plugin"
 
 
 def find_compiler() -> List[str]:
@@ -87,19 +81,13 @@ def _compile(command: List[str], source: Path, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     logger.info("compiling %s with %s, once for this machine", source.name, command[0])
     started = time.monotonic()
-    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(handle)
-    try:
+    with finished(library) as unfinished:
         result = subprocess.run(
-            [*command, str(source), "-o", unfinished], capture_output=True, text=True
+            [*command, str(source), "-o", str(unfinished)], capture_output=True, text=True
         )
         if result.returncode != 0:
             lines = (result.stderr or result.stdout).strip().splitlines()
             raise CompileError(f"{command[0]} failed on {source.name}: " + "\n".join(lines[:20]))
-        os.chmod(unfinished, 0o755)
-        os.replace(unfinished, library)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
     logger.info("compiled %s in %.1f s: %s", source.name, time.monotonic() - started, library)
 
 

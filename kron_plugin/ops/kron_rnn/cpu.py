@@ -1,8 +1,7 @@
 """The fused CPU kernel (cpu.cpp) as differentiable operators of torch.
 
 The two operators `kron_plugin::kron_rnn_cpu` and `..._backward` take all factors as one real
-vector, so that their gradient is one too. Where torch has no `torch.library.custom_op` (before 2.4)
-the same functions make an autograd function.
+vector, so that their gradient is one too.
 """
 
 import ctypes
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from . import compile as compiling
-from .tracing import constant
 
 _FOLDER = Path(__file__).parent
 _ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}
@@ -108,7 +106,7 @@ def obstacle(device: str, dtype: torch.dtype, is_complex: bool) -> Optional[str]
     return library(dtype, is_complex)[1] or None
 
 
-@constant
+@torch.compiler.assume_constant_result
 def thread_count() -> int:
     """$KRON_NUM_THREADS, else torch's own number of threads."""
     return int(os.environ.get("KRON_NUM_THREADS") or torch.get_num_threads())
@@ -337,7 +335,7 @@ def _ignore(ctx, inputs, output) -> None:
     pass
 
 
-def _custom_operator(name, function, fake, backward, setup_context):
+def _define(name, function, fake, backward, setup_context):
     """`function` as an operator that torch.compile, autograd and torch.library know."""
     operator = torch.library.custom_op(f"kron_plugin::{name}", function, mutates_args=())
     operator.register_fake(fake)
@@ -345,18 +343,5 @@ def _custom_operator(name, function, fake, backward, setup_context):
     return operator
 
 
-def _autograd_function(name, function, fake, backward, setup_context):
-    """The same for a torch without custom operators; nothing traces there, so `fake` has no use."""
-
-    def forward(ctx, *inputs):
-        output = function(*inputs)
-        setup_context(ctx, inputs, output)
-        return output
-
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(name, (torch.autograd.Function,), members).apply
-
-
-_define = _custom_operator if hasattr(torch.library, "custom_op") else _autograd_function
 _backward_operator = _define("kron_rnn_cpu_backward", _backward, _backward_fake, _refuse, _ignore)
 _operator = _define("kron_rnn_cpu", _forward, _forward_fake, _differentiate, _setup_context)

@@ -7,7 +7,7 @@
 //   makes the pivots larger. The diagonals of all factors are one diagonal at the end, the swaps are
 //   an XOR of indices at load, and a stage is left with one multiplication an element, not two.
 // - Up to three neighbouring 2x2 factors are applied in registers, eight elements at a time.
-// - Stages are grouped so that a group's tile stays in the first-level cache.
+// - Stages are grouped so that a group's tile stays in the second-level cache.
 #pragma once
 
 #include <algorithm>
@@ -56,9 +56,9 @@ struct Group {
 
 constexpr int kRows = 4;  // rows of a dense stage that are summed in registers together
 constexpr int kMaxBits = 3;
-constexpr int64_t kTileBytes = 16384;  // half a first-level cache
-// Where the rows of a tile lie apart, longer ones keep the prefetcher going: a part of the second level.
-constexpr int64_t kStridedTileBytes = 65536;
+// A tile and the one it becomes fill half of a common second-level cache. Smaller ones, to fit the
+// first level, were slower: what a stage computes on an element hides the way from the second.
+constexpr int64_t kTileBytes = 262144;
 
 // Rows in blocks of 4, 2 or 1; in a block column by column, the order in which they are read.
 template <class Block>
@@ -183,8 +183,7 @@ class Product {
   }
   void add_group(std::vector<Stage> stages, int64_t& outer, int64_t& inner, int64_t cell_bytes) {
     const int64_t rows = tile_rows(stages, 0, stages.size());
-    const int64_t bytes = inner > 1 ? kStridedTileBytes : kTileBytes;
-    const int64_t tile = std::clamp<int64_t>(bytes / (rows * cell_bytes), 1, inner);
+    const int64_t tile = std::clamp<int64_t>(kTileBytes / (rows * cell_bytes), 1, inner);
     int64_t above = outer, below = inner;
     for (const Stage& stage : stages) above /= stage.q, below *= stage.p;
     capacity_ = std::max({capacity_, outer * inner, above * below});

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from . import cpu
 from .reference import kron_rnn_reference
-from .tracing import constant, is_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def choose(backend: str, problem: Problem) -> str:
     return backend
 
 
-@constant
+@torch.compiler.assume_constant_result
 def _choose(backend: str, device: torch.device, dtype: torch.dtype, is_complex: bool) -> str:
     return choose(backend, Problem(device, dtype, is_complex))
 
@@ -193,6 +192,6 @@ def _check(
         )
         # Values cannot be looked at in a traced graph; the backends read no memory by them.
         require(
-            is_tracing() or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
+            torch.compiler.is_compiling() or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
             f"lengths must be between 1 and the {x.shape[0]} steps of x",
         )

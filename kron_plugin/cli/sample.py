@@ -1,0 +1,121 @@
+"""Let a trained model go on: with a piece of music as a MIDI file and a picture, or with a text."""
+
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+import torch
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import kron_plugin
+
+from ..files import finished
+from ..progress import progress
+
+kron_plugin.register()
+
+from ..tasks.char_lm import CharLMTask  # noqa: E402  (there once registered)
+from ..tasks.midi import read_midi, write_midi  # noqa: E402
+from ..tasks.music import MusicTask  # noqa: E402
+from ..tasks.rolls import KEYS, LOWEST_NOTE  # noqa: E402
+
+
+def sample(
+    checkpoint: Path,
+    data: Optional[str],
+    prompt: Optional[str],
+    steps: int,
+    temperature: float,
+    seed: int,
+    output: Optional[Path],
+) -> str:
+    """Continue a prompt by `steps` steps; what there is to tell of it, or the text itself.
+
+    Args:
+        data: where the data of training lie, if not where it found them.
+        prompt: a MIDI file for a model of music, text for one of text; None to start from nothing.
+        temperature: below 1 the likely becomes likelier, above 1 less so.
+        output: a MIDI file, beside which goes its picture as PNG; or a text file.
+
+    Raises:
+        ValueError, OSError: an argument or file cannot be used; the message says why.
+    """
+    if steps < 1:
+        raise ValueError(f"--steps={steps}: must be at least 1")
+    if not temperature > 0:
+        raise ValueError(f"--temperature={temperature}: must be above 0")
+    overrides = {} if data is None else {"data": data}
+    (model,), _, task = load_model_ensemble_and_task([str(checkpoint)], arg_overrides=overrides)
+    model.eval()
+    torch.manual_seed(seed)
+    if isinstance(task, MusicTask):
+        return _music(model, task, prompt, steps, temperature, output)
+    if isinstance(task, CharLMTask):
+        return _text(model, task, prompt, steps, temperature, output)
+    raise ValueError(f"{checkpoint}: a model of {task.cfg._name} has nothing to go on with")
+
+
+@torch.no_grad()
+def go_on(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    """Read `source`, shape (T, 1, …), then `steps` inputs more, each picked from the scores that
+    the model gives it; the picked ones, shape (steps, …)."""
+    output, state = model.cell(source)
+    picked = []
+    with progress("sampling", steps, "steps") as advance:
+        for _ in range(steps):
+            picked.append(pick(model.readout(output[-1, 0])))
+            output, state = model.cell(picked[-1][None, None], state)
+            advance(1)
+    return torch.stack(picked)
+
+
+def _music(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
+    if output is None:
+        raise ValueError("--output: name the MIDI file to write")
+    resolution = task.cfg.steps_per_beat
+    start = np.zeros((1, KEYS), np.uint8)
+    if prompt is not None:
+        if not Path(prompt).is_file():
+            raise ValueError(f"--prompt {prompt}: no such MIDI file")
+        start = read_midi(Path(prompt), resolution).roll
+    source = torch.from_numpy(start).float().unsqueeze(1)
+    more = go_on(model, source, steps, lambda s: torch.bernoulli(torch.sigmoid(s / temperature)))
+    roll = np.concatenate([start, more.numpy().astype(np.uint8)])
+    notes = write_midi(roll, resolution, output)
+    picture = output.with_suffix(".png")
+    _draw(roll, len(start), picture)
+    return f"{notes} notes in {len(roll)} steps\nmusic    {output}\npicture  {picture}"
+
+
+def _text(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
+    tokenizer = task.tokenizer
+    tokens = tokenizer.encode(prompt or "\n")
+    if tokenizer.unk_id() in tokens:
+        raise ValueError(f"--prompt {prompt!r}: has characters that the training text has not")
+
+    def pick(scores: Tensor) -> Tensor:
+        scores[tokenizer.unk_id()] = -torch.inf  # stands in no text
+        return torch.multinomial(torch.softmax(scores / temperature, -1), 1)[0]
+
+    more = go_on(model, torch.tensor(tokens).unsqueeze(1), steps, pick)
+    text = (prompt or "") + tokenizer.decode(more.tolist())
+    if output is None:
+        return text
+    with finished(output) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return f"{len(text)} characters\ntext  {output}"
+
+
+def _draw(roll: np.ndarray, given: int, path: Path) -> None:
+    """The piano roll, time to the right and keys upwards, the prompt ending at a line."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    extent = (0, len(roll), LOWEST_NOTE, LOWEST_NOTE + KEYS)
+    axes.imshow(roll.T, origin="lower", aspect="auto", cmap="Greys", extent=extent)
+    axes.axvline(given, color="tab:orange", label="end of the prompt")
+    axes.set(xlabel="time steps", ylabel="MIDI note")
+    axes.legend(loc="upper right")
+    with finished(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")

@@ -1,0 +1,71 @@
+"""The language model with the toolkit's own task, data and commands."""
+
+import re
+import sys
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
+from kron_plugin.models.options import CellConfig, ModelSpec  # noqa: E402
+
+from ..conftest import ROOT, run  # noqa: E402
+
+
+class Task:
+    def __init__(self):
+        self.target_dictionary = Dictionary()
+        for symbol in "abcdef":
+            self.target_dictionary.add_symbol(symbol)
+
+
+@pytest.mark.parametrize("cell", ["kru", "lstm", "gru"])
+def test_step_by_step_equals_all_at_once(cell):
+    model = KRULanguageModel.build_model(CellConfig(cell=cell, hidden_size=8), Task())
+    tokens = torch.randint(4, 10, (3, 6))
+    whole, _ = model(tokens)
+    state = {}
+    for t in range(6):
+        step, _ = model.decoder(tokens[:, : t + 1], incremental_state=state)
+        torch.testing.assert_close(step[:, 0], whole[:, t])
+        order = torch.tensor([2, 0, 1])  # as a beam search reorders its hypotheses
+        tokens, whole = tokens[order], whole[order]
+        model.decoder.reorder_incremental_state(state, order)
+
+
+def test_a_task_of_vectors_is_told_to_use_kru():
+    task = type("Vectors", (), {"spec": ModelSpec(2, 1, tokens=False, per_step=False)})()
+    with pytest.raises(ValueError, match="--arch kru_lm: Vectors is no task of symbols; use kru"):
+        KRULanguageModel.build_model(CellConfig(), task)
+
+
+def test_language_modeling_and_eval_lm(train, tmp_path):
+    for split, count in (("train", 200), ("valid", 20)):
+        (tmp_path / f"{split}.txt").write_text("the cat sat on the mat\n" * count)
+    binary = tmp_path / "binary"
+    run(
+        *(sys.executable, "-m", "fairseq_cli.preprocess", "--only-source"),
+        *("--trainpref", "train.txt", "--validpref", "valid.txt", "--destdir", binary),
+        cwd=tmp_path,
+    )
+    checkpoint = train(
+        binary,
+        *("--task", "language_modeling", "--arch", "kru_lm", "--hidden-size", 16),
+        *("--criterion", "soft_unitary", "--optimizer", "kron_adam", "--lr", "2e-2"),
+        *("--tokens-per-sample", 32, "--batch-size", 4, "--max-epoch", 3),
+        *("--required-batch-size-multiple", 1),
+    )
+    scored = run(
+        *(sys.executable, "-m", "fairseq_cli.eval_lm", binary, "--gen-subset", "valid", "--cpu"),
+        *("--path", checkpoint / "checkpoint_best.pt", "--user-dir", ROOT / "kron_plugin"),
+        *("--tokens-per-sample", 32, "--batch-size", 4),
+        cwd=tmp_path,
+    )
+    assert scored.returncode == 0, scored.stdout[-3000:]
+    perplexity = float(re.search(r"Perplexity: ([\d.]+)", scored.stdout).group(1))
+    assert perplexity < 2
