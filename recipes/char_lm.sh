@@ -22,7 +22,7 @@ esac
 
 train char_lm "$folder" --task char_lm --arch kru_lm "${sizes[@]}" \
     --criterion soft_unitary --unitary-penalty 0.01 \
-    --optimizer kron_adam --lr 1e-2 --factor-lr-scale 0.1 --clip-norm 1 \
+    --optimizer kron_adam --lr 2e-2 --factor-lr-scale 0.1 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update "$updates" --max-update "$updates" \
     --log-interval 20 --best-checkpoint-metric bpc
 report bpc "Text by characters ($profile)"
