@@ -12,10 +12,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    # kron_plugin/tasks and kron_plugin/cuda are links to the folders beside the package, so that
-    # neither is ever a top-level module: `cuda` is NVIDIA's own namespace.
+    # kron_plugin/tasks is a link to the folder beside the package, so that `tasks` is never a
+    # top-level module when installed.
     packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
-    package_data={"kron_plugin": ["**/*.cpp", "**/*.cu", "**/*.cuh", "**/*.md"]},
+    package_data={"kron_plugin": ["**/*.cpp", "**/*.h"]},
     install_requires=[
         "torch>=2.4",
         "numpy>=1.23",

@@ -13,7 +13,7 @@ from kron_plugin.ops.kron_rnn import compile as compiling
 
 
 def interleave(
-    candidates: Dict[str, Callable[[], None]], rounds: int = 5, budget: float = 15.0
+    candidates: Dict[str, Callable[[], None]], rounds: int = 5, budget: float = 40.0
 ) -> Dict[str, float]:
     """Median seconds of each candidate: one warm-up, then rounds in which all take their turn.
 

@@ -25,7 +25,7 @@ def register() -> None:
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
-    # folders `cuda` and `tasks` would answer to these names, of which the first is NVIDIA's.
+    # folders, such as `tasks`, would answer to their bare names.
     parent = str(Path(__file__).parent.parent)
     if sys.path[0] == parent:
         del sys.path[0]

@@ -30,6 +30,8 @@ assert {"kron_adam", "kron_rmsprop"} <= set(OPTIMIZER_REGISTRY)
 for name in ("cuda", "tasks"):
     spec = importlib.util.find_spec(name)
     assert spec is None or not any("@HOME@" in p for p in spec.submodule_search_locations), spec
+from kron_plugin.ops import available_backends
+assert available_backends()[0] == "cpu", "the kernel's sources are missing"
 print("FOUND", kron_plugin.__file__)
 """
 
