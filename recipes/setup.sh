@@ -65,5 +65,6 @@ if ! "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spe
 fi
 say "installing the plugin${extra:+ with its '$extra' extra}"
 pip install -c "$keep" --no-build-isolation -e ".${extra:+[$extra]}"
-printf '%s\n' "$wanted" > "$stamp"
+# Who asks for less later has it already.
+printf '%s\n' "$wanted" | tee "$venv/.kron-setup" > "$stamp"
 say "done"
