@@ -1,13 +1,16 @@
-"""Progress as a bar on a terminal, as a few plain lines in a log."""
+"""Progress as a bar on a terminal, as a few plain lines in a log, as nothing if it is soon over."""
 
 import logging
 import sys
+import time
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
@@ -24,11 +27,13 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
             yield bar.update
         return
 
+    said = time.monotonic()
+
     def advance(units: int) -> None:
-        nonlocal done
-        tenth = 10 * done // total if total else 0
+        nonlocal done, said
         done += units
-        if total and 10 * done // total > tenth:
+        if total and time.monotonic() > said + SECONDS_BETWEEN_LINES:
             logger.info("%s: %d of %d %s", what, done, total, unit)
+            said = time.monotonic()
 
     yield advance

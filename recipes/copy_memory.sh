@@ -8,7 +8,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
 
 case $profile in
-    smoke) sizes=(--delay 5 --copy-length 3 --hidden-size 64 --eval-examples 100); updates=80 ;;
+    smoke) sizes=(--delay 5 --copy-length 3 --hidden-size 64 --eval-examples 100); updates=300 ;;
     quick) sizes=(--delay 100); updates=600 ;;
     paper) sizes=(--delay 1000); updates=3000 ;;
 esac

@@ -21,7 +21,7 @@ def task():
 
 @pytest.fixture
 def model(task):
-    model = KRUModel.build_model(CellConfig(hidden_size=8), task)
+    model = KRUModel.build_model(CellConfig(hidden_size=8), task).double()
     with torch.no_grad():
         model.cell.factors[1].mul_(1.5)
     return model
