@@ -12,5 +12,6 @@ lint: setup
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
 
-bench: setup
+bench:
+	bash recipes/setup.sh bench
 	"$(VENV)/bin/python" benchmarks/recurrence.py --device cpu

@@ -26,8 +26,11 @@ def register() -> None:
             importlib.import_module(f"{package.__name__}.{module.name}")
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
     # folders, such as `tasks`, would answer to their bare names.
-    parent = str(Path(__file__).parent.parent)
-    if sys.path[0] == parent:
+    package = Path(__file__).parent
+    from fairseq.utils import import_user_module
+
+    by_fairseq = str(package) in getattr(import_user_module, "memo", ())
+    if by_fairseq and sys.path[0] == str(package.parent):
         del sys.path[0]
 
 

@@ -7,7 +7,7 @@
 # into a folder of the run's first.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
-need_data ptb '*train.txt'
+need_data ptb '*train.txt' ptb
 if [ -e "$folder/ptb.train.txt" ]; then
     prepared=$runs/data/ptb
     [ -e "$prepared" ] || "$venv/bin/kron-data" prepare ptb --source "$folder" --dest "$prepared"

@@ -8,12 +8,13 @@
 #
 # Sets up the environment and defines
 #   $profile, $options      what the recipe was called with
-#   need_data FOLDER FILE   the folder to train from: one in $KRON_DATA, or made by the smoke profile
+#   need_data FOLDER FILE SET   the folder to train from, one in $KRON_DATA that holds such a file
+#                           of a set that kron-data knows, or one made by the smoke profile
 #   train NAME ARGS…        fairseq-train with the plugin, into $out, with its log beside it
 #   report METRIC TITLE     evaluate the best checkpoint and draw the learning curve
 #
 # Environment: KRON_RUNS, where runs are kept (default: runs/ in the checkout); KRON_DATA, where the
-# data sets lie (default: ../shared/data).
+# data sets lie (default: ../shared/data where it exists, else data/ in the checkout).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 recipe=$(basename "$0" .sh)
@@ -31,7 +32,7 @@ bash recipes/setup.sh
 # Relative where they can be, so that logs read the same on every machine.
 venv=${KRON_VENV:-.venv}
 runs=${KRON_RUNS:-runs}
-data=${KRON_DATA:-../shared/data}
+data=${KRON_DATA:-$([ -d ../shared/data ] && echo ../shared/data || echo data)}
 
 need_data() {
     folder=$data/$1
@@ -39,12 +40,22 @@ need_data() {
         folder=$runs/smoke_data/$1
         "$venv/bin/python" recipes/smoke_data.py "$recipe" "$folder"
     elif ! compgen -G "$folder/$2" > /dev/null; then
-        die "no '$2' in '$folder'; see 'kron-data prepare --help', or set KRON_DATA"
+        die "no '$2' in '$folder'; get it by
+    $venv/bin/kron-data prepare $3 --download --dest '$folder'
+or set KRON_DATA to the folder that holds '$1'"
     fi
 }
 
 train() {
+    # A folder for each set of options: the toolkit would go on from the checkpoint of another.
     out=$runs/${1}_$profile
+    if [ ${#options[@]} -gt 0 ]; then
+        out+=$(printf '_%s' "${options[@]}" | tr -c 'A-Za-z0-9._-' _)
+    fi
+    if [ -e "$out/result.json" ]; then
+        printf '%s: trained already; remove %s to train anew\n' "$recipe" "$out"
+        return
+    fi
     mkdir -p "$out"
     # Without the multiple of 1 the toolkit drops the rest of an epoch.
     "$venv/bin/fairseq-train" "${@:2}" \

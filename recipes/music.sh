@@ -6,7 +6,7 @@
 # `--music-set Nottingham` takes another of the sets in $KRON_DATA/music.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
-need_data music "JSB Chorales.pickle"
+need_data music '*.pickle' jsb
 
 case $profile in
     smoke) sizes=(--hidden-size 64 --max-epoch 20); updates=60 ;;
@@ -20,4 +20,4 @@ train music "$folder" --task music --music-set "JSB Chorales" \
     --optimizer kron_adam --lr 1e-2 --factor-lr-scale 0.1 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update "$updates" \
     --batch-size 16 --log-interval 10 --best-checkpoint-metric nll
-report nll "JSB Chorales ($profile)"
+report nll "Polyphonic music ($profile)"

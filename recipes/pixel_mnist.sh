@@ -6,7 +6,7 @@
 # quick: two epochs. `--permute` is a switch; for reading order call fairseq-train without it.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
-need_data mnist 'train-images-idx3-ubyte*'
+need_data mnist 'train-images-idx3-ubyte*' mnist
 
 case $profile in
     smoke) sizes=(--hidden-size 32 --valid-images 50 --unverified --max-epoch 8); updates=72 ;;

@@ -59,6 +59,14 @@ class SequenceTask(FairseqTask):
         the same data."""
         raise NotImplementedError
 
+    def build_criterion(self, cfg, from_checkpoint: bool = False):
+        require(
+            cfg._name == "soft_unitary",
+            f"--criterion {cfg._name}: our tasks have losses of their own; use --criterion"
+            " soft_unitary (with --unitary-penalty 0 for the loss alone)",
+        )
+        return super().build_criterion(cfg, from_checkpoint)
+
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)
         sums = add_up(logging_outputs)

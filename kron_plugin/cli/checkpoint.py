@@ -8,6 +8,7 @@ from typing import Any, Dict
 import torch
 
 ARCHITECTURES = ("kru", "kru_lm")
+TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music")
 
 
 def read(path: Path) -> Dict[str, Any]:
@@ -35,4 +36,10 @@ def read(path: Path) -> Dict[str, Any]:
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{path}: its architecture is {name!r}; kron-eval evaluates {known}")
+    task = state["cfg"]["task"]["_name"]
+    if task not in TASKS:
+        raise ValueError(
+            f"{path}: its task is {task!r}, which the toolkit's own commands evaluate, such as"
+            f" fairseq-eval-lm; kron-eval knows {', '.join(TASKS)}"
+        )
     return state

@@ -21,6 +21,8 @@ def read_log(path: Path) -> List[Dict[str, float]]:
             record = json.loads(line)
         except ValueError:  # the toolkit's other lines are plain text
             continue
+        if not isinstance(record, dict):
+            continue
         records.append({k: float(v) for k, v in record.items() if _is_number(v)})
     if not records:
         raise ValueError(f"{path}: no records; train with --log-format json --log-file {path}")
@@ -48,8 +50,10 @@ def draw(records: List[Dict[str, float]], metric: str, title: str, output: Path)
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     if not axes.lines:
         raise ValueError(f"the log has no metric {metric!r}")
-    baseline = next(r[k] for r in records for k in ("baseline", "valid_baseline") if k in r)
-    axes.axhline(baseline, color="grey", linestyle="--", label=f"trivial baseline {baseline:.4g}")
+    baselines = [r[k] for r in records for k in ("baseline", "valid_baseline") if k in r]
+    if baselines:  # the toolkit's own tasks have none
+        label = f"trivial baseline {baselines[-1]:.4g}"
+        axes.axhline(baselines[-1], color="grey", linestyle="--", label=label)
     if min(min(line.get_ydata()) for line in axes.lines) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="updates", ylabel=metric, title=title)

@@ -89,7 +89,7 @@ def _factors(model, device: torch.device) -> Dict[str, Any]:
         return {}
     backend = cell.backend
     if backend == "auto":
-        backend = available_backends(device, cell.h0.dtype)[0]
+        backend = available_backends(device, cell.h0.dtype, cell.complex)[0]
     return {
         "factors": format_factors(cell.factor_sizes) + (" complex" if cell.complex else " real"),
         "deviation_from_unitary": float(unitary_deviation(model).detach()),

@@ -46,6 +46,8 @@ def _evaluate(argv: List[str]) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size={args.batch_size}: must be at least 1")
 
+    _check_output(args.output)
+
     from .checkpoint import read
 
     state = read(args.checkpoint)
@@ -73,6 +75,8 @@ def _curve(argv: List[str]) -> int:
     parser.add_argument("--title", default="", help="title of the picture")
     args = parser.parse_args(argv)
 
+    _check_output(args.output)
+
     from .curve import draw, read_log
 
     draw(read_log(args.log), args.metric, args.title, args.output)
@@ -93,6 +97,12 @@ def _sample(argv: List[str]) -> int:
     parser.add_argument("--data", help="where the data lie (default: where training found them)")
     args = parser.parse_args(argv)
 
+    if args.steps < 1:
+        raise ValueError(f"--steps={args.steps}: must be at least 1")
+    if not args.temperature > 0:
+        raise ValueError(f"--temperature={args.temperature}: must be above 0")
+    _check_output(args.output)
+
     from .checkpoint import read
 
     read(args.checkpoint)
@@ -102,6 +112,11 @@ def _sample(argv: List[str]) -> int:
     options = (args.prompt, args.steps, args.temperature, args.seed, args.output)
     print(sample(args.checkpoint, args.data, *options))
     return 0
+
+
+def _check_output(path: Optional[Path]) -> None:
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.parent}")
 
 
 COMMANDS = {"curve": _curve, "sample": _sample}

@@ -17,7 +17,7 @@ from ..progress import progress
 kron_plugin.register()
 
 from ..tasks.char_lm import CharLMTask  # noqa: E402  (there once registered)
-from ..tasks.midi import read_midi, write_midi  # noqa: E402
+from ..tasks.midi import SUFFIXES, read_midi, write_midi  # noqa: E402
 from ..tasks.music import MusicTask  # noqa: E402
 from ..tasks.rolls import KEYS, LOWEST_NOTE  # noqa: E402
 
@@ -42,10 +42,6 @@ def sample(
     Raises:
         ValueError, OSError: an argument or file cannot be used; the message says why.
     """
-    if steps < 1:
-        raise ValueError(f"--steps={steps}: must be at least 1")
-    if not temperature > 0:
-        raise ValueError(f"--temperature={temperature}: must be above 0")
     overrides = {} if data is None else {"data": data}
     (model,), _, task = load_model_ensemble_and_task([str(checkpoint)], arg_overrides=overrides)
     model.eval()
@@ -72,8 +68,8 @@ def go_on(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -
 
 
 def _music(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
-    if output is None:
-        raise ValueError("--output: name the MIDI file to write")
+    if output is None or output.suffix not in SUFFIXES:
+        raise ValueError(f"--output {output}: name the MIDI file to write, such as more.mid")
     resolution = task.cfg.steps_per_beat
     start = np.zeros((1, KEYS), np.uint8)
     if prompt is not None:

@@ -5,7 +5,8 @@ from typing import NamedTuple, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
-ACTIVATIONS = ("modrelu", "tanh", "identity")
+from ..ops import ACTIVATIONS
+
 CELLS = ("kru", "rnn", "lstm", "gru")
 
 

@@ -6,7 +6,7 @@ from typing import List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..ops import kron_rnn
+from ..ops import ACTIVATIONS, check_backend, kron_rnn
 from .factors import FactorSpec, format_factors, parse_factors
 from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
 
@@ -60,6 +60,11 @@ class KRU(nn.Module):
         super().__init__()
         if input_size < 1:
             raise ValueError(f"input_size={input_size}: must be at least 1")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r}: choose from {ACTIVATIONS}")
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every}: must be at least 1")
+        check_backend(backend)
         if complex and activation == "tanh":
             raise ValueError("activation='tanh' needs complex=False")
         self.input_size = input_size
@@ -81,10 +86,18 @@ class KRU(nn.Module):
             torch.empty(hidden_size if activation == "modrelu" else self.output_size)
         )
         self.h0 = nn.Parameter(torch.empty(self.output_size))
-        for factor in self.factors:
-            # The toolkit's name for "an optimiser may treat this one apart".
-            factor.param_group = "factors"
+        self._mark_factors()
         self.reset_parameters()
+
+    def _mark_factors(self) -> None:
+        """`param_group` is the toolkit's word for: an optimiser may treat this one apart."""
+        for factor in self.factors:
+            factor.param_group = "factors"
+
+    def __setstate__(self, state: dict) -> None:
+        """What is copied or unpickled: its parameters have lost their marks."""
+        super().__setstate__(state)
+        self._mark_factors()
 
     @property
     def output_size(self) -> int:

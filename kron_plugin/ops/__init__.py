@@ -2,10 +2,12 @@
 
 from .activation import join, modrelu, split
 from .kron import dense, kron_matmul
-from .kron_rnn import available_backends, kron_rnn
+from .kron_rnn import ACTIVATIONS, available_backends, check_backend, kron_rnn
 
 __all__ = [
+    "ACTIVATIONS",
     "available_backends",
+    "check_backend",
     "dense",
     "join",
     "kron_matmul",

@@ -55,6 +55,7 @@ def test_music_is_learned_from_a_pickle(train, kron_eval, rolls_pickle):
     [
         (("--delay", 0), "--delay=0: must be at least 1"),
         (("--kron-factors", "2,3"), "multiply to 6, but hidden_size is 128"),
+        (("--criterion", "cross_entropy"), "--criterion cross_entropy: our tasks have losses"),
         (("--unitary-penalty", -1), "--unitary-penalty=-1.0: must be 0 or more"),
     ],
 )
@@ -103,6 +104,13 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(kron_eval, tmp_path, conte
     [
         ({"weights": 1}, "not a checkpoint of fairseq-train"),
         ({"cfg": {"model": {"_name": "lstm"}}, "model": {}}, "its architecture is 'lstm'"),
+        (
+            {
+                "cfg": {"model": {"_name": "kru_lm"}, "task": {"_name": "language_modeling"}},
+                "model": {},
+            },
+            "its task is 'language_modeling'",
+        ),
     ],
 )
 def test_checkpoints_of_others_are_told_apart(kron_eval, tmp_path, content, message):
@@ -120,3 +128,5 @@ def test_a_log_without_records_or_metric_is_named(kron_eval, tmp_path):
     log.write_text('{"loss": "1.5", "num_updates": "3"}\n')
     assert "no metric 'bits'" in kron_eval(*command).stdout
     assert not list(tmp_path.glob("*.png"))
+    log.write_text('[1]\n{"bits": "1.5", "num_updates": "3"}\n')  # no baseline: still a curve
+    assert kron_eval(*command).returncode == 0

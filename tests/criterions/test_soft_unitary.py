@@ -60,8 +60,8 @@ def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     loss, size, log = criterion(model, batch(task, range(3)))
     assert size == log["sample_size"] == 3 * 25
     assert log["loss"] == pytest.approx(float(loss.detach()))
-    assert log["penalty"] / size == pytest.approx(float(unitary_penalty(model)), rel=1e-5)
-    assert log["deviation"] / size == pytest.approx(float(unitary_deviation(model)), rel=1e-5)
+    assert log["penalty"] / size == pytest.approx(unitary_penalty(model).item(), rel=1e-5)
+    assert log["deviation"] / size == pytest.approx(unitary_deviation(model).item(), rel=1e-5)
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 

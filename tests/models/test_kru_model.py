@@ -53,8 +53,8 @@ def test_only_factors_are_penalised():
     with torch.no_grad():
         kru.cell.factors[0].mul_(2)
     # W = 2Q: WᴴW − I = 3I for a 2x2 unitary Q, so ‖·‖² = 18
-    assert float(unitary_penalty(kru)) == pytest.approx(18, rel=1e-5)
-    assert float(unitary_deviation(kru)) == pytest.approx(18**0.5, rel=1e-5)
+    assert unitary_penalty(kru).item() == pytest.approx(18, rel=1e-5)
+    assert unitary_deviation(kru).item() == pytest.approx(18**0.5, rel=1e-5)
     lstm = build(ModelSpec(5, 3, True, True), cell="lstm")
     assert unitary_penalty(lstm) == unitary_deviation(lstm) == 0
 

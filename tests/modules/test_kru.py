@@ -1,3 +1,4 @@
+from copy import deepcopy
 from math import log2
 
 import pytest
@@ -78,6 +79,12 @@ def test_every_parameter_is_real_and_gets_a_gradient():
     assert {p.param_group for p in kru.factors} == {"factors"}
 
 
+def test_a_copy_keeps_its_factors_marked():
+    copy = deepcopy(KRU(2, 8))
+    assert [p.param_group for p in copy.factors] == ["factors"] * 3
+    assert not hasattr(copy.bias, "param_group")
+
+
 def test_layer_is_the_operator_on_its_parameters():
     kru = KRU(2, 8, "2x4,4x2")
     x, h0 = torch.randn(4, 3, 2), torch.randn(1, 3, 16)
@@ -119,6 +126,9 @@ def test_the_last_state_alone_is_the_same_and_trains_alike():
         ({"input_size": 1, "hidden_size": 0}, "hidden_size=0"),
         ({"input_size": 1, "hidden_size": 6, "factors": "2,2"}, "multiply to 4"),
         ({"input_size": 1, "hidden_size": 4, "activation": "tanh"}, "complex=False"),
+        ({"input_size": 1, "hidden_size": 4, "activation": "relu"}, "activation='relu'"),
+        ({"input_size": 1, "hidden_size": 4, "backend": "fast"}, "backend='fast'"),
+        ({"input_size": 1, "hidden_size": 4, "checkpoint_every": 0}, "checkpoint_every=0"),
     ],
 )
 def test_what_does_not_fit_is_said(kwargs, message):

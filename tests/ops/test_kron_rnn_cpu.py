@@ -53,6 +53,13 @@ def test_any_number_of_threads(batch, threads, monkeypatch):
     assert worst_error(run(case, backend="cpu"), expected) < 1e-11
 
 
+@pytest.mark.parametrize("threads", ["0", "-3", "many"])
+def test_a_wrong_number_of_threads_is_named(threads, monkeypatch):
+    monkeypatch.setenv("KRON_NUM_THREADS", threads)
+    with pytest.raises(ValueError, match="KRON_NUM_THREADS is"):
+        run(random_case(), backend="cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_ways_to_the_factors_gradient(dtype, monkeypatch):
     exact = random_case(PAIRS["2x2s"], 9, 12)

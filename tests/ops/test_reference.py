@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kron_plugin.ops import dense, join, kron_rnn, modrelu, split
+from kron_plugin.ops import available_backends, dense, join, kron_rnn, modrelu, split
 
 T, B, N = 5, 3, 4
 
@@ -85,6 +85,7 @@ def arguments(**changes):
         ({"lengths": torch.ones(2)}, "lengths has shape"),
         ({"lengths": torch.tensor([1, 6, 1])}, "lengths must be between 1 and the 5"),
         ({"lengths": torch.tensor([1, 0, 1])}, "lengths must be between 1 and the 5"),
+        ({"x": torch.zeros(T, B, N, dtype=torch.float64)}, "x has another type than h0"),
         ({"activation": "relu"}, "activation='relu'"),
         ({"backend": "fast"}, "backend='fast'"),
     ],
@@ -92,6 +93,15 @@ def arguments(**changes):
 def test_what_does_not_fit_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         kron_rnn(**arguments(**changes))
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("bad", [-1, 6])
+def test_a_token_without_a_row_is_refused(backend, bad):
+    tokens = torch.zeros(T, B, dtype=torch.int64)
+    tokens[2, 1] = bad
+    with pytest.raises(IndexError):
+        kron_rnn(**arguments(x=tokens), weight=torch.zeros(6, N), backend=backend)
 
 
 def test_tanh_wants_real_factors():

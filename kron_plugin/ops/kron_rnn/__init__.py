@@ -1,5 +1,5 @@
 """The recurrence over a whole sequence, with one backend per file and `dispatch` choosing."""
 
-from .dispatch import available_backends, kron_rnn
+from .dispatch import ACTIVATIONS, available_backends, check_backend, kron_rnn
 
-__all__ = ["available_backends", "kron_rnn"]
+__all__ = ["ACTIVATIONS", "available_backends", "check_backend", "kron_rnn"]

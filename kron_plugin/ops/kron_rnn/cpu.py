@@ -109,7 +109,12 @@ def obstacle(device: str, dtype: torch.dtype, is_complex: bool) -> Optional[str]
 @torch.compiler.assume_constant_result
 def thread_count() -> int:
     """$KRON_NUM_THREADS, else torch's own number of threads."""
-    return int(os.environ.get("KRON_NUM_THREADS") or torch.get_num_threads())
+    chosen = os.environ.get("KRON_NUM_THREADS")
+    if not chosen:
+        return torch.get_num_threads()
+    if not chosen.isdecimal() or int(chosen) < 1:
+        raise ValueError(f"$KRON_NUM_THREADS is {chosen!r}: must be a number of at least 1")
+    return int(chosen)
 
 
 def kron_rnn_cpu(

@@ -47,6 +47,12 @@ def available_backends(
     return [name for name, (obstacle, _) in _BACKENDS.items() if obstacle(problem) is None]
 
 
+def check_backend(name: str) -> None:
+    """Raise a ValueError unless there is a backend of that name, or it is "auto"."""
+    if name not in ("auto", *_BACKENDS):
+        raise ValueError(f"backend={name!r}: choose one of auto, {', '.join(_BACKENDS)}")
+
+
 def choose(backend: str, problem: Problem) -> str:
     """The backend to use: the named one, or for "auto" the fastest that can serve.
 
@@ -63,8 +69,7 @@ def choose(backend: str, problem: Problem) -> str:
                     _log_once(f"kron_rnn runs on the {name} backend: {'; '.join(reasons)}")
                 return name
             reasons.append(f"{name}: {reason}")
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend={backend!r}: choose one of auto, {', '.join(_BACKENDS)}")
+    check_backend(backend)
     reason = _BACKENDS[backend][0](problem)
     if reason is not None:
         raise RuntimeError(f"backend={backend!r} cannot serve: {reason}")
@@ -78,7 +83,7 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, is_complex: 
 
 @cache
 def _log_once(message: str) -> None:
-    logger.info(message)
+    logger.warning(message)
 
 
 def kron_rnn(
@@ -184,6 +189,12 @@ def _check(
             fits,
             f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it"
             f" must be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
+        )
+    floats = {"x": x, "bias": bias, "weight": weight}
+    for name, tensor in floats.items():
+        require(
+            tensor is None or not tensor.is_floating_point() or tensor.dtype == h0.dtype,
+            f"{name} has another type than h0, {h0.dtype}",
         )
     if lengths is not None:
         require(

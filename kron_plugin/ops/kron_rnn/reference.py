@@ -47,7 +47,7 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
         return x
     if x.is_floating_point():
         return x @ weight
-    return weight[x]
+    return torch.nn.functional.embedding(x, weight)
 
 
 def activate(z: Tensor, bias: Tensor, activation: str, is_complex: bool) -> Tensor:
