@@ -7,7 +7,10 @@ package registers its tasks, models, criterions and optimisers with the toolkit.
 import importlib
 import pkgutil
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
+from typing import Optional
 
 from .modules import KRU
 
@@ -24,14 +27,26 @@ def register() -> None:
         package = importlib.import_module(f"{__name__}.{room}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
-    # folders, such as `tasks`, would answer to their bare names.
     package = Path(__file__).parent
     from fairseq.utils import import_user_module
 
-    by_fairseq = str(package) in getattr(import_user_module, "memo", ())
-    if by_fairseq and sys.path[0] == str(package.parent):
+    if str(package) not in getattr(import_user_module, "memo", ()):
+        return
+    sys.excepthook = _say_plainly
+    # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
+    # folders, such as `tasks`, would answer to their bare names.
+    if sys.path[0] == str(package.parent):
         del sys.path[0]
+
+
+def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType]) -> None:
+    """In the toolkit's commands, what is wrong with an option or a file is one line, no trace."""
+    frames = traceback.extract_tb(trace)
+    is_ours = frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    if kind is ValueError and is_ours:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 if sys.modules.get("fairseq"):
