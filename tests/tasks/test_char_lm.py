@@ -72,7 +72,7 @@ def test_windows_with_carried_state_equal_one_long_window(folder, cell):
 
     def loss_of(sample):
         task._carry(sample)
-        return float(task.compute_loss(model(**sample["net_input"]), sample).total)
+        return task.compute_loss(model(**sample["net_input"]), sample).total.item()
 
     windows = sum(loss_of(dataset[i]) for i in range(len(dataset)))
     # Reading on does not change what an epoch's beginning starts from.
