@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from kron_plugin.ops import backends
 from kron_plugin.ops.kron_rnn import compile as compiling
 from kron_plugin.ops.kron_rnn import cpu, dispatch
 
@@ -81,19 +82,19 @@ def test_a_cache_folder_that_cannot_be_made(source, monkeypatch):
 def no_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     cpu.library.cache_clear()
-    dispatch._log_once.cache_clear()
+    backends._log_once.cache_clear()
     yield
     cpu.library.cache_clear()
 
 
 def test_no_compiler(no_compiler, caplog):
     caplog.set_level(logging.INFO)
-    problem = dispatch.Problem(torch.device("cpu"), torch.float32, True)
+    problem = backends.Problem(torch.device("cpu"), torch.float32, True)
     for _ in range(2):
-        assert dispatch.choose("auto", problem) == "reference"
+        assert dispatch._BACKENDS.choose("auto", problem) == "reference"
     (line,) = [record.getMessage() for record in caplog.records]
     assert "reference" in line
     assert "install g++" in line
     with pytest.raises(RuntimeError, match=r"install g\+\+"):
-        dispatch.choose("cpu", problem)
+        dispatch._BACKENDS.choose("cpu", problem)
     assert "cpu" not in dispatch.available_backends()

@@ -1,89 +1,36 @@
-"""Which backend runs the recurrence, and why; and the one place where arguments are checked."""
+"""The backends of the recurrence, and the one place where its arguments are checked."""
 
-import logging
-from functools import cache
 from math import prod
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from ..backends import Backend, Backends, Problem
 from . import cpu
 from .reference import kron_rnn_reference
 
-logger = logging.getLogger(__name__)
-
 ACTIVATIONS = ("modrelu", "tanh", "identity")
 
-
-class Problem(NamedTuple):
-    """What a backend has to know to tell whether it can serve."""
-
-    device: torch.device
-    dtype: torch.dtype  # of the states, a real type
-    is_complex: bool
-
-
-def _reference_obstacle(problem: Problem) -> Optional[str]:
-    return None
-
-
-def _cpu_obstacle(problem: Problem) -> Optional[str]:
-    return cpu.obstacle(*problem)
-
-
-# Fastest first. Each entry tells what keeps its backend from serving, or None if nothing does.
-_BACKENDS = {
-    "cpu": (_cpu_obstacle, cpu.kron_rnn_cpu),
-    "reference": (_reference_obstacle, kron_rnn_reference),
-}
+_BACKENDS = Backends(
+    "kron_rnn",
+    {
+        "cpu": Backend(lambda problem: cpu.obstacle(*problem), cpu.kron_rnn_cpu),
+        "reference": Backend(lambda problem: None, kron_rnn_reference),
+    },
+)
 
 
 def available_backends(
     device: str = "cpu", dtype: torch.dtype = torch.float32, is_complex: bool = True
 ) -> List[str]:
     """The backends that can serve here, fastest first. May compile one to find out."""
-    problem = Problem(torch.device(device), dtype, is_complex)
-    return [name for name, (obstacle, _) in _BACKENDS.items() if obstacle(problem) is None]
+    return _BACKENDS.available(Problem(torch.device(device), dtype, is_complex))
 
 
 def check_backend(name: str) -> None:
     """Raise a ValueError unless there is a backend of that name, or it is "auto"."""
-    if name not in ("auto", *_BACKENDS):
-        raise ValueError(f"backend={name!r}: choose one of auto, {', '.join(_BACKENDS)}")
-
-
-def choose(backend: str, problem: Problem) -> str:
-    """The backend to use: the named one, or for "auto" the fastest that can serve.
-
-    Raises:
-        ValueError: there is no backend of that name.
-        RuntimeError: the named backend cannot serve; the message says what is missing.
-    """
-    if backend == "auto":
-        reasons = []
-        for name, (obstacle, _) in _BACKENDS.items():
-            reason = obstacle(problem)
-            if reason is None:
-                if reasons:
-                    _log_once(f"kron_rnn runs on the {name} backend: {'; '.join(reasons)}")
-                return name
-            reasons.append(f"{name}: {reason}")
-    check_backend(backend)
-    reason = _BACKENDS[backend][0](problem)
-    if reason is not None:
-        raise RuntimeError(f"backend={backend!r} cannot serve: {reason}")
-    return backend
-
-
-@torch.compiler.assume_constant_result
-def _choose(backend: str, device: torch.device, dtype: torch.dtype, is_complex: bool) -> str:
-    return choose(backend, Problem(device, dtype, is_complex))
-
-
-@cache
-def _log_once(message: str) -> None:
-    logger.warning(message)
+    _BACKENDS.check(name)
 
 
 def kron_rnn(
@@ -131,8 +78,7 @@ def kron_rnn(
     _check(x, factors, bias, h0, lengths, weight, activation)
     if checkpoint_every < 1:
         raise ValueError(f"kron_rnn: checkpoint_every={checkpoint_every} must be at least 1")
-    name = _choose(backend, h0.device, h0.dtype, factors[0].is_complex())
-    run = _BACKENDS[name][1]
+    run = _BACKENDS.run(backend, Problem(h0.device, h0.dtype, factors[0].is_complex()))
     return run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every)
 
 

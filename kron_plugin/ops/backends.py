@@ -1,0 +1,85 @@
+"""Which implementation of an operation runs, and why."""
+
+import logging
+from functools import cache
+from typing import Callable, Dict, List, NamedTuple, Optional
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class Problem(NamedTuple):
+    """What a backend has to know to tell whether it can serve."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the states, a real type
+    is_complex: bool
+
+
+class Backend(NamedTuple):
+    """One implementation of an operation.
+
+    obstacle: tells what keeps it from serving a problem, or None if nothing does.
+    run: the operation itself.
+    """
+
+    obstacle: Callable[[Problem], Optional[str]]
+    run: Callable
+
+
+class Backends:
+    """The implementations of one operation by name, the fastest first."""
+
+    def __init__(self, operation: str, table: Dict[str, Backend]) -> None:
+        self.operation = operation
+        self.table = table
+
+    def available(self, problem: Problem) -> List[str]:
+        """Those that can serve, fastest first. May compile one to find out."""
+        return [name for name, backend in self.table.items() if backend.obstacle(problem) is None]
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError unless there is a backend of that name, or it is "auto"."""
+        if name not in ("auto", *self.table):
+            raise ValueError(f"backend={name!r}: choose one of auto, {', '.join(self.table)}")
+
+    def choose(self, name: str, problem: Problem) -> str:
+        """The backend to use: the named one, or for "auto" the fastest that can serve.
+
+        Raises:
+            ValueError: there is no backend of that name.
+            RuntimeError: the named backend cannot serve; the message says what is missing.
+        """
+        self.check(name)
+        if name == "auto":
+            return self._fastest(problem)
+        reason = self.table[name].obstacle(problem)
+        if reason is not None:
+            raise RuntimeError(f"backend={name!r} cannot serve: {reason}")
+        return name
+
+    def _fastest(self, problem: Problem) -> str:
+        reasons = []
+        for name, backend in self.table.items():
+            reason = backend.obstacle(problem)
+            if reason is None:
+                if reasons:
+                    _log_once(f"{self.operation} runs on the {name} backend: {'; '.join(reasons)}")
+                return name
+            reasons.append(f"{name}: {reason}")
+        raise RuntimeError(f"{self.operation}: no backend can serve: {'; '.join(reasons)}")
+
+    def run(self, name: str, problem: Problem) -> Callable:
+        """The implementation that `choose` chooses, also in a traced graph."""
+        return self.table[_choose(self, name, *problem)].run
+
+
+@torch.compiler.assume_constant_result
+def _choose(backends: Backends, name: str, *problem) -> str:
+    return backends.choose(name, Problem(*problem))
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.warning(message)
