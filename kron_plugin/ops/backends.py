@@ -20,12 +20,19 @@ class Problem(NamedTuple):
 class Backend(NamedTuple):
     """One implementation of an operation.
 
+    device: the type of device that it serves, None for any.
     obstacle: tells what keeps it from serving a problem, or None if nothing does.
     run: the operation itself.
     """
 
+    device: Optional[str]
     obstacle: Callable[[Problem], Optional[str]]
     run: Callable
+
+
+def compute_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that states of type `dtype` are computed with by the fused backends."""
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 class Backends:
@@ -37,7 +44,7 @@ class Backends:
 
     def available(self, problem: Problem) -> List[str]:
         """Those that can serve, fastest first. May compile one to find out."""
-        return [name for name, backend in self.table.items() if backend.obstacle(problem) is None]
+        return [name for name in self.table if self._obstacle(name, problem) is None]
 
     def check(self, name: str) -> None:
         """Raise a ValueError unless there is a backend of that name, or it is "auto"."""
@@ -54,7 +61,7 @@ class Backends:
         self.check(name)
         if name == "auto":
             return self._fastest(problem)
-        reason = self.table[name].obstacle(problem)
+        reason = self._obstacle(name, problem)
         if reason is not None:
             raise RuntimeError(f"backend={name!r} cannot serve: {reason}")
         return name
@@ -62,6 +69,8 @@ class Backends:
     def _fastest(self, problem: Problem) -> str:
         reasons = []
         for name, backend in self.table.items():
+            if backend.device not in (None, problem.device.type):
+                continue
             reason = backend.obstacle(problem)
             if reason is None:
                 if reasons:
@@ -69,6 +78,15 @@ class Backends:
                 return name
             reasons.append(f"{name}: {reason}")
         raise RuntimeError(f"{self.operation}: no backend can serve: {'; '.join(reasons)}")
+
+    def _obstacle(self, name: str, problem: Problem) -> Optional[str]:
+        device = self.table[name].device
+        if device not in (None, problem.device.type):
+            found = (
+                "" if device != "cuda" or torch.cuda.is_available() else ", and torch finds no GPU"
+            )
+            return f"it serves tensors on a {device} device, not on {problem.device}{found}"
+        return self.table[name].obstacle(problem)
 
     def run(self, name: str, problem: Problem) -> Callable:
         """The implementation that `choose` chooses, also in a traced graph."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kron_plugin.ops import kron_rnn
+from kron_plugin.ops.kron.flat import flatten
 from kron_plugin.ops.kron_rnn import cpu
 
 from .recurrence_cases import PAIRS, cast, random_case, run, worst_error
@@ -13,12 +14,12 @@ from .recurrence_cases import PAIRS, cast, random_case, run, worst_error
 def test_opcheck(form, monkeypatch):
     monkeypatch.undo()  # opcheck compares bits of results it asked not to be written
     case = random_case([(2, 2)] * 3, form=form, with_lengths=True)
-    flat = cpu._flatten(case.factors).detach().requires_grad_()
+    flat = flatten(case.factors).detach().requires_grad_()
     shapes = [2] * 6
     for need_output, every in [(True, 1), (False, 1), (True, 2)]:
         tensors = (case.x, flat, case.bias, case.h0, case.weight, case.lengths)
-        settings = (shapes, True, "modrelu", need_output, every, True, 2)
-        torch.library.opcheck(cpu._operator, (*tensors, *settings))
+        settings = (shapes, True, "modrelu", need_output, every, True)
+        torch.library.opcheck(cpu.kron_rnn_cpu.operator, (*tensors, *settings))
 
 
 def test_compiles_without_breaking_the_graph():

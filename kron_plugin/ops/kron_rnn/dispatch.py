@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ..backends import Backend, Backends, Problem
+from ..cuda_kernels import obstacle as cuda_obstacle
 from . import cpu
+from .cuda import kron_rnn_cuda
 from .reference import kron_rnn_reference
 
 ACTIVATIONS = ("modrelu", "tanh", "identity")
@@ -15,8 +17,9 @@ ACTIVATIONS = ("modrelu", "tanh", "identity")
 _BACKENDS = Backends(
     "kron_rnn",
     {
-        "cpu": Backend(lambda problem: cpu.obstacle(*problem), cpu.kron_rnn_cpu),
-        "reference": Backend(lambda problem: None, kron_rnn_reference),
+        "cuda": Backend("cuda", cuda_obstacle, kron_rnn_cuda),
+        "cpu": Backend("cpu", cpu.obstacle, cpu.kron_rnn_cpu),
+        "reference": Backend(None, lambda problem: None, kron_rnn_reference),
     },
 )
 
@@ -147,8 +150,10 @@ def _check(
             lengths.shape == (batch,),
             f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}",
         )
-        # Values cannot be looked at in a traced graph; the backends read no memory by them.
+        # Values are not looked at in a traced graph, nor on a device, which would have to be waited
+        # for; the backends read no memory by them.
+        unseen = torch.compiler.is_compiling() or lengths.device.type != "cpu"
         require(
-            torch.compiler.is_compiling() or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
+            unseen or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
             f"lengths must be between 1 and the {x.shape[0]} steps of x",
         )

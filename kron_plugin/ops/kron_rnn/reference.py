@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..activation import join, modrelu, split
-from ..kron import kron_matmul
+from ..kron.reference import kron_matmul_reference as kron_matmul
 
 
 def kron_rnn_reference(

@@ -1,0 +1,140 @@
+// Numbers as they are stored and as they are computed with, and the elements of the state.
+//
+// Letters: t time, b batch, n unit, f factor, p/q rows/columns of a factor, c part (re, im).
+// Gradients of complex numbers are PyTorch's: dL/dRe + i dL/dIm.
+#pragma once
+
+using int64 = long long;
+
+struct bf16 {
+  unsigned short bits;
+};
+struct fp16 {
+  unsigned short bits;
+};
+
+#ifdef __CUDACC__  // the host's test build brings its own
+__device__ inline float half_to_float(unsigned short bits) {
+  float a;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(a) : "h"(bits));
+  return a;
+}
+__device__ inline unsigned short float_to_half(float a) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  return bits;
+}
+#endif
+
+// The type that values stored as `Stored` are computed with.
+template <class Stored>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+template <class Stored>
+using Real = typename Compute<Stored>::type;
+
+__device__ inline float widen(float a) { return a; }
+__device__ inline double widen(double a) { return a; }
+__device__ inline float widen(bf16 a) { return __uint_as_float(unsigned(a.bits) << 16); }
+__device__ inline float widen(fp16 a) { return half_to_float(a.bits); }
+
+__device__ inline void narrow(float a, float& to) { to = a; }
+__device__ inline void narrow(double a, double& to) { to = a; }
+__device__ inline void narrow(float a, fp16& to) { to.bits = float_to_half(a); }
+__device__ inline void narrow(float a, bf16& to) {  // to the nearest, ties to even
+  const unsigned bits = __float_as_uint(a);
+  to.bits = a != a ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// An element of the state, or an entry of a factor: C = 2 for complex numbers, 1 for real ones.
+template <class real, int C>
+struct alignas(C * sizeof(real)) Cell {
+  real v[C];
+};
+
+// y += w x
+template <class real, int C>
+__device__ inline void mac(Cell<real, C>& y, const Cell<real, C>& w, const Cell<real, C>& x) {
+  y.v[0] += w.v[0] * x.v[0];
+  if constexpr (C == 2) {
+    y.v[1] += w.v[0] * x.v[1];
+    y.v[0] -= w.v[1] * x.v[1];
+    y.v[1] += w.v[1] * x.v[0];
+  }
+}
+// y += g conj(h)
+template <class real, int C>
+__device__ inline void mac_conj(Cell<real, C>& y, const Cell<real, C>& g, const Cell<real, C>& h) {
+  y.v[0] += g.v[0] * h.v[0];
+  if constexpr (C == 2) {
+    y.v[1] += g.v[1] * h.v[0];
+    y.v[0] += g.v[1] * h.v[1];
+    y.v[1] -= g.v[0] * h.v[1];
+  }
+}
+// a x + b y
+template <class real, int C>
+__device__ inline Cell<real, C> combine(const Cell<real, C>& a, const Cell<real, C>& x,
+                                        const Cell<real, C>& b, const Cell<real, C>& y) {
+  Cell<real, C> sum = {};
+  mac(sum, a, x);
+  mac(sum, b, y);
+  return sum;
+}
+template <class real, int C>
+__device__ inline Cell<real, C> conj(Cell<real, C> a) {
+  if constexpr (C == 2) a.v[1] = -a.v[1];
+  return a;
+}
+template <class real, int C>
+__device__ inline void add(Cell<real, C>& y, const Cell<real, C>& x) {
+  for (int c = 0; c < C; ++c) y.v[c] += x.v[c];
+}
+// Re(g conj(h)): the inner product of two points of the plane
+template <class real, int C>
+__device__ inline real dot(const Cell<real, C>& g, const Cell<real, C>& h) {
+  real sum = g.v[0] * h.v[0];
+  if constexpr (C == 2) sum += g.v[1] * h.v[1];
+  return sum;
+}
+
+// 1 / sqrt(a) and 1 / a to the last digit or two, for normal a > 0; without the calls that exact ones
+// make, which cost registers.
+__device__ inline float inverse_root(float a) {
+  const float r = rsqrtf(a);
+  return r + r * (0.5f - 0.5f * a * r * r);
+}
+__device__ inline double inverse_root(double a) { return rsqrt(a); }
+__device__ inline float inverse(float a) {
+  const float r = __fdividef(1.0f, a);
+  return r + r * (1.0f - a * r);
+}
+__device__ inline double inverse(double a) { return 1 / a; }
+
+// R neighbouring elements n, n + 1, .. of one row of `size` elements, loaded or stored at once. A row
+// holds all real parts before all imaginary ones.
+template <class Stored, int R>
+struct alignas(R * sizeof(Stored) < 16 ? R * sizeof(Stored) : 16) Pack {
+  Stored v[R];
+};
+
+template <int R, class Stored, class real, int C>
+__device__ inline void load_cells(const Stored* row, int64 size, int64 n, Cell<real, C>* cells) {
+  for (int c = 0; c < C; ++c) {
+    const auto pack = *reinterpret_cast<const Pack<Stored, R>*>(row + c * size + n);
+    for (int r = 0; r < R; ++r) cells[r].v[c] = widen(pack.v[r]);
+  }
+}
+template <int R, class Stored, class real, int C>
+__device__ inline void store_cells(const Cell<real, C>* cells, int64 size, int64 n, Stored* row) {
+  for (int c = 0; c < C; ++c) {
+    Pack<Stored, R> pack;
+    for (int r = 0; r < R; ++r) narrow(cells[r].v[c], pack.v[r]);
+    *reinterpret_cast<Pack<Stored, R>*>(row + c * size + n) = pack;
+  }
+}

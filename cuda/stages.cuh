@@ -1,0 +1,106 @@
+// Products with W = W_0 (x) .. (x) W_{F-1} of factors of any sizes, on vectors in shared memory or,
+// when they are too long for that, in a workspace in device memory.
+//
+// A product is a sequence of passes (`Stage`), each over one digit of the index or a few neighbouring
+// ones: a dense p x q factor, or up to kMaxRun neighbouring 2x2 factors whose butterflies a thread does
+// in registers. A vector has the shape (outer, q, inner) before a pass and (outer, p, inner) after it.
+// threadIdx.x counts within a sequence, threadIdx.y the sequences of a block.
+#pragma once
+
+#include "step.cuh"
+
+constexpr int kMaxRun = 3;   // 2x2 factors done in one pass
+constexpr int kRows = 4;     // rows of a dense factor summed together, for one reading of the input
+constexpr int kStageThreads = 512;
+
+template <class Stored, int C>
+class Stages {
+ public:
+  using real = Real<Stored>;
+  using Element = Cell<real, C>;
+
+  // Shared memory holds the factors, if call.cached, and then the vectors unless there is a workspace.
+  __device__ explicit Stages(const Call& call) : call_(call) {
+    Element* shared = shared_memory<Element>();
+    factors_ = static_cast<const Element*>(call.factors);
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int i = thread; i < call.cached; i += blockDim.x * blockDim.y) shared[i] = factors_[i];
+    if (call.cached) factors_ = shared;
+    const int64 block = call.workspace ? blockIdx.x : 0;
+    vectors_ = call.workspace ? static_cast<Element*>(call.workspace) : shared + call.cached;
+    vectors_ += (block * blockDim.y + threadIdx.y) * 3 * call.capacity;
+    __syncthreads();
+  }
+  // The block's three vectors, of call.capacity elements each.
+  __device__ Element* vector(int i) const { return vectors_ + i * call_.capacity; }
+
+  // W times the vector `from`, in whichever of `a` and `b` it is returned; `from` may be `a`. All of a
+  // block call this together; `from` has to be complete, and the result is.
+  __device__ const Element* apply(const Element* from, Element* a, Element* b) const {
+    unsigned outer = call_.columns, inner = 1;
+    for (int s = 0; s < call_.stage_count; ++s) {
+      const Stage stage = call_.stages[s];
+      Element* to = from == a ? b : a;
+      outer /= stage.q;
+      if (stage.bits == 3) butterflies<3>(stage, outer, inner, from, to);
+      if (stage.bits == 2) butterflies<2>(stage, outer, inner, from, to);
+      if (stage.bits == 1) butterflies<1>(stage, outer, inner, from, to);
+      if (stage.bits == 0) dense(stage, outer, inner, from, to);
+      inner *= stage.p;
+      __syncthreads();
+      from = to;
+    }
+    return from;
+  }
+
+ private:
+  template <int B>
+  __device__ void butterflies(const Stage& stage, unsigned outer, unsigned inner, const Element* from,
+                              Element* to) const {
+    Element w[B][4];
+#pragma unroll
+    for (int k = 0; k < B; ++k)  // entries come column by column; the lowest digit's factor is last
+#pragma unroll
+      for (int i = 0; i < 4; ++i) w[k][i] = factors_[stage.offset - 4 * k + i];
+    for (unsigned item = threadIdx.x; item < outer * inner; item += blockDim.x) {
+      const unsigned begin = item / inner * (inner << B) + item % inner;
+      Element v[1 << B];
+#pragma unroll
+      for (int j = 0; j < 1 << B; ++j) v[j] = from[begin + j * inner];
+#pragma unroll
+      for (int k = 0; k < B; ++k)
+#pragma unroll
+        for (int j = 0; j < 1 << B; ++j)
+          if (!(j >> k & 1)) {
+            const Element low = v[j], high = v[j | 1 << k];
+            v[j] = combine(w[k][0], low, w[k][2], high);
+            v[j | 1 << k] = combine(w[k][1], low, w[k][3], high);
+          }
+#pragma unroll
+      for (int j = 0; j < 1 << B; ++j) to[begin + j * inner] = v[j];
+    }
+  }
+
+  __device__ void dense(const Stage& stage, unsigned outer, unsigned inner, const Element* from,
+                        Element* to) const {
+    const unsigned p = stage.p, q = stage.q, row_blocks = (p + kRows - 1) / kRows;
+    for (unsigned item = threadIdx.x; item < outer * row_blocks * inner; item += blockDim.x) {
+      const unsigned i = item % inner, first = item / inner % row_blocks * kRows;
+      const unsigned o = item / inner / row_blocks;
+      const Element* x = from + o * q * inner + i;
+      const Element* w = factors_ + stage.offset + first;
+      Element sums[kRows] = {};
+      for (unsigned j = 0; j < q; ++j)
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          if (first + r < p) mac(sums[r], w[j * p + r], x[j * inner]);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        if (first + r < p) to[(o * p + first + r) * inner + i] = sums[r];
+    }
+  }
+
+  const Call& call_;
+  const Element* factors_;
+  Element* vectors_;
+};

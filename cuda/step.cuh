@@ -1,0 +1,128 @@
+// What every kernel of the recurrence h_t = sigma(W h_{t-1} + u_t) shares: its arguments, how u_t is
+// read, and sigma with its derivative. README.md derives the formulas.
+#pragma once
+
+#include "elements.cuh"
+
+enum Activation { kModrelu, kTanh, kIdentity };
+
+// One pass of a product over a vector; see stages.cuh.
+struct Stage {
+  int p, q, bits, offset;
+};
+constexpr int kMaxStages = 32;
+
+// Arguments of every kernel, filled in by kron_plugin/ops/kron_rnn/cuda.py. Pointers that do not apply
+// are null. `real` below is what the stored type is computed with.
+struct Call {
+  int64 steps, batch, size;   // T, B, N; T x B rows for a product without recurrence
+  int64 first;                // the step of the sequences that the first of these is, for `lengths`; for the
+                              // gradient of a product, how many rows of its input are h0's
+  int64 inputs, symbols;      // inputs: 0 if x is u, I for I features, -1 for tokens below `symbols`
+  int64 activation;           // enum Activation
+  int64 columns, capacity;    // stages: size of the vector multiplied, and of the longest on the way
+  int64 stage_count, cached;  // stages: passes of a product; entries of factors kept in shared memory
+  int64 bits;                 // pairs: log2 N
+  const void* x;              // stored (T, B, C N) or (T, B, I), or int64 (T, B)
+  const void* weight;         // stored (I, C N)
+  const void* bias;           // real (N) for modReLU, (C N) otherwise
+  const void* factors;        // real, C numbers an entry: the adjoints' in the sweep back
+  const void* h0;             // real (B, C N)
+  const int64* lengths;       // (B)
+  void* states;               // stored (T, B, C N)
+  void* last;                 // real (B, C N)
+  const void* d_states;       // stored (T, B, C N)
+  const void* d_last;         // real (B, C N)
+  void* delta;                // stored (T, B, C N): dL/dz_t = dL/du_t
+  void* d_bias;               // real (B, N) or (B, C N), still to be summed over b
+  void* d_h0;                 // real (B, C N)
+  void* d_factors;            // pairs: real (blocks, bits, 2, 2, C), still to be summed
+  void* workspace;            // stages: real vectors of each block, when shared memory is too small
+  Stage stages[kMaxStages];   // the lowest digit first
+};
+
+// u_t of elements n to n + R - 1 of sequence b. A token that is no symbol makes it NaN, and with it
+// the state from there on: what is wrong stays visible without stopping the device.
+template <int R, class Stored, class real, int C>
+__device__ inline void read_input(const Call& call, int64 t, int64 b, int64 n, Cell<real, C>* u) {
+  const int64 row = t * call.batch + b, width = C * call.size;
+  const Stored* x = static_cast<const Stored*>(call.x);
+  const Stored* weight = static_cast<const Stored*>(call.weight);
+  if (call.inputs == 0) return load_cells<R>(x + row * width, call.size, n, u);
+  const int64 token = call.inputs < 0 ? static_cast<const int64*>(call.x)[row] : 0;
+  if (call.inputs < 0 && token >= 0 && token < call.symbols)
+    return load_cells<R>(weight + token * width, call.size, n, u);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) u[r].v[c] = call.inputs < 0 ? real(nan("")) : real(0);
+  for (int64 i = 0; i < call.inputs; ++i) {
+    Cell<real, C> w[R];
+    load_cells<R>(weight + i * width, call.size, n, w);
+    const real feature = widen(x[row * call.inputs + i]);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) u[r].v[c] += feature * w[r].v[c];
+  }
+}
+
+// The bias of element n: one number for modReLU, C otherwise.
+template <class real, int C>
+__device__ inline Cell<real, C> read_bias(const Call& call, int64 n) {
+  Cell<real, C> bias = {};
+  const real* from = static_cast<const real*>(call.bias);
+  for (int c = 0; c < (call.activation == kModrelu ? 1 : C); ++c) bias.v[c] = from[c * call.size + n];
+  return bias;
+}
+template <class real, int C>
+__device__ inline void store_bias_gradient(const Call& call, int64 b, int64 n, const Cell<real, C>& d) {
+  const int parts = call.activation == kModrelu ? 1 : C;
+  real* to = static_cast<real*>(call.d_bias) + b * parts * call.size;
+  for (int c = 0; c < parts; ++c) to[c * call.size + n] = d.v[c];
+}
+
+template <class real, int C>
+__device__ inline void activate(Cell<real, C>& z, const Cell<real, C>& bias, int64 activation) {
+  if (activation == kModrelu) {
+    const real square = dot(z, z), per_modulus = inverse_root(square);
+    real moved = square * per_modulus + bias.v[0];
+    moved = moved < 0 ? 0 : moved;  // a NaN stays one
+    const real scale = square == 0 ? 0 : moved * per_modulus;
+    for (int c = 0; c < C; ++c) z.v[c] *= scale;
+    return;
+  }
+  add(z, bias);
+  if (activation == kTanh) z.v[0] = tanh(z.v[0]);
+}
+
+// From gamma = dL/dh_t and h = h_t to delta = dL/dz_t, in place; adds to the bias gradient.
+template <class real, int C>
+__device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, C>& h,
+                                         const Cell<real, C>& bias, int64 activation,
+                                         Cell<real, C>& d_bias) {
+  if (activation == kModrelu && C == 1) {  // in one dimension all of gamma is along d
+    gamma.v[0] = h.v[0] == 0 ? 0 : gamma.v[0];
+    d_bias.v[0] += h.v[0] < 0 ? -gamma.v[0] : gamma.v[0];
+  } else if (activation == kModrelu) {
+    constexpr real kLeast = real(sizeof(real) == 4 ? 1.2e-38 : 2.3e-308);  // the least normal number
+    constexpr real kDigit = real(sizeof(real) == 4 ? 6e-8 : 1.1e-16);
+    const real square = dot(h, h), per_modulus = square == 0 ? 0 : inverse_root(square);
+    const real modulus = square * per_modulus;
+    real before = modulus - bias.v[0];  // |z|, which rounding may take to 0 but not below
+    before = before < kDigit * modulus ? kDigit * modulus : before;
+    const bool dead = modulus * before < kLeast;
+    const real per_before = dead ? 0 : inverse(before);
+    const real radial = dead ? 0 : dot(gamma, h) * per_modulus;
+    const real stretch = modulus * per_before;
+    const real along = bias.v[0] * per_before * radial * per_modulus;
+    for (int c = 0; c < C; ++c) gamma.v[c] = stretch * gamma.v[c] - along * h.v[c];
+    d_bias.v[0] += radial;
+  } else {
+    if (activation == kTanh) gamma.v[0] *= 1 - h.v[0] * h.v[0];
+    add(d_bias, gamma);
+  }
+}
+
+// Shared memory, as much of it as the launch asked for.
+template <class T>
+__device__ inline T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  return reinterpret_cast<T*>(shared_bytes);
+}

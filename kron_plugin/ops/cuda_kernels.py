@@ -1,0 +1,290 @@
+"""The kernels in cuda/: compiled by CuPy for the GPU at hand, launched on torch's memory and stream.
+
+There are two kinds of them. `pairs` holds a vector in registers and serves 2x2 factors; `stages`
+holds it in shared memory, or where that is too small in device memory, and serves any factors.
+cuda/README.md explains both.
+"""
+
+import hashlib
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backends import Problem
+
+FOLDER = Path(__file__).parents[1] / "cuda"
+
+STORED = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+FUNCTIONS = {
+    "pairs": ("forward", "backward", "product", "gradient"),
+    "stages": ("forward", "backward", "product"),
+}
+
+
+class Kernels(NamedTuple):
+    """The kernels of one kind for one type of state, which are compiled together."""
+
+    kind: str  # a key of FUNCTIONS
+    stored: str  # a value of STORED
+    parts: int  # numbers in an element: 2 for complex states, 1 for real ones
+
+    def names(self) -> List[str]:
+        """The C++ names of its functions."""
+        return [f"{self.kind}_{f}<{self.stored}, {self.parts}>" for f in FUNCTIONS[self.kind]]
+
+
+# All that is ever compiled. Sizes of a problem are arguments of a kernel, not part of its name.
+TABLE = [
+    Kernels(kind, stored, parts)
+    for kind in FUNCTIONS
+    for stored in STORED.values()
+    for parts in (1, 2)
+]
+
+# PairsLimits and the constants of pairs.cuh and stages.cuh, to which a test holds them.
+ELEMENTS_PER_THREAD = 4
+MAX_PAIR_BITS = {torch.float32: 10, torch.float64: 7, torch.bfloat16: 10, torch.float16: 10}
+MAX_RUN = 3
+STAGE_THREADS = 512
+MAX_STAGES = 32
+
+_POINTERS = (
+    *("x", "weight", "bias", "factors", "h0", "lengths", "states", "last", "d_states", "d_last"),
+    *("delta", "d_bias", "d_h0", "d_factors", "workspace"),
+)
+# `struct Call` of step.cuh, which is passed by value.
+CALL = np.dtype(
+    [
+        *((name, np.int64) for name in ("steps", "batch", "size", "first", "inputs", "symbols")),
+        *((name, np.int64) for name in ("activation", "columns", "capacity", "stage_count")),
+        *((name, np.int64) for name in ("cached", "bits")),
+        *((name, np.uint64) for name in _POINTERS),
+        ("stages", np.int32, (MAX_STAGES, 4)),
+    ]
+)
+
+
+class Geometry(NamedTuple):
+    """How a launch is cut to size; `fields` are those of `struct Call` that follow from it."""
+
+    grid: int
+    block: Tuple[int, int]
+    shared: int  # bytes of shared memory a block
+    fields: Dict[str, Any]
+
+
+def missing() -> Optional[str]:
+    """What keeps CuPy from being used, or None."""
+    try:
+        import cupy  # noqa: F401
+    except ImportError as error:
+        major = (torch.version.cuda or "13").split(".")[0]
+        return f"CuPy cannot be imported ({error}); pip install 'kron-plugin[cuda{major}]'"
+    return None
+
+
+def obstacle(problem: Problem) -> Optional[str]:
+    """What keeps the kernels from serving, or None. Compiles some to find out."""
+    if problem.dtype not in STORED:
+        return f"it serves {', '.join(map(str, STORED))}, not {problem.dtype}"
+    reason = missing()
+    if reason is None:
+        try:
+            load(kernels_for([2, 2] * 4, problem.dtype, problem.is_complex))
+        except RuntimeError as error:
+            reason = str(error)
+    return reason
+
+
+def kernels_for(shapes: Sequence[int], dtype: torch.dtype, is_complex: bool) -> Kernels:
+    """The entry of TABLE that serves factors of sizes P_0, Q_0, P_1, …"""
+    bits = len(shapes) // 2
+    pairs = set(shapes) == {2} and 2 <= bits <= MAX_PAIR_BITS[dtype]
+    return Kernels("pairs" if pairs else "stages", STORED[dtype], 2 if is_complex else 1)
+
+
+@cache
+def load(kernels: Kernels) -> Dict[str, Any]:
+    """The functions of one entry of TABLE by name, compiled on first use and cached by CuPy.
+
+    Raises:
+        RuntimeError: the compiler refused the source; the message holds what it said.
+    """
+    import cupy
+
+    source = FOLDER / f"{kernels.kind}.cu"
+    # CuPy's cache goes by the source and the options, and does not see what the source includes.
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(FOLDER.glob("*.cuh"))))
+    options = ("--std=c++17", f"-I{FOLDER.resolve()}", f"-DKRON_HEADERS={digest.hexdigest()[:16]}")
+    module = cupy.RawModule(
+        code=source.read_text(encoding="utf-8"), options=options, name_expressions=kernels.names()
+    )
+    try:
+        return {
+            function: module.get_function(name)
+            for function, name in zip(FUNCTIONS[kernels.kind], kernels.names(), strict=True)
+        }
+    except cupy.cuda.compiler.CompileException as error:
+        raise RuntimeError(f"{source.name} does not compile: {error}") from error
+
+
+def launch(
+    kernels: Kernels, function: str, device: torch.device, geometry: Geometry, **fields
+) -> None:
+    """Start a kernel on torch's current stream; tensors (None: null) and numbers by field name."""
+    import cupy
+
+    call = np.zeros(1, CALL)
+    for name, value in {**geometry.fields, **fields}.items():
+        if isinstance(value, Tensor):
+            value = value.data_ptr()
+        call[name] = 0 if value is None else value
+    kernel = load(kernels)[function]
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream, device.index):
+        if geometry.shared > 48 * 1024:  # what a block has without being asked for more
+            kernel.max_dynamic_shared_size_bytes = geometry.shared
+        kernel((geometry.grid,), geometry.block, (call,), shared_mem=geometry.shared)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, contiguous and where loads of 16 bytes may start."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+@cache
+def attribute(device: torch.device, name: str) -> int:
+    """One of CUDA's device attributes."""
+    import cupy
+
+    return int(cupy.cuda.Device(device.index).attributes[name])
+
+
+def geometry(
+    kernels: Kernels,
+    function: str,
+    device: torch.device,
+    shapes: Sequence[int],
+    rows: int,
+) -> Geometry:
+    """The launch of `function` for so many sequences (forward, backward) or vectors (others)."""
+    make = _pairs_geometry if kernels.kind == "pairs" else _stages_geometry
+    return make(kernels, function, device, shapes, rows)
+
+
+def _number_bytes(kernels: Kernels) -> int:
+    return 8 if kernels.stored == "double" else 4
+
+
+def _blocks(function: str, device: torch.device, rows: int, rows_per_block: int) -> int:
+    """One a group of sequences; those that only walk over rows share them out."""
+    blocks = -(-rows // rows_per_block)
+    if function in ("forward", "backward"):
+        return blocks
+    return min(blocks, 2 * attribute(device, "MultiProcessorCount"))
+
+
+def _pairs_geometry(kernels, function, device, shapes, rows) -> Geometry:
+    bits = len(shapes) // 2
+    size = 1 << bits
+    threads = size // ELEMENTS_PER_THREAD
+    sequences = max(1, 32 // threads)
+    number = _number_bytes(kernels) * kernels.parts
+    exchange = 2 * size * number
+    shared = exchange if threads > 32 else 0
+    if function == "gradient":
+        warps = threads * sequences // 32
+        shared = max(exchange + 4 * bits * number, warps * 4 * bits * number)
+    fields = {"size": size, "columns": size, "bits": bits}
+    grid = _blocks(function, device, rows, sequences)
+    return Geometry(grid, (threads, sequences), shared, fields)
+
+
+def plan(shapes: Sequence[int]) -> Tuple[List[Tuple[int, int, int, int]], int, int]:
+    """Passes of a product (p, q, bits, offset), lowest digit first, for factors P_0, Q_0, P_1, …
+
+    Also the size of the longest vector on the way, and the number of factors' entries.
+    """
+    factors = list(zip(shapes[::2], shapes[1::2], strict=True))
+    offsets = [0, *np.cumsum([p * q for p, q in factors]).tolist()]
+    stages, size = [], prod(shapes[1::2])
+    capacity, f = size, len(factors) - 1
+    while f >= 0:
+        run = 0
+        while run < MAX_RUN and run <= f and factors[f - run] == (2, 2):
+            run += 1
+        p, q = (1 << run, 1 << run) if run else factors[f]
+        stages.append((p, q, run, offsets[f]))
+        size = size // q * p
+        capacity = max(capacity, size)
+        f -= max(run, 1)
+    return stages, capacity, offsets[-1]
+
+
+def _stages_geometry(kernels, function, device, shapes, rows) -> Geometry:
+    stages, capacity, entries = plan(shapes)
+    if len(stages) > MAX_STAGES:
+        raise ValueError(
+            f"the CUDA kernels take up to {MAX_STAGES} factors (three 2x2 ones that are neighbours"
+            f" count as one), not {len(stages)}"
+        )
+    if max(capacity, entries) > 2**31 // 4:
+        raise ValueError(f"a vector or factor of {max(capacity, entries)} entries is too large")
+    element = _number_bytes(kernels) * kernels.parts
+    room = attribute(device, "MaxSharedMemoryPerBlockOptin")
+    vectors = 3 * capacity * element
+    in_shared = vectors <= room
+    taken = vectors if in_shared else 0
+    cached = entries if taken + entries * element <= room else 0
+    fields = {
+        "size": prod(shapes[::2]),
+        "columns": prod(shapes[1::2]),
+        "capacity": capacity,
+        "stage_count": len(stages),
+        "cached": cached,
+        "stages": np.array(stages + [(0, 0, 0, 0)] * (MAX_STAGES - len(stages)), np.int32),
+    }
+    grid = _blocks(function, device, rows, 1)
+    if not in_shared:
+        fields["workspace"] = torch.empty(grid * vectors, dtype=torch.uint8, device=device)
+    threads = min(STAGE_THREADS, max(32, -(-capacity // 4 // 32) * 32))
+    return Geometry(grid, (threads, 1), taken + cached * element, fields)
+
+
+def arranged(
+    kernels: Kernels, factors: Tensor, shapes: Sequence[int], adjoint: bool
+) -> Tensor:  # shape: (Σ P_f Q_f C,)
+    """Factors, one after the other row by row, as the kernels read them.
+
+    That is row by row for `pairs` and column by column for `stages`; Wᴴ's for `adjoint`, whose
+    columns are the conjugate rows of W.
+    """
+    if adjoint and kernels.parts == 2:
+        factors = torch.view_as_real(torch.view_as_complex(factors.view(-1, 2)).conj_physical())
+    if adjoint == (kernels.kind == "stages"):
+        return aligned(factors.reshape(-1))
+    parts = factors.view(-1, kernels.parts)
+    if set(shapes) == {2}:
+        return aligned(parts.view(-1, 2, 2, kernels.parts).transpose(1, 2).reshape(-1))
+    sizes = [p * q for p, q in zip(shapes[::2], shapes[1::2], strict=True)]
+    turned = [
+        part.view(p, q, -1).transpose(0, 1).reshape(-1)
+        for part, p, q in zip(parts.split(sizes), shapes[::2], shapes[1::2], strict=True)
+    ]
+    return aligned(torch.cat(turned))
+
+
+def adjoint_shapes(shapes: Sequence[int]) -> List[int]:
+    """Sizes of the factors of Wᴴ: rows and columns have changed places."""
+    return [size for p, q in zip(shapes[::2], shapes[1::2], strict=True) for size in (q, p)]

@@ -1,0 +1,126 @@
+"""The product and its gradients by the CUDA kernels (cuda/*.cu)."""
+
+from math import prod
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..activation import join, split
+from ..backends import compute_type
+from ..cuda_kernels import (
+    Kernels,
+    adjoint_shapes,
+    aligned,
+    arranged,
+    geometry,
+    kernels_for,
+    launch,
+)
+from .flat import flatten, unflatten
+from .reference import factor_gradients as factor_gradients_reference
+
+
+def kron_matmul_cuda(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """`kron_matmul` with arguments as it describes and has checked them."""
+    is_complex = factors[0].is_complex()
+    shapes = [size for w in factors for size in w.shape]
+    rows = x.reshape(-1, x.shape[-1])
+    rows = split(rows) if is_complex else rows
+    flat = flatten(factors).to(compute_type(rows.dtype))
+    y = _operator(rows, flat, shapes, is_complex)
+    return (join(y) if is_complex else y).reshape(*x.shape[:-1], -1)
+
+
+def _product(
+    x: Tensor, factors: Tensor, shapes: List[int], is_complex: bool, adjoint: bool
+) -> Tensor:
+    kernels = kernels_for(shapes, x.dtype, is_complex)
+    if adjoint:
+        factors = arranged(kernels, factors, shapes, adjoint=True)
+        shapes = adjoint_shapes(shapes)
+    else:
+        factors = arranged(kernels, factors, shapes, adjoint=False)
+    y = x.new_empty(x.shape[0], prod(shapes[::2]) * kernels.parts)
+    cut = geometry(kernels, "product", x.device, shapes, x.shape[0])
+    launch(
+        kernels, "product", x.device, cut, steps=1, batch=x.shape[0], factors=factors,
+        x=aligned(x), states=y,
+    )  # fmt: skip
+    return y
+
+
+def factor_gradients(
+    kernels: Kernels,
+    g: Tensor,  # shape: (M, C ∏P_f)
+    first: Optional[Tensor],  # shape: (m, C ∏Q_f)
+    x: Tensor,  # shape: at least (M - m, C ∏Q_f)
+    factors: Tensor,  # shape: (Σ P_f Q_f C,)
+    shapes: Sequence[int],
+) -> Tensor:  # shape: (Σ P_f Q_f C,), float64
+    """Of y = W x from g = dL/dy, summed over M rows. Rows of x are those of `first`, then of x.
+
+    The sums of 2x2 factors are made by one kernel, block by block and then over the blocks, always
+    in the same order; those of other factors by matrix products.
+    """
+    if kernels.kind == "pairs":
+        cut = geometry(kernels, "gradient", g.device, shapes, g.shape[0])
+        sums = torch.empty(cut.grid, factors.numel(), dtype=factors.dtype, device=g.device)
+        rows = 0 if first is None else first.shape[0]
+        launch(
+            kernels, "gradient", g.device, cut, steps=1, batch=g.shape[0], first=rows, h0=first,
+            factors=aligned(factors), states=aligned(x), delta=aligned(g), d_factors=sums,
+        )  # fmt: skip
+        return sums.sum(0, dtype=torch.float64)
+    x = x if first is None else torch.cat([first.to(x.dtype), x])[: g.shape[0]]
+    g, x = g.to(factors.dtype), x.to(factors.dtype)
+    is_complex = kernels.parts == 2
+    g, x = (join(g), join(x)) if is_complex else (g, x)
+    return flatten(
+        factor_gradients_reference(g, x, unflatten(factors, shapes, is_complex))
+    ).double()
+
+
+def _forward(x: Tensor, factors: Tensor, shapes: List[int], is_complex: bool) -> Tensor:
+    return _product(x, factors, shapes, is_complex, adjoint=False)
+
+
+def _forward_fake(x, factors, shapes, is_complex):
+    return x.new_empty(x.shape[0], prod(shapes[::2]) * (2 if is_complex else 1))
+
+
+def _backward(
+    g: Tensor, x: Tensor, factors: Tensor, shapes: List[int], is_complex: bool
+) -> Tuple[Tensor, Tensor]:
+    kernels = kernels_for(shapes, x.dtype, is_complex)
+    d_factors = factor_gradients(kernels, g, None, x, factors, shapes).to(factors.dtype)
+    return _product(g, factors, shapes, is_complex, adjoint=True), d_factors
+
+
+def _backward_fake(g, x, factors, shapes, is_complex):
+    return torch.empty_like(x), torch.empty_like(factors)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, factors, ctx.shapes, ctx.is_complex = inputs
+    ctx.save_for_backward(x, factors)
+
+
+def _differentiate(ctx, g):
+    return *_backward_operator(g, *ctx.saved_tensors, ctx.shapes, ctx.is_complex), None, None
+
+
+def _refuse(ctx, *gradients):
+    raise RuntimeError(
+        "the cuda kernel of kron_matmul has no second derivative; use backend='reference' for one"
+    )
+
+
+_backward_operator = torch.library.custom_op(
+    "kron_plugin::kron_matmul_cuda_backward", _backward, mutates_args=()
+)
+_backward_operator.register_fake(_backward_fake)
+_backward_operator.register_autograd(_refuse)
+_operator = torch.library.custom_op("kron_plugin::kron_matmul_cuda", _forward, mutates_args=())
+_operator.register_fake(_forward_fake)
+_operator.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,20 @@
+"""All factors as one real vector, which is one argument of an operator and has one gradient."""
+
+from typing import List, Sequence
+
+import torch
+from torch import Tensor
+
+
+def flatten(factors: Sequence[Tensor]) -> Tensor:  # shape: (Σ P_f Q_f C,), real
+    """All factors one after the other, row by row, complex numbers as (re, im)."""
+    parts = [torch.view_as_real(w) if w.is_complex() else w for w in factors]
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def unflatten(flat: Tensor, shapes: Sequence[int], is_complex: bool) -> List[Tensor]:
+    """Factors as matrices again, shape (P_f, Q_f) each; `shapes` is P_0, Q_0, P_1, …"""
+    vector = torch.view_as_complex(flat.reshape(-1, 2)) if is_complex else flat
+    sizes = list(zip(shapes[::2], shapes[1::2], strict=True))
+    parts = vector.split([p * q for p, q in sizes])
+    return [part.view(size) for part, size in zip(parts, sizes, strict=True)]

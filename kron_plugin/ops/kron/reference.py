@@ -1,0 +1,57 @@
+"""Products with a Kronecker product of small matrices as their definition reads, never forming it.
+
+Throughout, ``factors`` is a sequence of matrices W_f of shape (P_f, Q_f), all real or all complex,
+and W = W_0 ⊗ W_1 ⊗ … ⊗ W_{F-1} has shape (∏P_f, ∏Q_f). The first factor owns the slowest digits of
+an index, as in `torch.kron`.
+"""
+
+from functools import reduce
+from typing import List, Sequence
+
+import torch
+from torch import Tensor
+
+
+def dense(
+    factors: Sequence[Tensor],  # shape: (P_f, Q_f) each
+) -> Tensor:  # shape: (∏P_f, ∏Q_f)
+    """The Kronecker product itself: the oracle of the tests, too large for anything else."""
+    return reduce(torch.kron, factors)
+
+
+def kron_matmul_reference(
+    x: Tensor,  # shape: (..., ∏Q_f)
+    factors: Sequence[Tensor],  # shape: (P_f, Q_f) each
+) -> Tensor:  # shape: (..., ∏P_f)
+    """W x for every vector x, in O(N Σ P_f) operations for square factors.
+
+    Each round multiplies the fastest digit of the index by its factor and moves the result to the
+    front, so after F rounds every digit is done and back in its place.
+    """
+    y = x.reshape(-1, x.shape[-1])
+    batch = y.shape[0]
+    for w in reversed(factors):
+        y = y.reshape(batch, -1, w.shape[1]) @ w.transpose(0, 1)
+        y = y.transpose(1, 2)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def factor_gradients(
+    g: Tensor,  # shape: (M, ∏P_f)
+    x: Tensor,  # shape: (M, ∏Q_f)
+    factors: Sequence[Tensor],  # shape: (P_f, Q_f) each
+) -> List[Tensor]:  # shape: (P_f, Q_f) each
+    """The gradients of the factors in y = W x, from g = dL/dy; what autograd finds, by itself.
+
+    Gradients of complex numbers are dL/dRe + i dL/dIm, as everywhere in PyTorch.
+    """
+    batch, inputs, gradients = x.shape[0], [], []
+    for w in reversed(factors):
+        inputs.append(x.reshape(batch, -1, w.shape[1]))
+        x = (inputs[-1] @ w.transpose(0, 1)).transpose(1, 2)
+    for w in factors:
+        g = g.reshape(batch, w.shape[0], -1).transpose(1, 2)
+        rows = inputs.pop().reshape(-1, w.shape[1])
+        gradients.append(g.reshape(-1, w.shape[0]).T @ rows.conj())
+        g = g @ w.conj()
+    return gradients

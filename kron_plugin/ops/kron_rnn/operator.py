@@ -1,0 +1,161 @@
+"""What the fused backends share: the recurrence as a differentiable operator of torch.
+
+A backend supplies two functions, one a pass, on plain tensors. They become operators of their own,
+`kron_plugin::kron_rnn_NAME` and `..._backward`, which autograd and torch.compile know. All factors
+go in as one real vector, so that their gradient is one too.
+"""
+
+from typing import Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..backends import compute_type
+from ..kron.flat import flatten
+
+# With more features than this, projecting them first with a matrix product is faster.
+MAX_FEATURES = 8
+
+ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}  # enum Activation of the kernels
+
+
+def define(name: str, forward: Callable, backward: Callable) -> Callable:
+    """`kron_rnn` by the two functions of a backend, with arguments as checked there.
+
+    Args:
+        forward: fills what `_allocate` made:
+            (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every,
+            states, kept, last) -> None
+        backward: fills what `_allocate_gradients` made:
+            (d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes,
+            is_complex, activation, every, d_x, d_factors, d_bias, d_h0, d_weight) -> None
+    """
+
+    def _forward(
+        x: Tensor,  # shape: (T, B, W), (T, B, I) or (T, B) of integers
+        factors: Tensor,  # shape: (Σ P_f Q_f C,)
+        bias: Tensor,
+        h0: Tensor,  # shape: (B, W)
+        weight: Optional[Tensor],  # shape: (I, W)
+        lengths: Optional[Tensor],  # shape: (B,)
+        shapes: List[int],
+        is_complex: bool,
+        activation: str,
+        need_output: bool,
+        every: int,
+        keep: bool,
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """States (T, B, W), what the backward pass keeps instead, and the last state (B, W)."""
+        results = _allocate(x, h0, need_output, every, keep)
+        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
+        forward(*problem, *results)
+        return results
+
+    def _forward_fake(
+        x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, need_output, every,
+        keep,
+    ):  # fmt: skip
+        return _allocate(x, h0, need_output, every, keep)
+
+    def _backward(
+        d_states: Optional[Tensor],
+        d_last: Optional[Tensor],
+        states: Tensor,
+        kept: Tensor,
+        x: Tensor,
+        factors: Tensor,
+        bias: Tensor,
+        h0: Tensor,
+        weight: Optional[Tensor],
+        lengths: Optional[Tensor],
+        shapes: List[int],
+        is_complex: bool,
+        activation: str,
+        every: int,
+        need_d_x: bool,
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, factors, bias, h0 and weight; empty for an x or weight without one."""
+        results = _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
+        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
+        backward(d_states, d_last, states, kept, *problem, *results)
+        return results
+
+    def _backward_fake(
+        d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes, is_complex,
+        activation, every, need_d_x,
+    ):  # fmt: skip
+        return _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
+
+    def _differentiate(ctx, d_states, d_kept, d_last):
+        if d_states is not None and d_states.numel() == 0:
+            d_states = None
+        d_x, d_factors, d_bias, d_h0, d_weight = backward_operator(
+            d_states, d_last, *ctx.saved_tensors, *ctx.settings, ctx.needs_input_grad[0]
+        )
+        d_x = d_x if ctx.needs_input_grad[0] else None
+        d_weight = d_weight if ctx.needs_input_grad[4] else None
+        return d_x, d_factors, d_bias, d_h0, d_weight, *[None] * 7
+
+    def _refuse(ctx, *gradients):
+        raise RuntimeError(
+            f"the {name} kernel of kron_rnn has no second derivative; use backend='reference' for"
+            " one"
+        )
+
+    backward_operator = _register(f"{name}_backward", _backward, _backward_fake, _refuse)
+    operator = _register(name, _forward, _forward_fake, _differentiate, _setup_context)
+
+    def run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every):
+        is_complex = factors[0].is_complex()
+        if weight is not None and x.is_floating_point() and weight.shape[0] > MAX_FEATURES:
+            x, weight = x @ weight, None
+        tensors = (x, flatten(factors).to(compute_type(h0.dtype)), bias, h0, weight)
+        shapes = [size for w in factors for size in w.shape]
+        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        states, _, last = operator(
+            *tensors, lengths, shapes, is_complex, activation, need_output, checkpoint_every, keep
+        )
+        return (states if need_output else None), last
+
+    run.operator = operator
+    return run
+
+
+def _allocate(x: Tensor, h0: Tensor, need_output: bool, every: int, keep: bool):
+    """Arrays for the results of a forward pass; those not asked for are empty.
+
+    Kept are the last states of segments of `every` steps, in the type that is computed with; all
+    states, as they are stored, if `every` is 1 and they are no output.
+    """
+    steps = x.shape[0]
+    states = h0.new_empty((steps, *h0.shape) if need_output else (0,))
+    apart = keep and (every > 1 or not need_output)
+    dtype = compute_type(h0.dtype) if every > 1 else h0.dtype
+    kept = h0.new_empty((-(-steps // every), *h0.shape) if apart else (0,), dtype=dtype)
+    return states, kept, torch.empty_like(h0, memory_format=torch.contiguous_format)
+
+
+def _allocate_gradients(x, factors, bias, h0, weight, need_d_x):
+    def like(tensor: Optional[Tensor], needed: bool) -> Tensor:
+        return tensor.new_empty(tensor.shape) if needed else h0.new_empty(0)
+
+    needed = [need_d_x, True, True, True, weight is not None]
+    return tuple(like(*pair) for pair in zip((x, factors, bias, h0, weight), needed, strict=True))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, factors, bias, h0, weight, lengths, *rest = inputs
+    shapes, is_complex, activation, need_output, every, _ = rest
+    states, kept, _ = output
+    if every > 1 or not need_output:
+        states = states.new_empty(0)
+    ctx.settings = (shapes, is_complex, activation, every)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(states, kept, x, factors, bias, h0, weight, lengths)
+
+
+def _register(name, function, fake, backward, setup_context=lambda ctx, inputs, output: None):
+    operator = torch.library.custom_op(f"kron_plugin::kron_rnn_{name}", function, mutates_args=())
+    operator.register_fake(fake)
+    operator.register_autograd(backward, setup_context=setup_context)
+    return operator

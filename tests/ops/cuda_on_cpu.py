@@ -1,0 +1,110 @@
+"""A stand-in for CuPy that compiles the kernels for the CPU and runs them on tensors there."""
+
+import ctypes
+import hashlib
+import subprocess
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from kron_plugin.ops import cuda_kernels
+from kron_plugin.ops.kron_rnn.compile import find_compiler
+
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+H100 = {"MultiProcessorCount": 2, "MaxSharedMemoryPerBlockOptin": 232448}
+FLAGS = ("-O1", "-std=c++17", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Werror")
+
+
+def compile_for_cpu(source: str, target: Path, flags=(), options=()) -> None:
+    """Compile CUDA source, with options of NVRTC and flags of the C++ compiler."""
+    unit = target.with_suffix(".cpp")
+    unit.write_text(source)
+    command = [*find_compiler(), *FLAGS, *flags, *(o for o in options if not o.startswith("--"))]
+    command += ["-include", HEADER, f"-I{cuda_kernels.FOLDER.resolve()}", unit, "-o", target]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[:5000]
+
+
+class RawModule:
+    """As `cupy.RawModule`, as far as the loader needs it."""
+
+    folder: Path  # for libraries, which several tests use
+    libraries: dict = {}  # noqa: RUF012
+
+    def __init__(self, code, options, name_expressions):
+        self.names = list(name_expressions)
+        wrappers = [
+            f'extern "C" void kernel_{i}(const unsigned* n, unsigned long shared, const Call* call)'
+            f" {{ run_on_cpu({name}, {{n[0], 1, 1}}, {{n[1], n[2], 1}}, shared, *call); }}\n"
+            for i, name in enumerate(self.names)
+        ]
+        source = code + "".join(wrappers)
+        source += 'extern "C" unsigned long call_size() { return sizeof(Call); }\n'
+        key = hashlib.sha256(f"{source}{options}".encode()).hexdigest()[:16]
+        if key not in self.libraries:
+            path = self.folder / f"kernels-{key}.so"
+            compile_for_cpu(source, path, ("-shared", "-fPIC"), options)
+            self.libraries[key] = ctypes.CDLL(str(path))
+        self.library = self.libraries[key]
+        assert self.library.call_size() == cuda_kernels.CALL.itemsize
+
+    def get_function(self, name):
+        return Kernel(getattr(self.library, f"kernel_{self.names.index(name)}"))
+
+
+class Kernel:
+    """As `cupy.RawKernel`. Shared memory beyond 48 KiB has to be asked for, as there."""
+
+    max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, grid, block, args, *, shared_mem):
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        sizes = (ctypes.c_uint * 3)(*grid, *block)
+        (call,) = args
+        self.function(sizes, ctypes.c_ulong(shared_mem), ctypes.c_void_p(call.ctypes.data))
+
+
+class _Device(nullcontext):
+    def __init__(self, index):
+        super().__init__()
+        self.attributes = H100
+
+
+class CompileException(Exception):
+    """As CuPy's."""
+
+
+def fake_cupy():
+    """What `import cupy` gives the loader."""
+    cuda = SimpleNamespace(
+        Device=_Device,
+        ExternalStream=lambda pointer, device: nullcontext(),
+        compiler=SimpleNamespace(CompileException=CompileException),
+    )
+    return SimpleNamespace(RawModule=RawModule, cuda=cuda)
+
+
+def current_stream(device):
+    return SimpleNamespace(cuda_stream=0)
+
+
+def install(monkeypatch, folder):
+    """Let `backend="cuda"` serve tensors on the CPU until the test is over."""
+    import sys
+
+    from kron_plugin.ops.kron import dispatch as products
+    from kron_plugin.ops.kron_rnn import dispatch as recurrences
+
+    RawModule.folder = folder
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    for dispatch in (products, recurrences):
+        table = dispatch._BACKENDS.table
+        monkeypatch.setitem(table, "cuda", table["cuda"]._replace(device="cpu"))
+    cuda_kernels.load.cache_clear()
+    cuda_kernels.attribute.cache_clear()
