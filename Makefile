@@ -6,7 +6,7 @@ setup:
 	bash recipes/setup.sh test
 
 test: setup lint
-	"$(VENV)/bin/python" -m pytest
+	"$(VENV)/bin/python" -m pytest -n auto --maxprocesses 4
 
 lint: setup
 	"$(VENV)/bin/ruff" check .

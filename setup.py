@@ -15,7 +15,8 @@ setup(
     # kron_plugin/tasks is a link to the folder beside the package, so that `tasks` is never a
     # top-level module when installed.
     packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
-    package_data={"kron_plugin": ["**/*.cpp", "**/*.h"]},
+    # kron_plugin/cuda likewise: `cuda` is a package of NVIDIA's, which CuPy imports.
+    package_data={"kron_plugin": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh", "**/*.md"]},
     install_requires=[
         "torch>=2.4",
         "numpy>=1.23",
@@ -29,7 +30,14 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.9"],
+        "cuda12": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "nvidia-cuda-nvrtc>=13; sys_platform == 'linux'",
+        ],
         "bench": ["linear_operator>=0.5", "pyfastkron>=1.0"],
     },
     entry_points={

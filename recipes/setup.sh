@@ -63,8 +63,13 @@ if ! "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spe
     printf '[build_ext]\nparallel=2\n' > "$config"
     DIST_EXTRA_CONFIG=$config CFLAGS="-O0 -g0" pip install -c "$keep" --no-build-isolation fairseq-fixed
 fi
-say "installing the plugin${extra:+ with its '$extra' extra}"
-pip install -c "$keep" --no-build-isolation -e ".${extra:+[$extra]}"
+# The tests compile the CUDA kernels, with a GPU or without; CuPy has to fit torch's CUDA.
+extras=$extra
+if [ "$extra" = test ] && [ "$(uname -s)" = Linux ]; then
+    extras=$extra,cuda$("$venv/bin/python" -c 'import torch; print((torch.version.cuda or "13").split(".")[0])')
+fi
+say "installing the plugin${extras:+ with its extras $extras}"
+pip install -c "$keep" --no-build-isolation -e ".${extras:+[$extras]}"
 # Who asks for less later has it already.
 printf '%s\n' "$wanted" | tee "$venv/.kron-setup" > "$stamp"
 say "done"

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores out
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -82,10 +82,9 @@ class Backends:
     def _obstacle(self, name: str, problem: Problem) -> Optional[str]:
         device = self.table[name].device
         if device not in (None, problem.device.type):
-            found = (
-                "" if device != "cuda" or torch.cuda.is_available() else ", and torch finds no GPU"
-            )
-            return f"it serves tensors on a {device} device, not on {problem.device}{found}"
+            reason = f"it serves tensors on a {device} device, not on {problem.device}"
+            no_gpu = device == "cuda" and not torch.cuda.is_available()
+            return reason + (", and torch finds no GPU here" if no_gpu else "")
         return self.table[name].obstacle(problem)
 
     def run(self, name: str, problem: Problem) -> Callable:

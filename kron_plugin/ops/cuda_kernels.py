@@ -1,4 +1,4 @@
-"""The kernels in cuda/: compiled by CuPy for the GPU at hand, launched on torch's memory and stream.
+"""The kernels in cuda/, compiled by CuPy for the GPU at hand, on torch's memory and streams.
 
 There are two kinds of them. `pairs` holds a vector in registers and serves 2x2 factors; `stages`
 holds it in shared memory, or where that is too small in device memory, and serves any factors.

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from kron_plugin.ops import cuda_kernels
 from kron_plugin.ops.kron_rnn.compile import find_compiler
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+STREAM = 12345  # the address of "torch's current stream"
 H100 = {"MultiProcessorCount": 2, "MaxSharedMemoryPerBlockOptin": 232448}
 FLAGS = ("-O1", "-std=c++17", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Werror")
 
@@ -75,7 +77,7 @@ class _Device(nullcontext):
         self.attributes = H100
 
 
-class CompileException(Exception):
+class CompileException(Exception):  # noqa: N818
     """As CuPy's."""
 
 
@@ -90,13 +92,11 @@ def fake_cupy():
 
 
 def current_stream(device):
-    return SimpleNamespace(cuda_stream=0)
+    return SimpleNamespace(cuda_stream=STREAM)
 
 
 def install(monkeypatch, folder):
     """Let `backend="cuda"` serve tensors on the CPU until the test is over."""
-    import sys
-
     from kron_plugin.ops.kron import dispatch as products
     from kron_plugin.ops.kron_rnn import dispatch as recurrences
 

@@ -99,8 +99,27 @@ def cast(case: Case, dtype: torch.dtype) -> Case:
     return Case(*map(convert, case))
 
 
+def to_device(case: Case, device: str) -> Case:
+    """The same case elsewhere."""
+
+    def move(value):
+        if isinstance(value, list):
+            return [move(item) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to(device).requires_grad_(value.requires_grad)
+
+    return Case(*map(move, case))
+
+
+def placed(case: Case, backend: Optional[str]) -> Case:
+    """The case where the backend works: on the GPU, if there is one, for "cuda"."""
+    return to_device(case, "cuda") if backend == "cuda" and torch.cuda.is_available() else case
+
+
 def run(case: Case, function=kron_rnn, **options) -> List[Tensor]:
     """[states,] last state, and the gradients of the leaves."""
+    case = placed(case, options.get("backend"))
     states, last = function(
         case.x,
         case.factors,
@@ -148,6 +167,6 @@ def worst_error(results: List[Tensor], expected: List[Tensor]) -> float:
     for ours, theirs in zip(results, expected, strict=True):
         assert ours.shape == theirs.shape
         scale = theirs.detach().abs().max().item() or 1.0
-        error = (ours.detach().to(theirs.dtype) - theirs.detach()).abs().max().item() / scale
+        error = (ours.detach().to(theirs) - theirs.detach()).abs().max().item() / scale
         worst = max(worst, error if error == error else float("inf"))
     return worst

@@ -5,9 +5,11 @@ import torch
 
 from kron_plugin.ops import available_backends, kron_rnn
 
-from .recurrence_cases import PAIRS, cast, dense_rnn, random_case, run, worst_error
+from .recurrence_cases import PAIRS, cast, dense_rnn, placed, random_case, run, worst_error
 
 FAST = [name for name in available_backends() if name != "reference"]
+if torch.cuda.is_available():
+    FAST.append("cuda")
 fast = pytest.mark.parametrize("backend", FAST)
 
 # What to vary together: (batch, steps, form, with_lengths, options). Every batch size beside and
@@ -87,6 +89,7 @@ def test_single_precision_is_as_exact_as_the_reference(backend, kind, form):
 def test_gradcheck(backend, name, is_complex):
     shapes = {"2x2s": [(2, 2)] * 3, "wide first": [(2, 4), (4, 2)], "mixed": [(2, 2), (3, 3)]}[name]
     case = random_case(shapes, 3, 3, is_complex=is_complex, form="features", with_lengths=True)
+    case = placed(case, backend)
     count = len(shapes)
 
     def function(x, bias, h0, weight, *factors):
@@ -147,8 +150,9 @@ def test_what_is_not_finite_stays_so(backend, bad, kind):
     with torch.no_grad():
         case.x[2, 1, 5] = bad
         for name in (backend, "reference"):
+            here = placed(case, name)
             states, last = kron_rnn(
-                case.x, case.factors, case.bias, case.h0, activation=activation, backend=name
+                here.x, here.factors, here.bias, here.h0, activation=activation, backend=name
             )
             finite = states.isfinite().all(2)
             assert finite[:2].all()
@@ -162,9 +166,12 @@ def test_what_is_not_finite_stays_so(backend, bad, kind):
 def test_checkpoints_change_nothing(backend, name):
     case = random_case(PAIRS[name], batch=5, steps=11, with_lengths=True)
     plain = run(case, backend=backend)
+    # On a GPU the sums over steps are made segment by segment.
+    exact = 3 if backend == "cuda" else len(plain)
     for every in (2, 3, 11, 100):
         results = run(case, backend=backend, checkpoint_every=every)
-        assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True))
+        assert all(map(torch.equal, results[:exact], plain[:exact]))
+        assert worst_error(results, plain) < 1e-13
 
 
 @fast

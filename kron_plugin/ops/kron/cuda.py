@@ -33,14 +33,15 @@ def kron_matmul_cuda(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 
 def _product(
-    x: Tensor, factors: Tensor, shapes: List[int], is_complex: bool, adjoint: bool
-) -> Tensor:
+    x: Tensor,  # shape: (M, C ∏Q_f)
+    factors: Tensor,  # shape: (Σ P_f Q_f C,)
+    shapes: List[int],
+    is_complex: bool,
+    adjoint: bool,
+) -> Tensor:  # shape: (M, C ∏P_f); with P and Q the other way round for the adjoint
     kernels = kernels_for(shapes, x.dtype, is_complex)
-    if adjoint:
-        factors = arranged(kernels, factors, shapes, adjoint=True)
-        shapes = adjoint_shapes(shapes)
-    else:
-        factors = arranged(kernels, factors, shapes, adjoint=False)
+    factors = arranged(kernels, factors, shapes, adjoint)
+    shapes = adjoint_shapes(shapes) if adjoint else shapes
     y = x.new_empty(x.shape[0], prod(shapes[::2]) * kernels.parts)
     cut = geometry(kernels, "product", x.device, shapes, x.shape[0])
     launch(
@@ -76,9 +77,8 @@ def factor_gradients(
     g, x = g.to(factors.dtype), x.to(factors.dtype)
     is_complex = kernels.parts == 2
     g, x = (join(g), join(x)) if is_complex else (g, x)
-    return flatten(
-        factor_gradients_reference(g, x, unflatten(factors, shapes, is_complex))
-    ).double()
+    matrices = unflatten(factors, shapes, is_complex)
+    return flatten(factor_gradients_reference(g, x, matrices)).double()
 
 
 def _forward(x: Tensor, factors: Tensor, shapes: List[int], is_complex: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """The recurrence by the CUDA kernels: one launch a pass, and one for the factors' gradients.
 
-The sweep back finds delta_t = dL/dz_t for all steps. All sums over steps and batch, the gradients of
-factors, weights and bias, follow from it without any order in time (cuda/README.md).
+The sweep back finds delta_t = dL/dz_t for all steps. All sums over steps and batch, the gradients
+of factors, weights and bias, follow from it without any order in time (cuda/README.md).
 """
 
 from typing import Optional, Tuple
@@ -27,7 +27,7 @@ from .operator import ACTIVATIONS, define
 DELTA_BYTES = 1 << 26
 
 
-class _Pass:
+class _Recurrence:
     """The arguments of one call that its launches have in common."""
 
     def __init__(
@@ -100,7 +100,7 @@ class _Pass:
 def _forward(
     x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, states, kept, last
 ) -> None:  # fmt: skip
-    call = _Pass(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
+    call = _Recurrence(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
     h = aligned(h0.to(call.real))
     in_segments = every > 1 and kept.numel() > 0
     length = every if in_segments else call.steps
@@ -108,9 +108,8 @@ def _forward(
     for first in range(0, call.steps, length):
         end = min(first + length, call.steps)
         after = kept[first // every] if in_segments else torch.empty_like(h)
-        call.forward(
-            first, end - first, h, written[first:end] if written is not None else None, after
-        )
+        rows = None if written is None else written[first:end]
+        call.forward(first, end - first, h, rows, after)
         h = after
     last.copy_(h)
 
@@ -119,36 +118,21 @@ def _backward(
     d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes, is_complex,
     activation, every, d_x, d_factors, d_bias, d_h0, d_weight,
 ) -> None:  # fmt: skip
-    call = _Pass(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
-    initial = aligned(h0.to(call.real))
+    call = _Recurrence(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
     d_states = None if d_states is None else aligned(d_states)
     g = None if d_last is None else aligned(d_last.to(call.real))
-    all_states = kept if kept.numel() else states
     delta_is_d_x = weight is None and d_x.numel() > 0
-    if every > 1:
-        length = every
-    elif delta_is_d_x:
-        length = call.steps
-    else:
-        length = max(1, DELTA_BYTES // (h0.numel() * h0.element_size()))
+    length = _segment_length(call, h0, every, delta_is_d_x)
     sums = [torch.zeros_like(t, dtype=torch.float64) for t in (factors, bias, d_weight)]
     for first in reversed(range(0, call.steps, length)):
         end = min(first + length, call.steps)
-        if every > 1:
-            before = initial if first == 0 else kept[first // every - 1]
-            segment = h0.new_empty(end - first, *h0.shape)
-            call.forward(first, end - first, before, segment, torch.empty_like(initial))
-        else:
-            before = initial if first == 0 else all_states[first - 1]
-            segment = all_states[first:end]
+        before, segment = _states(call, first, end, h0, states, kept, every)
         delta = d_x[first:end] if delta_is_d_x else torch.empty_like(segment)
         outside = None if d_states is None else d_states[first:end]
-        g, d_bias_segment = call.backward(first, segment, outside, g, delta)
+        g, d_bias_here = call.backward(first, segment, outside, g, delta)
         rows = [t.reshape(-1, call.width) for t in (delta, segment)]
-        sums[0] += factor_gradients(
-            call.kernels, rows[0], before.to(call.real), rows[1], factors, shapes
-        )
-        sums[1] += d_bias_segment
+        sums[0] += factor_gradients(call.kernels, rows[0], before, rows[1], factors, shapes)
+        sums[1] += d_bias_here
         if weight is not None:
             _add_weight_gradient(call, x[first:end], delta, d_x[first:end], sums[2])
     d_h0.copy_(g)
@@ -156,7 +140,39 @@ def _backward(
         result.copy_(total)
 
 
-def _add_weight_gradient(call: _Pass, x: Tensor, delta: Tensor, d_x: Tensor, sums: Tensor) -> None:
+def _segment_length(call: _Recurrence, h0: Tensor, every: int, delta_is_d_x: bool) -> int:
+    """How many steps the sweep back takes at a time."""
+    if every > 1:
+        return every
+    if delta_is_d_x:
+        return call.steps
+    return max(1, DELTA_BYTES // (h0.numel() * h0.element_size()))
+
+
+def _states(
+    call: _Recurrence,
+    first: int,
+    end: int,
+    h0: Tensor,
+    states: Tensor,
+    kept: Tensor,
+    every: int,
+) -> Tuple[Tensor, Tensor]:  # shapes: (B, W), (end - first, B, W)
+    """The state before step `first`, and those from there to `end`, made again if not kept."""
+    initial = aligned(h0.to(call.real))
+    if every > 1:
+        before = initial if first == 0 else kept[first // every - 1]
+        segment = h0.new_empty(end - first, *h0.shape)
+        call.forward(first, end - first, before, segment, torch.empty_like(initial))
+        return before, segment
+    everything = kept if kept.numel() else states
+    before = initial if first == 0 else everything[first - 1].to(call.real)
+    return before, everything[first:end]
+
+
+def _add_weight_gradient(
+    call: _Recurrence, x: Tensor, delta: Tensor, d_x: Tensor, sums: Tensor
+) -> None:
     """From delta (t, B, W): adds to the weight's gradient and fills that of the features x."""
     if call.tokens:
         rows = delta.to(call.real).reshape(-1, call.width)

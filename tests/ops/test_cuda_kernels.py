@@ -1,0 +1,201 @@
+"""The host side of the CUDA kernels, and what the compilers say of them; none of it needs a GPU."""
+
+import logging
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from kron_plugin.ops import backends, cuda_kernels, kron_rnn
+from kron_plugin.ops.cuda_kernels import FOLDER, TABLE, Kernels, geometry, kernels_for, plan
+from kron_plugin.ops.kron_rnn import dispatch
+
+from . import cuda_on_cpu
+from .recurrence_cases import random_case, run
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+
+# The most registers a thread may take; cuda/README.md says what follows from them.
+REGISTERS = {"forward": 168, "backward": 168, "product": 128, "gradient": 224}
+REGISTERS_OF_ALL = {"pairs": 255, "stages": 128}  # in double precision; and of a block of 512
+
+
+@pytest.mark.parametrize("architecture", ["oldest", 80, 90])
+@pytest.mark.parametrize("kernels", TABLE, ids=lambda kernels: "-".join(map(str, kernels)))
+def test_compiles_without_spills(kernels, architecture):
+    nvrtc = pytest.importorskip("cupy.cuda", reason="pip install 'kron-plugin[test]'").nvrtc
+    if architecture == "oldest":
+        architecture = min(nvrtc.getSupportedArchs())
+    source = (FOLDER / f"{kernels.kind}.cu").read_text()
+    program = nvrtc.createProgram(source, f"{kernels.kind}.cu", [], [])
+    for name in kernels.names():
+        nvrtc.addNameExpression(program, name)
+    options = ["--std=c++17", f"-I{FOLDER.resolve()}", "--ptxas-options=-v"]
+    try:
+        nvrtc.compileProgram(program, [*options, f"-arch=sm_{architecture}"])
+    finally:
+        report = nvrtc.getProgramLog(program)
+    entries = re.findall(
+        r"entry function '_Z\d+[a-z]+_([a-z]+).*?(\d+) bytes spill stores.*?Used (\d+) registers",
+        report,
+        re.DOTALL,
+    )
+    assert {name for name, _, _ in entries} == set(cuda_kernels.FUNCTIONS[kernels.kind]), report
+    for function, spilled, registers in entries:
+        limit = REGISTERS_OF_ALL[kernels.kind]
+        if kernels.kind == "pairs" and kernels.stored != "double":
+            limit = REGISTERS[function]
+        assert int(registers) <= limit, (function, report)
+        assert kernels.kind == "stages" or int(spilled) == 0, (function, report)
+
+
+def test_the_table_has_all_that_is_asked_for():
+    asked = {
+        kernels_for(shapes, dtype, is_complex)
+        for shapes in ([2, 2] * 5, [3, 3], [2, 4, 4, 2], [2, 2], [2, 2] * 12)
+        for dtype in cuda_kernels.STORED
+        for is_complex in (True, False)
+    }
+    assert asked == set(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("R", cuda_kernels.ELEMENTS_PER_THREAD),
+        ("kMaxRun", cuda_kernels.MAX_RUN),
+        ("kStageThreads", cuda_kernels.STAGE_THREADS),
+        ("kMaxStages", cuda_kernels.MAX_STAGES),
+    ],
+)
+def test_constants_are_those_of_the_headers(name, value):
+    text = "".join(path.read_text() for path in FOLDER.glob("*.cuh"))
+    assert re.findall(rf"constexpr int (?:.*, )?{name} = (\d+)", text) == [str(value)]
+
+
+def test_pair_bits_are_those_of_the_headers():
+    text = (FOLDER / "pairs.cuh").read_text()
+    inside, lane = map(int, re.search(r"kThreadBits = (\d+), kLaneBits = (\d+)", text).groups())
+    double, others = map(int, re.search(r"kWarpBits = .* == 8 \? (\d+) : (\d+)", text).groups())
+    for dtype, bits in cuda_kernels.MAX_PAIR_BITS.items():
+        assert bits == inside + lane + (double if dtype == torch.float64 else others)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """CuPy's presence, with what it was asked for."""
+    cuda_on_cpu.install(monkeypatch, tmp_path)
+    return sys.modules["cupy"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "threads", "sequences", "shared"),
+    [(2, 1, 32, 0), (5, 8, 4, 0), (7, 32, 1, 0), (8, 64, 1, 4096), (10, 256, 1, 16384)],
+)
+def test_geometry_of_pairs(fake, bits, threads, sequences, shared):
+    kernels = Kernels("pairs", "float", 2)
+    cut = geometry(kernels, "forward", CPU, [2, 2] * bits, rows=65)
+    assert cut.block == (threads, sequences)
+    assert cut.grid == -(-65 // sequences)
+    assert cut.shared == shared
+    walk = geometry(kernels, "gradient", CPU, [2, 2] * bits, rows=10**6)
+    assert walk.grid == 2 * cuda_on_cpu.H100["MultiProcessorCount"]
+    assert walk.shared >= 4 * bits * 8
+
+
+def test_geometry_of_stages(fake):
+    kernels = Kernels("stages", "float", 2)
+    small = geometry(kernels, "forward", CPU, [3, 3, 5, 5], rows=7)
+    assert (small.grid, small.block) == (7, (32, 1))
+    assert small.fields["cached"] == 9 + 25
+    assert small.shared == (3 * 15 + 9 + 25) * 8
+    large_factor = geometry(kernels, "forward", CPU, [512, 512], rows=7)
+    assert large_factor.fields["cached"] == 0
+    assert large_factor.shared == 3 * 512 * 8
+    long_vector = geometry(kernels, "forward", CPU, [2, 2] * 16, rows=7)
+    assert long_vector.fields["workspace"].numel() == 7 * 3 * 2**16 * 8
+    assert (long_vector.shared, long_vector.block) == (4 * 16 * 8, (512, 1))
+
+
+def test_plan_joins_neighbouring_pairs():
+    stages, capacity, entries = plan([2, 2, 2, 2, 2, 2, 2, 2, 3, 5, 5, 3])
+    assert [stage[:3] for stage in stages] == [(5, 3, 0), (3, 5, 0), (8, 8, 3), (2, 2, 1)]
+    assert [stage[3] for stage in stages] == [31, 16, 12, 0]
+    assert (capacity, entries) == (16 * 25, 46)
+
+
+def test_too_many_factors_are_named(fake):
+    with pytest.raises(ValueError, match="up to 32 factors"):
+        geometry(Kernels("stages", "float", 1), "forward", CPU, [1, 1] * 33, rows=1)
+
+
+def test_sizes_of_a_call_are_not_part_of_the_cache_key(fake, monkeypatch):
+    made = []
+
+    class Counting(cuda_on_cpu.RawModule):
+        def __init__(self, code, options, name_expressions):
+            made.append(name_expressions)
+            super().__init__(code, options, name_expressions)
+
+    monkeypatch.setattr(fake, "RawModule", Counting)
+    for bits, batch, steps in [(2, 1, 1), (3, 2, 5), (5, 9, 2)]:
+        run(random_case([(2, 2)] * bits, batch, steps, torch.float32), backend="cuda")
+    assert made == [Kernels("pairs", "float", 2).names()]
+
+
+def test_launches_go_to_torchs_stream_and_device(fake, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        fake.cuda,
+        "ExternalStream",
+        lambda pointer, device: seen.append((pointer, device)) or cuda_on_cpu.nullcontext(),
+    )
+    run(random_case([(2, 2)] * 2, 1, 1, torch.float32), backend="cuda")
+    assert seen == [(cuda_on_cpu.STREAM, None)] * 3  # forward, backward, gradient of the factors
+
+
+def test_no_cupy(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    problem = backends.Problem(CUDA, torch.float32, True)
+    with pytest.raises(RuntimeError, match=r"pip install 'kron-plugin\[cuda12\]'"):
+        dispatch._BACKENDS.choose("cuda", problem)
+    backends._log_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    assert dispatch._BACKENDS.choose("auto", problem) == "reference"
+    assert "CuPy" in caplog.text
+
+
+def test_no_gpu():
+    case = random_case()
+    with pytest.raises(RuntimeError, match="tensors on a cuda device, not on cpu"):
+        kron_rnn(case.x, case.factors, case.bias, case.h0, backend="cuda")
+
+
+def test_a_kernel_that_does_not_compile(fake, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise fake.cuda.compiler.CompileException("expected a ';'")
+
+    monkeypatch.setattr(cuda_on_cpu.RawModule, "get_function", refuse)
+    monkeypatch.setattr(cuda_on_cpu.RawModule, "__init__", lambda *args, **kwargs: None)
+    problem = backends.Problem(CPU, torch.float32, True)
+    with pytest.raises(RuntimeError, match=r"pairs.cu does not compile: expected a ';'"):
+        dispatch._BACKENDS.choose("cuda", problem)
+
+
+def test_a_type_that_no_kernel_stores():
+    problem = backends.Problem(CUDA, torch.float8_e5m2, True)
+    with pytest.raises(RuntimeError, match=r"serves torch\.float32"):
+        dispatch._BACKENDS.choose("cuda", problem)
+
+
+def test_the_call_is_laid_out_as_in_the_header():
+    text = (FOLDER / "step.cuh").read_text()
+    body = re.search(r"struct Call \{(.*?)\n\};", text, re.DOTALL)[1]
+    body = re.sub(r"//.*", "", body)
+    names = [name for line in body.split(";") for name in re.findall(r"\*?(\w+)(?=,|$|\[)", line)]
+    assert names == list(cuda_kernels.CALL.names)
+    assert np.zeros(1, cuda_kernels.CALL).itemsize < 4096  # the limit of a kernel's arguments

@@ -1,0 +1,207 @@
+"""The CUDA kernels and all of their host side, compiled for the CPU, against the definition."""
+
+import subprocess
+
+import pytest
+import torch
+
+from kron_plugin.ops import dense, kron_matmul, kron_rnn
+
+from . import cuda_on_cpu
+from .recurrence_cases import PAIRS, cast, dense_rnn, random_case, run, worst_error
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch, libraries):
+    cuda_on_cpu.install(monkeypatch, libraries)
+
+
+DOUBLE, SINGLE = torch.float64, torch.float32
+
+# (factor sizes, batch, steps, type, complex, activation, form, lengths, options)
+CASES = [
+    # 2x2 factors: inside threads, by shuffle, through shared memory; several sequences a warp.
+    ([(2, 2)] * 2, 3, 5, DOUBLE, True, "modrelu", "dense", True, {}),
+    ([(2, 2)] * 4, 9, 2, DOUBLE, False, "tanh", "tokens", False, {"need_output": False}),
+    ([(2, 2)] * 7, 3, 5, DOUBLE, True, "modrelu", "features", True, {"checkpoint_every": 2}),
+    ([(2, 2)] * 5, 1, 1, DOUBLE, False, "modrelu", "dense", False, {}),
+    ([(2, 2)] * 7, 1, 5, SINGLE, True, "identity", "tokens", True, {}),
+    ([(2, 2)] * 8, 3, 5, SINGLE, True, "modrelu", "dense", True, {"checkpoint_every": 3}),
+    ([(2, 2)] * 9, 1, 5, SINGLE, True, "modrelu", "features", False, {"need_output": False}),
+    ([(2, 2)] * 10, 3, 1, SINGLE, True, "modrelu", "dense", False, {}),
+    ([(2, 2)] * 9, 1, 2, SINGLE, False, "identity", "dense", True, {}),
+    # Any others: odd, rectangular, mixed, one dense one, 2x2 ones too many for a thread.
+    ([(3, 3), (5, 5)], 3, 5, DOUBLE, True, "modrelu", "dense", True, {}),
+    (PAIRS["wide first"], 1, 5, DOUBLE, True, "modrelu", "features", False, {}),
+    (PAIRS["tall first"], 3, 1, DOUBLE, False, "tanh", "tokens", False, {}),
+    (PAIRS["mixed"], 3, 5, DOUBLE, True, "modrelu", "tokens", True, {"checkpoint_every": 2}),
+    (PAIRS["one"], 3, 5, DOUBLE, False, "modrelu", "dense", True, {"need_output": False}),
+    (PAIRS["3,137"], 1, 2, DOUBLE, True, "identity", "dense", False, {}),
+    ([(2, 2)] * 11, 1, 1, SINGLE, True, "modrelu", "dense", False, {}),
+    ([(2, 2)], 3, 5, DOUBLE, True, "modrelu", "dense", True, {}),
+    ([(1, 1)], 3, 5, DOUBLE, True, "modrelu", "features", True, {}),
+]
+
+
+def make(case):
+    shapes, batch, steps, dtype, is_complex, activation, form, with_lengths, options = case
+    exact = random_case(shapes, batch, steps, DOUBLE, is_complex, activation, form, with_lengths)
+    return exact, cast(exact, dtype), options
+
+
+def check(case):
+    exact, case_here, options = make(case)
+    expected = run(exact, backend="reference", need_output=options.get("need_output", True))
+    assert worst_error(run(case_here, backend="cuda", **options), expected) < (
+        1e-11 if case[3] == DOUBLE else 5e-5
+    )
+
+
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_equals_the_reference(index):
+    check(CASES[index])
+
+
+@pytest.mark.parametrize("index", [12, 14])
+def test_vectors_too_long_for_shared_memory(index, monkeypatch):
+    monkeypatch.setitem(cuda_on_cpu.H100, "MaxSharedMemoryPerBlockOptin", 1024)
+    check(CASES[index])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shapes", [[(2, 2)] * 4, [(3, 3), (2, 2)]])
+@pytest.mark.parametrize("is_complex", [True, False])
+def test_half_precision_is_storage_only(dtype, shapes, is_complex):
+    """Results differ by the rounding of what is stored: eleven or eight binary digits."""
+    exact = random_case(shapes, 3, 5, is_complex=is_complex, with_lengths=True)
+    half = cast(exact, SINGLE)
+    names = ("x", "bias", "h0", "d_states", "d_last")
+    half = half._replace(
+        **{n: getattr(half, n).detach().to(dtype).requires_grad_() for n in names[:3]},
+        **{n: getattr(half, n).to(dtype) for n in names[3:]},
+    )
+    rounded = half._replace(
+        **{n: getattr(half, n).detach().double().requires_grad_() for n in names}
+    )
+    rounded = rounded._replace(factors=exact.factors)
+    expected = run(rounded, backend="reference")
+    tolerance = 4e-3 if dtype == torch.float16 else 3e-2
+    for options in ({}, {"checkpoint_every": 2}):
+        results = run(half, backend="cuda", **options)
+        assert results[0].dtype == results[2].dtype == dtype
+        assert worst_error(results, expected) < tolerance
+
+
+@pytest.mark.parametrize("shapes", [[(2, 2)] * 2, [(3, 3), (1, 1)]])
+def test_gradcheck(shapes):
+    case = random_case(shapes, 2, 2, form="features", with_lengths=True)
+
+    def function(x, bias, h0, weight, *factors):
+        return kron_rnn(x, factors, bias, h0, case.lengths, weight=weight, backend="cuda")
+
+    leaves = (case.x, case.bias, case.h0, case.weight, *case.factors)
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+def test_factors_far_from_unitary():
+    case = random_case([(2, 2)] * 4, batch=2, steps=3)
+    with torch.no_grad():
+        case.factors[0].zero_()
+        case.factors[1].copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        case.bias[:4] = -100.0
+    results, expected = run(case, backend="cuda"), run(case, dense_rnn)
+    assert worst_error(results, expected) < 1e-12
+
+
+@pytest.mark.parametrize("shapes", [[(2, 2)] * 6, [(3, 3), (2, 2)]])
+def test_two_runs_give_the_same_bits(shapes):
+    case = random_case(shapes, 5, 4, SINGLE, form="tokens")
+    first, second = (run(case, backend="cuda") for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+def test_a_token_that_is_no_symbol_makes_the_state_nan():
+    case = random_case([(2, 2)] * 3, batch=2, steps=3, form="tokens")
+    tokens = case.x.clone()
+    tokens[1, 0] = 3
+    states, last = kron_rnn(
+        tokens, case.factors, case.bias, case.h0, weight=case.weight, backend="cuda"
+    )
+    assert states[0].isfinite().all()
+    assert states[1:, 0].isnan().all()
+    assert last[1].isfinite().all()
+
+
+def test_arrays_that_start_anywhere():
+    case = random_case([(2, 2)] * 4, 3, 2, SINGLE)
+    flat = torch.cat([torch.zeros(1), case.x.detach().reshape(-1)])
+    shifted = case._replace(x=flat[1:].view_as(case.x).requires_grad_())
+    assert shifted.x.data_ptr() % 16 != 0
+    assert worst_error(run(shifted, backend="cuda"), run(case, backend="cuda")) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("shapes", [[(2, 2)] * 6, [(3, 2), (2, 2), (1, 4)], [(2, 2)] * 12])
+def test_product(shapes, dtype):
+    factors = [torch.randn(p, q, dtype=dtype, requires_grad=True) for p, q in shapes]
+    x = torch.randn(2, 3, dense(factors).shape[1], dtype=dtype, requires_grad=True)
+    y = kron_matmul(x, factors, backend="cuda")
+    expected = kron_matmul(x, factors, backend="reference")
+    upstream = torch.randn_like(y)
+    ours = torch.autograd.grad(y, [x, *factors], upstream)
+    theirs = torch.autograd.grad(expected, [x, *factors], upstream)
+    tolerance = 2e-5 if dtype in (SINGLE, torch.complex64) else 1e-12
+    assert worst_error([y, *ours], [expected, *theirs]) < tolerance
+
+
+RACES = """
+#include "pairs.cu"
+#include "stages.cu"
+template <class Kernel>
+void run(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, const Call& call) {
+  run_on_cpu(kernel, {blocks, 1, 1}, {threads, 1, 1}, shared, call);
+}
+int main() {
+  constexpr int F = 8, N = 1 << F, T = 2, B = 2, C = 2;
+  std::vector<float> arrays[12];
+  for (auto& array : arrays) array.assign(T * B * C * N + 4 * C * F * 8, 0.25f);
+  Call call = {};
+  call.steps = T, call.batch = B, call.size = call.columns = call.capacity = N, call.bits = F;
+  call.x = arrays[0].data(), call.bias = arrays[1].data(), call.factors = arrays[2].data();
+  call.h0 = arrays[3].data(), call.states = arrays[4].data(), call.last = arrays[5].data();
+  call.d_states = arrays[6].data(), call.d_last = arrays[7].data(), call.delta = arrays[8].data();
+  call.d_bias = arrays[9].data(), call.d_h0 = arrays[10].data(), call.d_factors = arrays[11].data();
+  const size_t exchange = 2 * N * C * 4;
+  run(pairs_forward<float, C>, B, N / 4, exchange, call);
+  run(pairs_backward<float, C>, B, N / 4, exchange, call);
+  run(pairs_product<float, C>, 1, N / 4, exchange, call);
+  call.first = B;
+  run(pairs_gradient<float, C>, 1, N / 4, exchange + 4 * F * C * 4, call);
+  call.first = 0;
+  call.stage_count = 3, call.cached = 4 * 3 + 16 * 16 + 4;
+  call.stages[0] = {8, 8, 3, 16 * 16 + 4 * 3}, call.stages[1] = {16, 16, 0, 4};
+  call.stages[2] = {2, 2, 1, 0};
+  const size_t vectors = (3 * N + call.cached) * C * 4;
+  run(stages_forward<float, C>, B, 64, vectors, call);
+  run(stages_backward<float, C>, B, 64, vectors, call);
+  run(stages_product<float, C>, 1, 64, vectors, call);
+  std::puts("done");
+}
+"""
+
+
+@pytest.mark.parametrize("barriers", [True, False])
+def test_thread_sanitizer_finds_no_race(barriers, tmp_path):
+    """And finds some when the barriers are taken away, so it does look."""
+    program = tmp_path / "races"
+    flags = ("-fsanitize=thread", "-g", *(() if barriers else ("-DKRON_NO_BARRIERS",)))
+    cuda_on_cpu.compile_for_cpu(RACES, program, flags)
+    result = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert ("WARNING: ThreadSanitizer: data race" in result.stderr) == (not barriers)
+    if barriers:
+        assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr[:2000]
