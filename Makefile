@@ -1,6 +1,6 @@
 VENV ?= $(if $(KRON_VENV),$(KRON_VENV),.venv)
 
-.PHONY: setup test lint bench
+.PHONY: setup test lint bench gpu-test gpu-bench
 
 setup:
 	bash recipes/setup.sh test
@@ -14,4 +14,12 @@ lint: setup
 
 bench:
 	bash recipes/setup.sh bench
-	"$(VENV)/bin/python" benchmarks/recurrence.py --device cpu
+	"$(VENV)/bin/python" benchmarks/recurrence.py
+
+gpu-test: setup
+	"$(VENV)/bin/python" benchmarks/gpu.py test
+
+gpu-bench:
+	bash recipes/setup.sh test
+	bash recipes/setup.sh bench
+	"$(VENV)/bin/python" benchmarks/gpu.py bench

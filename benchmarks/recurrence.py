@@ -1,6 +1,6 @@
 """KRU beside its peers: seconds forward and backward, side by side in one process.
 
-    python benchmarks/recurrence.py --device cpu [--json FILE]
+    python benchmarks/recurrence.py [--json FILE]      on the CPU; gpu.py has the GPU's
 
 Each recurrent layer reads one scalar a step and sends back a gradient from its last state. The
 Kronecker product alone is timed on a batch of vectors, against linear_operator and pyfastkron where
@@ -53,10 +53,12 @@ def kru_step(setting: Setting, device: str, backend: str, **options) -> Callable
     return run
 
 
-def layer_step(layer: nn.Module, setting: Setting, device: str) -> Callable[[], None]:
+def layer_step(
+    layer: nn.Module, setting: Setting, device: str, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
     """The same for a layer called like torch.nn.RNN."""
-    layer = layer.to(device)
-    x = torch.rand(setting.steps, setting.batch, 1, device=device)
+    layer = layer.to(device, dtype)
+    x = torch.rand(setting.steps, setting.batch, 1, device=device, dtype=dtype)
 
     def run() -> None:
         layer(x)[0][-1].square().sum().backward()
@@ -155,7 +157,6 @@ def table(title: str, seconds: Dict[str, float]) -> List[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", help="write the numbers to this file too")
     args = parser.parse_args()
@@ -164,7 +165,7 @@ def main() -> None:
     print(f"{machine()}; {2 * peak / 1e9:.0f} GFLOP/s (float32) at best")
     rows: List[dict] = []
     for setting in SETTINGS:
-        seconds = interleave(recurrences(setting, args.device), args.rounds)
+        seconds = interleave(recurrences(setting, "cpu"), args.rounds)
         title = f"B={setting.batch} T={setting.steps} N={setting.size}, forward and backward"
         rows += table(title, seconds)
         cost = kru_cost(setting)
@@ -177,7 +178,7 @@ def main() -> None:
             f" reached; peak memory of the process {peak_memory():.0f} MiB"
         )
     vectors, size = PRODUCT
-    rows += table(f"real W x, {vectors} vectors, N={size}", interleave(products(args.device), 20))
+    rows += table(f"real W x, {vectors} vectors, N={size}", interleave(products("cpu"), 20))
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"machine": machine(), "peak_multiply_adds": peak, "rows": rows}, file)

@@ -12,8 +12,28 @@ import torch
 from kron_plugin.ops.kron_rnn import compile as compiling
 
 
+def by_clock(run: Callable[[], None]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def by_events(run: Callable[[], None]) -> float:
+    """Seconds that the GPU works for a call, or waits for its next launch."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
 def interleave(
-    candidates: Dict[str, Callable[[], None]], rounds: int = 5, budget: float = 40.0
+    candidates: Dict[str, Callable[[], None]],
+    rounds: int = 5,
+    budget: float = 40.0,
+    seconds: Callable[[Callable[[], None]], float] = by_clock,
 ) -> Dict[str, float]:
     """Median seconds of each candidate: one warm-up, then rounds in which all take their turn.
 
@@ -28,9 +48,7 @@ def interleave(
             if sum(times[name]) < budget:
                 if times[name] and times[name][-1] < 1:
                     run()
-                started = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds(run))
     return {name: statistics.median(runs[1:] or runs) for name, runs in times.items()}
 
 
