@@ -3,8 +3,8 @@
     python benchmarks/gpu.py test       the backend's tests, then compute-sanitizer where it is
     python benchmarks/gpu.py bench      KRU beside cuDNN and others: benchmarks/results/NAME.json
 
-`make gpu-test` and `make gpu-bench` set up what these need and call them. Without a GPU both say what
-is missing and end with status 2.
+`make gpu-test` and `make gpu-bench` set up what these need and call them. Without a GPU both say
+what is missing and end with status 2.
 """
 
 import argparse
@@ -33,9 +33,7 @@ from torch import nn
 from kron_plugin.ops.cuda_kernels import missing
 
 HERE = Path(__file__).parent
-LATENCY = Setting(
-    1, 20_000, 4
-)  # one thread's work a step: what is left is the way from step to step
+LATENCY = Setting(1, 20_000, 4)  # a thread's work: what is left is the way between steps
 SIZES = [Setting(128, 256, 2**n) for n in range(4, 17, 2)]
 BATCHES = [Setting(4**n, 256, 512) for n in range(7)]
 
