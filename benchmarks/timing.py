@@ -9,7 +9,7 @@ from typing import Callable, Dict, List
 
 import torch
 
-from kron_plugin.ops.kron_rnn import compile as compiling
+from kron_plugin.ops.native import compile as compiling
 
 
 def by_clock(run: Callable[[], None]) -> float:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kron_plugin.ops import backends
-from kron_plugin.ops.kron_rnn import compile as compiling
 from kron_plugin.ops.kron_rnn import cpu, dispatch
+from kron_plugin.ops.native import compile as compiling
 
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
@@ -46,7 +46,7 @@ def test_a_header_is_part_of_the_key(source):
 
 def test_several_processes_at_once(source):
     program = (
-        "import sys, pathlib; from kron_plugin.ops.kron_rnn import compile as c;"
+        "import sys, pathlib; from kron_plugin.ops.native import compile as c;"
         "print(c.load(pathlib.Path(sys.argv[1]), defines=['ANSWER=7']).answer())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

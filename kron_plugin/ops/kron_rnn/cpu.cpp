@@ -21,85 +21,25 @@
 //   dW_f[p, q] = sum_{t, b, rest} gamma_f[.., p, ..] conj(x_f[.., q, ..]).
 //
 // A sequence that has ended keeps its state: gamma is carried past its last steps, and delta is 0 there.
-//
-// Results do not depend on timing: blocks of lanes are dealt out to threads in a fixed order, and each
-// thread's sums are added in a fixed order.
 
-#include <atomic>
-#include <exception>
+#include <algorithm>
 #include <memory>
-#include <thread>
+#include <vector>
 
-#include "cpu_gradient.h"
-#include "cpu_lanes.h"
-#include "cpu_product.h"
+#include "../native/blocks.h"
+#include "../native/gradient.h"
+#include "../native/input.h"
+#include "../native/lanes.h"
+#include "../native/product.h"
 #include "cpu_step.h"
 
 namespace {
-
-// Blocks as wide as vectors go, unless threads would be left without one; the rest of the batch in
-// narrower ones, so that no lane is empty.
-std::vector<Block> partition(int64_t batch, int64_t threads) {
-  constexpr int kNarrowest = 16 / sizeof(real);  // of the vectors: narrower ones take as long
-  int width = kMaxLanes;
-  while (width > kNarrowest && (batch + width - 1) / width < threads) width /= 2;
-  std::vector<Block> blocks;
-  for (int64_t begin = 0; begin < batch; begin += width) {
-    while (width > batch - begin) width = width > kNarrowest ? width / 2 : 1;
-    blocks.push_back({begin, width});
-  }
-  return blocks;
-}
-
-// Runs work(thread) on every thread; false if one of them ran out of memory.
-template <class Work>
-bool parallel(int64_t threads, Work work) {
-  std::atomic<bool> failed{false};
-  const auto guarded = [&](int64_t thread) {
-    try {
-      work(thread);
-    } catch (const std::exception&) {
-      failed = true;
-    }
-  };
-  std::vector<std::thread> others;
-  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(guarded, thread);
-  guarded(0);
-  for (std::thread& other : others) other.join();
-  return !failed;
-}
-
-template <int L>
-using Width = std::integral_constant<int, L>;
-
-template <class Work>
-void with_lanes(int lanes, Work work) {
-  switch (lanes) {
-    case 1: return work(Width<1>());
-    case kMaxLanes / 4: return work(Width<kMaxLanes / 4>());
-    case kMaxLanes / 2: return work(Width<kMaxLanes / 2>());
-    case kMaxLanes: return work(Width<kMaxLanes>());
-  }
-}
 
 int64_t kept_count(const Call& call) { return (call.steps + call.every - 1) / call.every; }
 
 template <int L>
 Cell<L>* kept_states(const Call& call, const Block& block) {
   return reinterpret_cast<Cell<L>*>(call.kept + block.begin * kept_count(call) * call.size * C);
-}
-
-template <int L>
-void load_batch(const real* from, const Block& block, int64_t n, Cell<L>* cells) {
-  const real* rows[L];
-  for (int l = 0; l < L; ++l) rows[l] = from + (block.begin + l) * C * n;
-  load_rows<L>(rows, n, cells);
-}
-template <int L>
-void store_batch(const Cell<L>* cells, const Block& block, int64_t n, real* to) {
-  real* rows[L];
-  for (int l = 0; l < L; ++l) rows[l] = to + (block.begin + l) * C * n;
-  store_rows<L, false>(cells, n, rows);
 }
 
 template <int L>
@@ -173,82 +113,19 @@ class History {
 
 // A thread's share of the gradients that are sums over the batch.
 struct Sums {
-  std::vector<double> factors, bias, weight;
-  std::vector<real> table;  // of the rows that tokens name
+  std::vector<double> factors, bias;
+  WeightSums weight;
 
   explicit Sums(const Call& call)
-      : bias((call.activation == kModrelu ? 1 : C) * call.size),
-        weight(std::max<int64_t>(call.inputs, 0) * C * call.size),
-        table(call.inputs < 0 ? call.token_rows * C * call.size : 0) {
-    int64_t entries = 0;
-    for (int64_t f = 0; f < call.count; ++f) entries += call.shapes[2 * f] * call.shapes[2 * f + 1];
-    factors.resize(entries * C);
+      : factors(factor_entries(call.count, call.shapes)),
+        bias((call.activation == kModrelu ? 1 : C) * call.size),
+        weight(call.input()) {}
+  void add(const Sums& other) {
+    add_to(other.factors, factors);
+    add_to(other.bias, bias);
+    weight.add(other.weight);
   }
 };
-
-// Adds the sums over lanes of cells[n].v[c] to to[c n + n].
-template <int L>
-void add_lanes(const Cell<L>* cells, int64_t n, int parts, double* to) {
-  for (int c = 0; c < parts; ++c)
-    for (int64_t i = 0; i < n; ++i) to[c * n + i] += sum<L>(cells[i].v[c]);
-}
-
-// The gradients of x_t and of the input weight, from delta_t.
-template <int L>
-class InputGradient {
- public:
-  InputGradient(const Call& call, Step<L>& step, Arena& arena) : call_(call), step_(step) {
-    if (call.inputs <= 0) return;
-    d_weight_ = arena.take<Cell<L>>(call.inputs * call.size);
-    d_features_ = arena.take<Lanes<L>>(call.inputs);
-  }
-  void begin(int64_t t) {
-    if (call_.inputs > 0) step_.read_features(t);
-    for (int64_t i = 0; i < call_.inputs; ++i) d_features_[i] = Lanes<L>{};
-  }
-  KRON_INLINE void operator()(const Cell<L>& delta, int64_t n) {
-    for (int64_t i = 0; i < call_.inputs; ++i) {
-      const real* weight = call_.weight + i * C * call_.size + n;
-      Cell<L>& sum = d_weight_[i * call_.size + n];
-      for (int c = 0; c < C; ++c) {
-        sum.v[c] += step_.features[i] * delta.v[c];
-        if (call_.d_x) d_features_[i] += weight[c * call_.size] * delta.v[c];
-      }
-    }
-  }
-  void end(int64_t t, const Cell<L>* delta, Sums& sums) {
-    const int64_t width = C * call_.size;
-    real* rows[L];
-    for (int l = 0; l < L; ++l) {
-      if (call_.inputs < 0) rows[l] = sums.table.data() + call_.tokens[step_.row(t, l)] * width;
-      if (call_.inputs == 0 && call_.d_x) rows[l] = call_.d_x + step_.row(t, l) * width;
-    }
-    if (call_.inputs < 0) store_rows<L, true>(delta, call_.size, rows);
-    if (call_.inputs == 0 && call_.d_x) store_rows<L, false>(delta, call_.size, rows);
-    for (int64_t i = 0; call_.d_x && i < call_.inputs; ++i) {
-      real a[L];
-      put<L>(a, d_features_[i]);
-      for (int l = 0; l < L; ++l) call_.d_x[step_.row(t, l) * call_.inputs + i] = a[l];
-    }
-  }
-  void finish(Sums& sums) const {
-    for (int64_t i = 0; i < call_.inputs; ++i)
-      add_lanes<L>(d_weight_ + i * call_.size, call_.size, C, sums.weight.data() + i * C * call_.size);
-  }
-
- private:
-  const Call& call_;
-  Step<L>& step_;
-  Cell<L>* d_weight_ = nullptr;
-  Lanes<L>* d_features_ = nullptr;
-};
-
-template <int L>
-std::unique_ptr<FactorGradient<L>> factor_gradient(const Call& call, Arena& arena) {
-  if (call.shortcut)
-    return std::make_unique<Shortcut<L>>(arena, call.count, call.shapes, call.factors, call.size);
-  return std::make_unique<Stages<L>>(arena, call.count, call.shapes, call.factors, call.size);
-}
 
 template <int L>
 void backward_block(const Call& call, const Block& block, Sums& sums) {
@@ -257,8 +134,9 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
   Step<L> step(call, block, arena);
   Workspace<L> work(arena, {&step.product});
   History<L> history(call, block, step, work, arena);
-  const auto factors = factor_gradient<L>(call, arena);
-  InputGradient<L> inputs(call, step, arena);
+  const auto factors =
+      factor_gradient<L>(arena, call.shortcut, call.count, call.shapes, call.factors, n);
+  InputGradient<L> inputs(step.input, arena);
   Cell<L>*g = arena.take<Cell<L>>(n), *delta = arena.take<Cell<L>>(n);
   Cell<L>* d_bias = arena.take<Cell<L>>(n);
   Cell<L>* outside = call.d_states ? arena.take<Cell<L>>(n) : nullptr;
@@ -269,7 +147,7 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
     const Cell<L>* before = history(t - 1);
     if (outside) load_batch<L>(call.d_states + t * row, block, n, outside);
     inputs.begin(t);
-    const auto live = step.live(t);
+    const auto live = step.lengths.live(t);
     for (int64_t i = 0; i < n; ++i) {
       Cell<L> gamma = g[i];
       if (outside) add(gamma, outside[i]);
@@ -283,27 +161,13 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
       inputs(gamma, i);
       delta[i] = gamma;
     }
-    inputs.end(t, delta, sums);
+    inputs.end(t, delta, sums.weight);
     factors->step(delta, before, g, sums.factors.data());
   }
   factors->finish(sums.factors.data());
-  inputs.finish(sums);
+  inputs.finish(sums.weight);
   add_lanes<L>(d_bias, n, call.activation == kModrelu ? 1 : C, sums.bias.data());
   store_batch<L>(g, block, n, call.d_h0);
-}
-
-template <class From, class To>
-void add_to(const std::vector<From>& from, std::vector<To>& to) {
-  for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
-}
-
-// Large arrays that are about to be written for the first time: faulting them in 4 KiB at a time costs
-// as much as the recurrence itself.
-void use_huge_pages(void* array, int64_t bytes) {
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(array) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(array) + bytes;
-  if (array && bytes >= int64_t(1) << 22) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 }  // namespace
@@ -313,40 +177,25 @@ extern "C" int kron_rnn_forward(const Call* call) {
   const int64_t row = call->batch * C * call->size * sizeof(real);
   use_huge_pages(call->states, call->steps * row);
   use_huge_pages(call->kept, kept_count(*call) * row);
-  const std::vector<Block> blocks = partition(call->batch, call->threads);
-  const int64_t threads = std::min<int64_t>(call->threads, blocks.size());
-  return !parallel(threads, [&](int64_t thread) {
-    for (size_t i = thread; i < blocks.size(); i += threads)
-      with_lanes(blocks[i].lanes, [&](auto width) {
-        forward_block<decltype(width)::value>(*call, blocks[i]);
-      });
+  return !for_blocks(call->batch, call->threads, [&](auto width, const Block& block, int64_t) {
+    forward_block<decltype(width)::value>(*call, block);
   });
 }
 
 extern "C" int kron_rnn_backward(const Call* call) {
   if (call->inputs == 0)
     use_huge_pages(call->d_x, call->steps * call->batch * C * call->size * sizeof(real));
-  const std::vector<Block> blocks = partition(call->batch, call->threads);
-  const int64_t threads = std::min<int64_t>(call->threads, blocks.size());
-  std::vector<std::unique_ptr<Sums>> sums(threads);
-  const bool done = parallel(threads, [&](int64_t thread) {
-    sums[thread] = std::make_unique<Sums>(*call);
-    for (size_t i = thread; i < blocks.size(); i += threads)
-      with_lanes(blocks[i].lanes, [&](auto width) {
-        backward_block<decltype(width)::value>(*call, blocks[i], *sums[thread]);
-      });
-  });
-  if (!done) return 1;
-  Sums& total = *sums[0];
-  for (int64_t thread = 1; thread < threads; ++thread) {
-    add_to(sums[thread]->factors, total.factors);
-    add_to(sums[thread]->bias, total.bias);
-    add_to(sums[thread]->weight, total.weight);
-    add_to(sums[thread]->table, total.table);
-  }
+  std::vector<std::unique_ptr<Sums>> sums(call->threads);
+  const auto work = [&](auto width, const Block& block, int64_t thread) {
+    if (!sums[thread]) sums[thread] = std::make_unique<Sums>(*call);
+    backward_block<decltype(width)::value>(*call, block, *sums[thread]);
+  };
+  if (!for_blocks(call->batch, call->threads, work)) return 1;
+  Sums total(*call);
+  for (const auto& share : sums)
+    if (share) total.add(*share);
   std::copy(total.factors.begin(), total.factors.end(), call->d_factors);
   std::copy(total.bias.begin(), total.bias.end(), call->d_bias);
-  std::copy(total.weight.begin(), total.weight.end(), call->d_weight);
-  std::copy(total.table.begin(), total.table.end(), call->d_weight);
+  total.weight.store(call->d_weight);
   return 0;
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends import Problem
 from ..kron.flat import flatten, unflatten
-from . import compile as compiling
+from ..native import compile as compiling
 from .operator import ACTIVATIONS, define
 
 _FOLDER = Path(__file__).parent

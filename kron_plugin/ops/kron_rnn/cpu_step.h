@@ -3,8 +3,10 @@
 
 #include <cstdint>
 
-#include "cpu_lanes.h"
-#include "cpu_product.h"
+#include "../native/blocks.h"
+#include "../native/input.h"
+#include "../native/lanes.h"
+#include "../native/product.h"
 
 enum Activation : int64_t { kModrelu, kTanh, kIdentity };
 
@@ -33,61 +35,24 @@ struct Call {
   double* d_factors;        // as factors
   real* d_bias;             // as bias
   real* d_h0;               // (B, W)
-};
 
-// A run of sequences that fill the lanes of a vector.
-struct Block {
-  int64_t begin;
-  int lanes;
+  InputTensors input() const {
+    return {steps, batch, size, inputs, token_rows, x, tokens, weight, d_x};
+  }
 };
 
 template <int L>
 struct Step {
   const Call& call;
-  const Block block;
   const Product product;
-  const real* rows[L];
-  real length[L];
-  Lanes<L>* features;  // x_t of a block: one cell an input
-  Cell<L>* input;      // u_t, where it comes as rows
+  const Lengths<L> lengths;
+  Input<L> input;
 
-  Step(const Call& c, Block b, Arena& arena)
+  Step(const Call& c, const Block& block, Arena& arena)
       : call(c),
-        block(b),
         product(read_factors(c.count, c.shapes, c.factors, false), sizeof(Cell<L>)),
-        features(c.inputs > 0 ? arena.take<Lanes<L>>(c.inputs) : nullptr),
-        input(c.inputs > 0 ? nullptr : arena.take<Cell<L>>(c.size)) {
-    for (int l = 0; l < L; ++l) length[l] = real(c.lengths ? c.lengths[b.begin + l] : c.steps);
-  }
-
-  // The index of lane l's row in tensors of shape (T, B, ..).
-  int64_t row(int64_t t, int l) const { return t * call.batch + block.begin + l; }
-
-  // Whether x_t still counts, lane by lane. True in every lane when no lengths are given.
-  KRON_INLINE auto live(int64_t t) const { return get<L>(length) > splat<L>(real(t)); }
-
-  void read_features(int64_t t) {
-    for (int64_t i = 0; i < call.inputs; ++i) {
-      real a[L];
-      for (int l = 0; l < L; ++l) a[l] = call.x[row(t, l) * call.inputs + i];
-      features[i] = get<L>(a);
-    }
-  }
-  void read_input(int64_t t) {
-    if (call.inputs > 0) return read_features(t);
-    const int64_t width = C * call.size;
-    for (int l = 0; l < L; ++l)
-      rows[l] = call.inputs ? call.weight + call.tokens[row(t, l)] * width
-                            : call.x + row(t, l) * width;
-    load_rows<L>(rows, call.size, input);
-  }
-
-  KRON_INLINE void add_input(Cell<L>& z, int64_t n) const {
-    if (call.inputs <= 0) return add(z, input[n]);
-    for (int64_t i = 0; i < call.inputs; ++i)
-      for (int c = 0; c < C; ++c)
-        z.v[c] += call.weight[(i * C + c) * call.size + n] * features[i];
-  }
+        lengths(c.lengths, c.steps, block),
+        input(c.input(), block, arena) {}
 
   KRON_INLINE void activate(Cell<L>& z, int64_t n) const {
     if (call.activation == kModrelu) {
@@ -104,7 +69,7 @@ struct Step {
 
   // next = sigma(W prev + u_t), or prev in the lanes that have ended.
   void operator()(int64_t t, const Cell<L>* prev, Cell<L>* next, Workspace<L>& work) {
-    read_input(t);
+    input.read(t);
     const Coef* diagonal = product.diagonal();
     apply<L>(product, prev, next, work, [&](int64_t first, int64_t count) {
       for (int64_t n = first; n < first + count; ++n) {
@@ -113,10 +78,10 @@ struct Step {
           z = {};
           mac(z, splat<L>(diagonal[n]), next[n]);
         }
-        add_input(z, n);
+        input.add_to(z, n);
         activate(z, n);
-        if (call.lengths)
-          for (int c = 0; c < C; ++c) z.v[c] = live(t) ? z.v[c] : prev[n].v[c];
+        if (lengths.given)
+          for (int c = 0; c < C; ++c) z.v[c] = lengths.live(t) ? z.v[c] : prev[n].v[c];
         next[n] = z;
       }
     });

@@ -6,6 +6,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from .. import inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
 from . import cpu
@@ -95,8 +96,7 @@ def _check(
     activation: str,
 ) -> None:
     def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(f"kron_rnn: {message}")
+        inputs.require("kron_rnn", condition, message)
 
     require(bool(factors) and all(w.dim() == 2 for w in factors), "factors must be matrices")
     n = prod([w.shape[0] for w in factors])
@@ -110,50 +110,9 @@ def _check(
     width = 2 * n if is_complex else n
     require(activation in ACTIVATIONS, f"activation={activation!r}: choose from {ACTIVATIONS}")
     require(not (is_complex and activation == "tanh"), "activation='tanh' needs real factors")
-    require(
-        x.dim() >= 2 and x.shape[0] >= 1, f"x needs at least one step, has shape {tuple(x.shape)}"
-    )
-    batch = x.shape[1]
-    expected = (n,) if activation == "modrelu" else (width,)
-    require(bias.shape == expected, f"bias has shape {tuple(bias.shape)}, expected {expected}")
-    require(
-        h0.shape == (batch, width), f"h0 has shape {tuple(h0.shape)}, expected {(batch, width)}"
-    )
-    if weight is None:
-        require(
-            x.dim() == 3 and x.shape[2] == width,
-            f"x has shape {tuple(x.shape)}, expected (T, B, {width}) when no weight is given",
-        )
-    else:
-        require(
-            weight.dim() == 2 and weight.shape[1] == width,
-            f"weight has shape {tuple(weight.shape)}, expected (I, {width})",
-        )
-        fits = (
-            x.dim() == 3 and x.shape[2] == weight.shape[0]
-            if x.is_floating_point()
-            else x.dim() == 2
-        )
-        require(
-            fits,
-            f"x has shape {tuple(x.shape)} and type {x.dtype}; with weight {tuple(weight.shape)} it"
-            f" must be features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
-        )
-    floats = {"x": x, "bias": bias, "weight": weight}
-    for name, tensor in floats.items():
-        require(
-            tensor is None or not tensor.is_floating_point() or tensor.dtype == h0.dtype,
-            f"{name} has another type than h0, {h0.dtype}",
-        )
-    if lengths is not None:
-        require(
-            lengths.shape == (batch,),
-            f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}",
-        )
-        # Values are not looked at in a traced graph, nor on a device, which would have to be waited
-        # for; the backends read no memory by them.
-        unseen = torch.compiler.is_compiling() or lengths.device.type != "cpu"
-        require(
-            unseen or bool(((lengths >= 1) & (lengths <= x.shape[0])).all()),
-            f"lengths must be between 1 and the {x.shape[0]} steps of x",
-        )
+    inputs.check_steps("kron_rnn", x)
+    inputs.check_shape("kron_rnn", "bias", bias, (n,) if activation == "modrelu" else (width,))
+    inputs.check_shape("kron_rnn", "h0", h0, (x.shape[1], width))
+    inputs.check_input("kron_rnn", x, weight, width)
+    inputs.check_types("kron_rnn", {"x": x, "bias": bias, "weight": weight}, "h0", h0.dtype)
+    inputs.check_lengths("kron_rnn", lengths, x)

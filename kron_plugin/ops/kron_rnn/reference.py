@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..activation import join, modrelu, split
+from ..inputs import project
 from ..kron.reference import kron_matmul_reference as kron_matmul
 
 
@@ -39,15 +40,6 @@ def kron_rnn_reference(
         h = new
         states.append(h)
     return (torch.stack(states) if need_output else None), h
-
-
-def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
-    """The input's share u_t of every pre-activation, shape (T, B, W)."""
-    if weight is None:
-        return x
-    if x.is_floating_point():
-        return x @ weight
-    return torch.nn.functional.embedding(x, weight)
 
 
 def activate(z: Tensor, bias: Tensor, activation: str, is_complex: bool) -> Tensor:

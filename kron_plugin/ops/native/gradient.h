@@ -1,6 +1,6 @@
 // Gradients of the factors: K_f[p, q] = sum over lanes and all other digits of a[.., p, ..] conj(x[.., q, ..])
 //
-// where a is a gradient and x a vector that went through factor f. cpu.cpp says which two.
+// where a is a gradient and x a vector that went through factor f. kron_rnn/cpu.cpp says which two.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "cpu_lanes.h"
-#include "cpu_product.h"
+#include "lanes.h"
+#include "product.h"
 
 // Sums R x S entries in registers over `outer` and `inner`, then over the lanes, into doubles.
 template <int L, int R, int S>
@@ -291,3 +291,17 @@ class Stages final : public FactorGradient<L> {
   std::vector<Stage> stages_;
   std::unique_ptr<Workspace<L>> work_;
 };
+
+// The real numbers that factors, or their gradients, consist of.
+inline int64_t factor_entries(int64_t count, const int64_t* shapes) {
+  int64_t entries = 0;
+  for (int64_t f = 0; f < count; ++f) entries += shapes[2 * f] * shapes[2 * f + 1];
+  return entries * C;
+}
+
+template <int L>
+std::unique_ptr<FactorGradient<L>> factor_gradient(Arena& arena, bool shortcut, int64_t count,
+                                                   const int64_t* shapes, const real* data, int64_t n) {
+  if (shortcut) return std::make_unique<Shortcut<L>>(arena, count, shapes, data, n);
+  return std::make_unique<Stages<L>>(arena, count, shapes, data, n);
+}

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu_lanes.h"
+#include "lanes.h"
 
 struct Factor {
   int64_t p, q;            // rows and columns as applied: swapped already for an adjoint

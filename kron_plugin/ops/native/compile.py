@@ -33,6 +33,9 @@ class CompileError(RuntimeError):
     """The library cannot be had; the message says why, and what to do."""
 
 
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))  # what all our kernels may include
+
+
 def find_compiler() -> List[str]:
     """The command of the C++ compiler: $CXX, else the first of c++, g++ and clang++ on the path.
 
@@ -50,8 +53,9 @@ def find_compiler() -> List[str]:
 
 
 def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()) -> ctypes.CDLL:
-    """The library made of `source`, which includes `headers`, with macros like "NAME=1" defined.
+    """The library made of `source`, with macros like "NAME=1" defined.
 
+    `headers` are what it includes beside HEADERS.
     Several processes may ask at once: each compiles to a name of its own, and moves the result into
     place in one step.
 
@@ -63,7 +67,7 @@ def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()
     digest = hashlib.sha256()
     for part in (*flags, _version(tuple(compiler)), _processor()):
         digest.update(part.encode() + b"\0")
-    for path in (source, *headers):
+    for path in (source, *HEADERS, *headers):
         digest.update(path.read_bytes() + b"\0")
     library = cache_folder() / f"{source.stem}-{digest.hexdigest()[:20]}.so"
     try:

@@ -110,14 +110,12 @@ KRON_INLINE real sum(Lanes<L> x) {
   return a[0];
 }
 
-// tanh x = m / (m + 2) with m = e^{2|x|} - 1. For 2|x| = k ln 2 + r, m = 2^k (e^r - 1) + (2^k - 1) and
-// e^r - 1 is its Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
-KRON_INLINE real hyperbolic_tangent(real x) {
+// m = e^a - 1 for 0 <= a <= 80. With a = k ln 2 + r, m = 2^k (e^r - 1) + (2^k - 1), and e^r - 1 is its
+// Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
+KRON_INLINE real exponential_less_one(real a) {
   using integer = std::conditional_t<sizeof(real) == 4, int32_t, int64_t>;
   constexpr int kTerms = sizeof(real) == 4 ? 8 : 14;
   constexpr int kMantissa = sizeof(real) == 4 ? 23 : 52, kBias = sizeof(real) == 4 ? 127 : 1023;
-  real a = 2 * std::fabs(x);
-  a = a > 40 ? 40 : a;  // tanh 20 rounds to 1; a NaN passes
   const integer k = static_cast<integer>(a * real(1.4426950408889634) + real(0.5));
   // ln 2 in two pieces, the first short enough for k times it to be exact
   const real r = (a - k * real(0.693145751953125)) - k * real(1.42860682030941723212e-6);
@@ -126,14 +124,32 @@ KRON_INLINE real hyperbolic_tangent(real x) {
   const integer bits = (k + kBias) << kMantissa;
   real power;
   __builtin_memcpy(&power, &bits, sizeof(power));
-  const real m = power * (series * r) + (power - 1);
+  return power * (series * r) + (power - 1);
+}
+// tanh |x| = m / (m + 2) with m = e^{2|x|} - 1
+KRON_INLINE real hyperbolic_tangent(real x) {
+  const real a = 2 * std::fabs(x);
+  const real m = exponential_less_one(a > 40 ? 40 : a);  // tanh 20 rounds to 1; a NaN passes
   return std::copysign(m / (m + 2), x);
+}
+// 1 / (1 + e^{-|x|}) = (m + 1) / (m + 2) with m = e^{|x|} - 1, and 1 / (m + 2) on the other side of 0
+KRON_INLINE real sigmoid(real x) {
+  const real a = std::fabs(x);
+  const real m = exponential_less_one(a > 80 ? 80 : a);  // 2e-35 is as good as 0; a NaN passes
+  return (x < 0 ? 1 : m + 1) / (m + 2);
 }
 template <int L>
 KRON_INLINE Lanes<L> hyperbolic_tangent(Lanes<L> x) {
   real a[L];
   put<L>(a, x);
   for (int l = 0; l < L; ++l) a[l] = hyperbolic_tangent(a[l]);
+  return get<L>(a);
+}
+template <int L>
+KRON_INLINE Lanes<L> sigmoid(Lanes<L> x) {
+  real a[L];
+  put<L>(a, x);
+  for (int l = 0; l < L; ++l) a[l] = sigmoid(a[l]);
   return get<L>(a);
 }
 

@@ -1,0 +1,86 @@
+"""What the recurrences share in their arguments: three forms of input, types and lengths."""
+
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor
+
+
+def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
+    """The input's share u_t of every pre-activation, shape (T, B, W)."""
+    if weight is None:
+        return x
+    if x.is_floating_point():
+        return x @ weight
+    return torch.nn.functional.embedding(x, weight)
+
+
+def require(operation: str, condition: bool, message: str) -> None:
+    """Raise a ValueError that begins with the operation's name unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{operation}: {message}")
+
+
+def check_shape(operation: str, name: str, tensor: Tensor, expected: tuple) -> None:
+    """Raise a ValueError that names the argument unless it has the expected shape."""
+    have = tuple(tensor.shape)
+    require(operation, have == expected, f"{name} has shape {have}, expected {expected}")
+
+
+def check_steps(operation: str, x: Tensor) -> None:
+    """Raise a ValueError unless x has axes of time and batch, and a first step."""
+    have = tuple(x.shape)
+    fits = x.dim() >= 2 and x.shape[0] >= 1
+    require(operation, fits, f"x needs at least one step, has shape {have}")
+
+
+def check_input(operation: str, x: Tensor, weight: Optional[Tensor], width: int) -> None:
+    """Raise a ValueError unless x and weight are one of the forms that `project` takes."""
+    have = tuple(x.shape)
+    if weight is None:
+        require(
+            operation,
+            x.dim() == 3 and x.shape[2] == width,
+            f"x has shape {have}, expected (T, B, {width}) when no weight is given",
+        )
+        return
+    require(
+        operation,
+        weight.dim() == 2 and weight.shape[1] == width,
+        f"weight has shape {tuple(weight.shape)}, expected (I, {width})",
+    )
+    fits = x.dim() == 3 and x.shape[2] == weight.shape[0] if x.is_floating_point() else x.dim() == 2
+    require(
+        operation,
+        fits,
+        f"x has shape {have} and type {x.dtype}; with weight {tuple(weight.shape)} it must be"
+        f" features (T, B, {weight.shape[0]}) or integer tokens (T, B)",
+    )
+
+
+def check_types(
+    operation: str, tensors: Dict[str, Optional[Tensor]], name: str, dtype: torch.dtype
+) -> None:
+    """Raise a ValueError unless all floating tensors have the type of the one called `name`."""
+    for other, tensor in tensors.items():
+        require(
+            operation,
+            tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype,
+            f"{other} has another type than {name}, {dtype}",
+        )
+
+
+def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
+    """Raise a ValueError unless lengths, if given, are from 1 to T, one a sequence."""
+    if lengths is None:
+        return
+    steps, batch = x.shape[:2]
+    check_shape(operation, "lengths", lengths, (batch,))
+    # Values are not looked at in a traced graph, nor on a device, which would have to be waited
+    # for; the backends read no memory by them.
+    unseen = torch.compiler.is_compiling() or lengths.device.type != "cpu"
+    require(
+        operation,
+        unseen or bool(((lengths >= 1) & (lengths <= steps)).all()),
+        f"lengths must be between 1 and the {steps} steps of x",
+    )

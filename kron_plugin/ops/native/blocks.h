@@ -1,0 +1,123 @@
+// A batch as blocks of lanes, dealt out to threads.
+//
+// Results do not depend on timing: blocks are dealt out to threads in a fixed order, and each thread's
+// sums are added in a fixed order.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "lanes.h"
+
+// A run of sequences that fill the lanes of a vector.
+struct Block {
+  int64_t begin;
+  int lanes;
+};
+
+// Blocks as wide as vectors go, unless threads would be left without one; the rest of the batch in
+// narrower ones, so that no lane is empty.
+inline std::vector<Block> partition(int64_t batch, int64_t threads) {
+  constexpr int kNarrowest = 16 / sizeof(real);  // of the vectors: narrower ones take as long
+  int width = kMaxLanes;
+  while (width > kNarrowest && (batch + width - 1) / width < threads) width /= 2;
+  std::vector<Block> blocks;
+  for (int64_t begin = 0; begin < batch; begin += width) {
+    while (width > batch - begin) width = width > kNarrowest ? width / 2 : 1;
+    blocks.push_back({begin, width});
+  }
+  return blocks;
+}
+
+template <int L>
+using Width = std::integral_constant<int, L>;
+
+template <class Work>
+void with_lanes(int lanes, Work work) {
+  switch (lanes) {
+    case 1: return work(Width<1>());
+    case kMaxLanes / 4: return work(Width<kMaxLanes / 4>());
+    case kMaxLanes / 2: return work(Width<kMaxLanes / 2>());
+    case kMaxLanes: return work(Width<kMaxLanes>());
+  }
+}
+
+// Runs work(width, block, thread) on every block of the batch; false if a thread ran out of memory.
+template <class Work>
+bool for_blocks(int64_t batch, int64_t threads, Work work) {
+  const std::vector<Block> blocks = partition(batch, threads);
+  threads = std::min<int64_t>(threads, blocks.size());
+  std::atomic<bool> failed{false};
+  const auto share = [&](int64_t thread) {
+    try {
+      for (size_t i = thread; i < blocks.size(); i += threads)
+        with_lanes(blocks[i].lanes, [&](auto width) { work(width, blocks[i], thread); });
+    } catch (const std::exception&) {
+      failed = true;
+    }
+  };
+  std::vector<std::thread> others;
+  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(share, thread);
+  share(0);
+  for (std::thread& other : others) other.join();
+  return !failed;
+}
+
+// ---- between tensors of shape (B, C n) and the cells of a block
+
+template <int L>
+void load_batch(const real* from, const Block& block, int64_t n, Cell<L>* cells) {
+  const real* rows[L];
+  for (int l = 0; l < L; ++l) rows[l] = from + (block.begin + l) * C * n;
+  load_rows<L>(rows, n, cells);
+}
+template <int L>
+void store_batch(const Cell<L>* cells, const Block& block, int64_t n, real* to) {
+  real* rows[L];
+  for (int l = 0; l < L; ++l) rows[l] = to + (block.begin + l) * C * n;
+  store_rows<L, false>(cells, n, rows);
+}
+
+// How many steps of each of the block's sequences count; all of them where lengths is null.
+template <int L>
+class Lengths {
+ public:
+  Lengths(const int64_t* lengths, int64_t steps, const Block& block) : given(lengths) {
+    for (int l = 0; l < L; ++l) length_[l] = real(lengths ? lengths[block.begin + l] : steps);
+  }
+  const bool given;
+  // Whether step t still counts, lane by lane.
+  KRON_INLINE auto live(int64_t t) const { return get<L>(length_) > splat<L>(real(t)); }
+
+ private:
+  real length_[L];
+};
+
+// ---- sums over the batch
+
+// Adds the sums over lanes of cells[n].v[c] to to[c n + n].
+template <int L>
+void add_lanes(const Cell<L>* cells, int64_t n, int parts, double* to) {
+  for (int c = 0; c < parts; ++c)
+    for (int64_t i = 0; i < n; ++i) to[c * n + i] += sum<L>(cells[i].v[c]);
+}
+template <class T>
+void add_to(const std::vector<T>& from, std::vector<T>& to) {
+  for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
+}
+
+// Large arrays that are about to be written for the first time: faulting them in 4 KiB at a time costs
+// as much as the recurrence itself.
+inline void use_huge_pages(void* array, int64_t bytes) {
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(array) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(array) + bytes;
+  if (array && bytes >= int64_t(1) << 22) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}

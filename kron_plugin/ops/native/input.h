@@ -1,0 +1,132 @@
+// The input of a recurrence, one block of lanes at a time: dense rows, features or tokens; and what
+// goes back to it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "blocks.h"
+#include "lanes.h"
+
+// `size` is how many cells an input fills; W = C size. Tensors are contiguous.
+struct InputTensors {
+  int64_t steps, batch, size;
+  int64_t inputs;         // 0 dense x, -1 tokens, else features (I)
+  int64_t token_rows;     // rows of the weight table
+  const real* x;          // (T, B, W) or (T, B, I)
+  const int64_t* tokens;  // (T, B)
+  const real* weight;     // (I, W)
+  real* d_x;              // as x, or null
+};
+
+template <int L>
+class Input {
+ public:
+  Input(const InputTensors& tensors, Block block, Arena& arena)
+      : of(tensors),
+        features(of.inputs > 0 ? arena.take<Lanes<L>>(of.inputs) : nullptr),
+        block_(block),
+        cells_(of.inputs > 0 ? nullptr : arena.take<Cell<L>>(of.size)) {}
+
+  const InputTensors of;
+  Lanes<L>* const features;  // x_t of the block: one cell an input
+
+  // The index of lane l's row in tensors of shape (T, B, ..).
+  int64_t row(int64_t t, int l) const { return t * of.batch + block_.begin + l; }
+
+  void read_features(int64_t t) {
+    for (int64_t i = 0; i < of.inputs; ++i) {
+      real a[L];
+      for (int l = 0; l < L; ++l) a[l] = of.x[row(t, l) * of.inputs + i];
+      features[i] = get<L>(a);
+    }
+  }
+  void read(int64_t t) {
+    if (of.inputs > 0) return read_features(t);
+    const int64_t width = C * of.size;
+    const real* rows[L];
+    for (int l = 0; l < L; ++l)
+      rows[l] = of.inputs ? of.weight + of.tokens[row(t, l)] * width : of.x + row(t, l) * width;
+    load_rows<L>(rows, of.size, cells_);
+  }
+  // z += u_t[n]
+  KRON_INLINE void add_to(Cell<L>& z, int64_t n) const {
+    if (of.inputs <= 0) return add(z, cells_[n]);
+    for (int64_t i = 0; i < of.inputs; ++i)
+      for (int c = 0; c < C; ++c)
+        z.v[c] += of.weight[(i * C + c) * of.size + n] * features[i];
+  }
+
+ private:
+  const Block block_;
+  Cell<L>* const cells_;  // u_t, where it comes as rows
+};
+
+// A thread's share of the input weight's gradient.
+struct WeightSums {
+  std::vector<double> features;
+  std::vector<real> table;  // of the rows that tokens name
+
+  explicit WeightSums(const InputTensors& of)
+      : features(std::max<int64_t>(of.inputs, 0) * C * of.size),
+        table(of.inputs < 0 ? of.token_rows * C * of.size : 0) {}
+  void add(const WeightSums& other) {
+    add_to(other.features, features);
+    add_to(other.table, table);
+  }
+  void store(real* d_weight) const {
+    std::copy(features.begin(), features.end(), d_weight);
+    std::copy(table.begin(), table.end(), d_weight);
+  }
+};
+
+// The gradients of x_t and of the input weight, from delta_t.
+template <int L>
+class InputGradient {
+ public:
+  InputGradient(Input<L>& input, Arena& arena) : input_(input), of_(input.of) {
+    if (of_.inputs <= 0) return;
+    d_weight_ = arena.take<Cell<L>>(of_.inputs * of_.size);
+    d_features_ = arena.take<Lanes<L>>(of_.inputs);
+  }
+  void begin(int64_t t) {
+    if (of_.inputs > 0) input_.read_features(t);
+    for (int64_t i = 0; i < of_.inputs; ++i) d_features_[i] = Lanes<L>{};
+  }
+  KRON_INLINE void operator()(const Cell<L>& delta, int64_t n) {
+    for (int64_t i = 0; i < of_.inputs; ++i) {
+      const real* weight = of_.weight + i * C * of_.size + n;
+      Cell<L>& sum = d_weight_[i * of_.size + n];
+      for (int c = 0; c < C; ++c) {
+        sum.v[c] += input_.features[i] * delta.v[c];
+        if (of_.d_x) d_features_[i] += weight[c * of_.size] * delta.v[c];
+      }
+    }
+  }
+  void end(int64_t t, const Cell<L>* delta, WeightSums& sums) {
+    const int64_t width = C * of_.size;
+    real* rows[L];
+    for (int l = 0; l < L; ++l) {
+      if (of_.inputs < 0) rows[l] = sums.table.data() + of_.tokens[input_.row(t, l)] * width;
+      if (of_.inputs == 0 && of_.d_x) rows[l] = of_.d_x + input_.row(t, l) * width;
+    }
+    if (of_.inputs < 0) store_rows<L, true>(delta, of_.size, rows);
+    if (of_.inputs == 0 && of_.d_x) store_rows<L, false>(delta, of_.size, rows);
+    for (int64_t i = 0; of_.d_x && i < of_.inputs; ++i) {
+      real a[L];
+      put<L>(a, d_features_[i]);
+      for (int l = 0; l < L; ++l) of_.d_x[input_.row(t, l) * of_.inputs + i] = a[l];
+    }
+  }
+  void finish(WeightSums& sums) const {
+    for (int64_t i = 0; i < of_.inputs; ++i)
+      add_lanes<L>(d_weight_ + i * of_.size, of_.size, C, sums.features.data() + i * C * of_.size);
+  }
+
+ private:
+  Input<L>& input_;
+  const InputTensors& of_;
+  Cell<L>* d_weight_ = nullptr;
+  Lanes<L>* d_features_ = nullptr;
+};
