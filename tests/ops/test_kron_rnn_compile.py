@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kron_plugin.ops import backends
-from kron_plugin.ops.kron_rnn import cpu, dispatch
+from kron_plugin.ops.kron_rnn import dispatch
 from kron_plugin.ops.native import compile as compiling
+from kron_plugin.ops.native import kernel
 
 SOURCE = 'extern "C" int answer() { return ANSWER; }\n'
 
@@ -81,10 +82,10 @@ def test_a_cache_folder_that_cannot_be_made(source, monkeypatch):
 @pytest.fixture
 def no_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    cpu.library.cache_clear()
+    kernel.library.cache_clear()
     backends._log_once.cache_clear()
     yield
-    cpu.library.cache_clear()
+    kernel.library.cache_clear()
 
 
 def test_no_compiler(no_compiler, caplog):

@@ -20,16 +20,16 @@ constexpr int kMaxLanes = 64 / sizeof(real);
 #define KRON_INLINE inline __attribute__((always_inline))
 #define KRON_OUTLINE __attribute__((noinline))  // long loops: one copy each, for the compile time
 
-template <int L>
-struct LanesType {
-  typedef real type __attribute__((vector_size(L * sizeof(real))));
+template <class T, int L>
+struct VectorType {
+  typedef T type __attribute__((vector_size(L * sizeof(T))));
 };
-template <>
-struct LanesType<1> {
-  typedef real type;
+template <class T>
+struct VectorType<T, 1> {
+  typedef T type;
 };
 template <int L>
-using Lanes = typename LanesType<L>::type;
+using Lanes = typename VectorType<real, L>::type;
 
 // One element of the state in L sequences at once, and one element of a matrix.
 template <int L>
@@ -110,47 +110,47 @@ KRON_INLINE real sum(Lanes<L> x) {
   return a[0];
 }
 
+template <class To, int L, class From>
+KRON_INLINE auto convert(From x) {
+  if constexpr (L == 1)
+    return static_cast<To>(x);
+  else
+    return __builtin_convertvector(x, typename VectorType<To, L>::type);
+}
+
 // m = e^a - 1 for 0 <= a <= 80. With a = k ln 2 + r, m = 2^k (e^r - 1) + (2^k - 1), and e^r - 1 is its
 // Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
-KRON_INLINE real exponential_less_one(real a) {
+template <int L>
+KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
   using integer = std::conditional_t<sizeof(real) == 4, int32_t, int64_t>;
   constexpr int kTerms = sizeof(real) == 4 ? 8 : 14;
   constexpr int kMantissa = sizeof(real) == 4 ? 23 : 52, kBias = sizeof(real) == 4 ? 127 : 1023;
-  const integer k = static_cast<integer>(a * real(1.4426950408889634) + real(0.5));
+  const auto whole = convert<integer, L>(a * real(1.4426950408889634) + real(0.5));
+  const Lanes<L> k = convert<real, L>(whole);
   // ln 2 in two pieces, the first short enough for k times it to be exact
-  const real r = (a - k * real(0.693145751953125)) - k * real(1.42860682030941723212e-6);
-  real series = 1;
-  for (int j = kTerms; j > 1; --j) series = 1 + series * r * (real(1) / real(j));
-  const integer bits = (k + kBias) << kMantissa;
-  real power;
+  const Lanes<L> r = (a - k * real(0.693145751953125)) - k * real(1.42860682030941723212e-6);
+  Lanes<L> series = splat<L>(1);
+#pragma GCC unroll 16
+  for (int j = kTerms; j > 1; --j) series = 1 + series * (r * (real(1) / real(j)));
+  const auto bits = (whole + kBias) << kMantissa;
+  Lanes<L> power;
   __builtin_memcpy(&power, &bits, sizeof(power));
   return power * (series * r) + (power - 1);
 }
 // tanh |x| = m / (m + 2) with m = e^{2|x|} - 1
-KRON_INLINE real hyperbolic_tangent(real x) {
-  const real a = 2 * std::fabs(x);
-  const real m = exponential_less_one(a > 40 ? 40 : a);  // tanh 20 rounds to 1; a NaN passes
-  return std::copysign(m / (m + 2), x);
-}
-// 1 / (1 + e^{-|x|}) = (m + 1) / (m + 2) with m = e^{|x|} - 1, and 1 / (m + 2) on the other side of 0
-KRON_INLINE real sigmoid(real x) {
-  const real a = std::fabs(x);
-  const real m = exponential_less_one(a > 80 ? 80 : a);  // 2e-35 is as good as 0; a NaN passes
-  return (x < 0 ? 1 : m + 1) / (m + 2);
-}
 template <int L>
 KRON_INLINE Lanes<L> hyperbolic_tangent(Lanes<L> x) {
-  real a[L];
-  put<L>(a, x);
-  for (int l = 0; l < L; ++l) a[l] = hyperbolic_tangent(a[l]);
-  return get<L>(a);
+  const Lanes<L> a = 2 * (x < 0 ? -x : x);
+  const Lanes<L> m = exponential_less_one<L>(a > 40 ? splat<L>(40) : a);  // tanh 20 rounds to 1; a NaN passes
+  const Lanes<L> tangent = m / (m + 2);
+  return x < 0 ? -tangent : tangent;
 }
+// 1 / (1 + e^{-|x|}) = (m + 1) / (m + 2) with m = e^{|x|} - 1, and 1 / (m + 2) on the other side of 0
 template <int L>
 KRON_INLINE Lanes<L> sigmoid(Lanes<L> x) {
-  real a[L];
-  put<L>(a, x);
-  for (int l = 0; l < L; ++l) a[l] = sigmoid(a[l]);
-  return get<L>(a);
+  const Lanes<L> a = x < 0 ? -x : x;
+  const Lanes<L> m = exponential_less_one<L>(a > 80 ? splat<L>(80) : a);  // 2e-35 is as good as 0
+  return (x < 0 ? splat<L>(1) : m + 1) / (m + 2);
 }
 
 // ---- between the rows of a torch tensor (one row a sequence) and cells (one lane a sequence)

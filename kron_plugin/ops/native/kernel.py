@@ -1,0 +1,97 @@
+"""Loading a kernel for one type of state, and calling it with tensors."""
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Dict, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from ..backends import Problem
+from . import compile as compiling
+
+
+@cache
+def library(
+    source: Path, dtype: torch.dtype, is_complex: bool
+) -> Tuple[Optional[ctypes.CDLL], str]:
+    """The kernel compiled for one type of state, or None and what is missing.
+
+    The headers `cpu_*.h` beside its source are its own.
+    """
+    defines = [
+        f"KRON_REAL={'float' if dtype == torch.float32 else 'double'}",
+        f"KRON_COMPLEX={int(is_complex)}",
+    ]
+    try:
+        return compiling.load(source, sorted(source.parent.glob("cpu_*.h")), defines), ""
+    except compiling.CompileError as error:
+        return None, str(error)
+
+
+def obstacle(source: Path, problem: Problem) -> Optional[str]:
+    """What keeps a kernel from serving, or None. Compiles it to find out."""
+    if problem.dtype not in (torch.float32, torch.float64):
+        return f"it serves float32 and float64, not {problem.dtype}"
+    return library(source, problem.dtype, problem.is_complex)[1] or None
+
+
+def run(
+    source: Path,
+    function: str,
+    call: ctypes.Structure,
+    dtype: torch.dtype,
+    is_complex: bool,
+    **fields,
+) -> None:
+    """Fill a call's fields with tensors (None or empty: null) and numbers, and make it.
+
+    Raises:
+        MemoryError: the kernel could not get its scratch memory.
+    """
+    alive = []
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            alive.append(value.contiguous())
+            value = alive[-1].data_ptr() if value.numel() else None
+        setattr(call, name, value)
+    kernel, reason = library(source, dtype, is_complex)
+    if kernel is None:
+        raise RuntimeError(reason)
+    if kernel[function](ctypes.byref(call)):
+        raise MemoryError(f"{function}: no memory for the states in progress")
+
+
+def input_fields(
+    operation: str, x: Tensor, weight: Optional[Tensor], lengths: Optional[Tensor]
+) -> Dict[str, Union[int, Optional[Tensor]]]:
+    """The fields of a call that tell its input, in any of its three forms.
+
+    Raises:
+        IndexError: a token has no row in the weight.
+    """
+    is_tokens = weight is not None and not x.is_floating_point()
+    if is_tokens and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < weight.shape[0]:
+        raise IndexError(f"{operation}: tokens must be from 0 to {weight.shape[0] - 1}")
+    return {
+        "steps": x.shape[0],
+        "batch": x.shape[1],
+        "inputs": 0 if weight is None else -1 if is_tokens else weight.shape[0],
+        "token_rows": weight.shape[0] if is_tokens else 0,
+        "x": None if is_tokens else x,
+        "tokens": x.to(torch.int64) if is_tokens else None,
+        "weight": weight,
+        "lengths": None if lengths is None else lengths.to(torch.int64),
+    }
+
+
+def thread_count() -> int:
+    """$KRON_NUM_THREADS, else torch's own number of threads."""
+    chosen = os.environ.get("KRON_NUM_THREADS")
+    if not chosen:
+        return torch.get_num_threads()
+    if not chosen.isdecimal() or int(chosen) < 1:
+        raise ValueError(f"$KRON_NUM_THREADS is {chosen!r}: must be a number of at least 1")
+    return int(chosen)
