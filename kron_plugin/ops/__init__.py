@@ -2,6 +2,7 @@
 
 from .activation import join, modrelu, split
 from .kron import dense, kron_matmul
+from .kron_lstm import kron_lstm
 from .kron_rnn import ACTIVATIONS, available_backends, check_backend, kron_rnn
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "check_backend",
     "dense",
     "join",
+    "kron_lstm",
     "kron_matmul",
     "kron_rnn",
     "modrelu",

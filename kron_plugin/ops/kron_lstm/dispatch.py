@@ -1,0 +1,105 @@
+"""The backends of the LSTM's recurrence, and the one place where its arguments are checked."""
+
+from math import prod
+from typing import Optional, Sequence, Tuple
+
+from torch import Tensor
+
+from .. import inputs
+from ..backends import Backend, Backends, Problem
+from . import cpu
+from .reference import kron_lstm_reference
+
+_BACKENDS = Backends(
+    "kron_lstm",
+    {
+        "cpu": Backend("cpu", cpu.obstacle, cpu.kron_lstm_cpu),
+        "reference": Backend(None, lambda problem: None, kron_lstm_reference),
+    },
+)
+
+
+def kron_lstm(
+    x: Tensor,  # shape: (T, B, 4N); with weight: (T, B, I), or (T, B) of integers
+    factors: Sequence[Sequence[Tensor]],  # shape: (P_f, Q_f) each, for each of i, f, g, o
+    bias: Tensor,  # shape: (4N,)
+    state: Tuple[Tensor, Tensor],  # shape: (B, N) each
+    lengths: Optional[Tensor] = None,  # shape: (B,)
+    *,
+    weight: Optional[Tensor] = None,  # shape: (I, 4N)
+    need_output: bool = True,
+    checkpoint_every: int = 1,
+    backend: str = "auto",
+) -> Tuple[Optional[Tensor], Tuple[Tensor, Tensor]]:  # shapes: (T, B, N), twice (B, N)
+    """Run an LSTM over a sequence, its four recurrent matrices Kronecker products (KRU-LSTM).
+
+    With z_k = W_k h_{t-1} + u_k + b_k for the gates k = i, f, g, o, in the order of torch.nn.LSTM::
+
+        c_t = σ(z_f) c_{t-1} + σ(z_i) tanh(z_g)
+        h_t = σ(z_o) tanh(c_t)
+
+    Args:
+        x: without `weight` the projected input u itself, gate after gate; with it, features
+            (u_t = x_t @ weight) or integer tokens (u_t = weight[x_t]).
+        factors: four sequences of real matrices, each with ∏P_f = ∏Q_f = N; the sizes may differ
+            from gate to gate.
+        bias: of the four gates, one after the other.
+        state: h and c before the first input.
+        lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
+            keeps its last h and c, and its later inputs receive no gradient.
+        need_output: False when only the last state is wanted; the first result then is None.
+        checkpoint_every: keep every so many-th state for the backward pass, and compute the others
+            again. Same gradients; memory for T/k + k states rather than T, and more time.
+        backend: "auto" for the fastest that can serve, "cpu", or "reference", which alone has a
+            second derivative.
+
+    Returns:
+        h after each step, and the last h and c.
+
+    Raises:
+        ValueError: sizes or types do not fit together; the message names the argument.
+        RuntimeError: the named backend cannot serve.
+    """
+    factors = [list(gate) for gate in factors]
+    _check(x, factors, bias, state, lengths, weight)
+    if checkpoint_every < 1:
+        raise ValueError(f"kron_lstm: checkpoint_every={checkpoint_every} must be at least 1")
+    h0 = state[0]
+    run = _BACKENDS.run(backend, Problem(h0.device, h0.dtype, False))
+    return run(x, factors, bias, state, lengths, weight, need_output, checkpoint_every)
+
+
+def _check(
+    x: Tensor,
+    factors: Sequence[Sequence[Tensor]],
+    bias: Tensor,
+    state: Tuple[Tensor, Tensor],
+    lengths: Optional[Tensor],
+    weight: Optional[Tensor],
+) -> None:
+    inputs.require("kron_lstm", len(factors) == 4, f"factors has {len(factors)} gates, expected 4")
+    n = bias.shape[0] // 4 if bias.dim() == 1 else 0
+    for name, gate in zip("ifgo", factors, strict=True):
+        _check_gate(name, gate, n)
+    inputs.check_steps("kron_lstm", x)
+    inputs.check_shape("kron_lstm", "bias", bias, (4 * n,))
+    inputs.require("kron_lstm", len(state) == 2, "state must be a pair of h and c")
+    for name, tensor in zip(("h0", "c0"), state, strict=True):
+        inputs.check_shape("kron_lstm", name, tensor, (x.shape[1], n))
+    inputs.check_input("kron_lstm", x, weight, 4 * n)
+    others = {"x": x, "bias": bias, "weight": weight, "c0": state[1]}
+    inputs.check_types("kron_lstm", others, "h0", state[0].dtype)
+    inputs.check_lengths("kron_lstm", lengths, x)
+
+
+def _check_gate(name: str, factors: Sequence[Tensor], n: int) -> None:
+    """One gate's factors against N, which is a quarter of the bias."""
+    is_real = bool(factors) and all(w.dim() == 2 and not w.is_complex() for w in factors)
+    inputs.require("kron_lstm", is_real, f"factors of gate {name} must be real matrices")
+    rows, columns = prod([w.shape[0] for w in factors]), prod([w.shape[1] for w in factors])
+    inputs.require(
+        "kron_lstm",
+        rows == columns == n,
+        f"factors of gate {name} make a {rows}x{columns} matrix; with a bias of 4·{n} it must be"
+        f" {n}x{n}",
+    )
