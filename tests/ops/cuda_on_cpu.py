@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from kron_plugin.ops import cuda_kernels
-from kron_plugin.ops.kron_rnn.compile import find_compiler
+from kron_plugin.ops.native.compile import find_compiler
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 STREAM = 12345  # the address of "torch's current stream"
