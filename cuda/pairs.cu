@@ -25,11 +25,11 @@ __global__ void __launch_bounds__(PairsLimits<Stored, C>::kMaxThreads, 1) pairs_
   Element h[R], next_u[R], bias[R];
   for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, n + r);
   load_cells<R>(static_cast<const real*>(call.h0) + at.b * width, call.size, n, h);
-  read_input<R, Stored>(call, 0, at.b, n, next_u);
+  read_input<R, Stored>(call, call.size, 0, at.b, n, next_u);
   for (int64 t = 0; t < call.steps; ++t) {
     Element u[R], z[R];
     for (int r = 0; r < R; ++r) u[r] = next_u[r], z[r] = h[r];
-    if (t + 1 < call.steps) read_input<R, Stored>(call, t + 1, at.b, n, next_u);  // on its way early
+    if (t + 1 < call.steps) read_input<R, Stored>(call, call.size, t + 1, at.b, n, next_u);  // on its way early
     w.apply(z);
 #pragma unroll
     for (int r = 0; r < R; ++r) {

@@ -4,34 +4,23 @@
 
 #include "stages.cuh"
 
-// Sequences beyond the batch go along, for the barriers, and write nothing.
-struct Sequence {
-  int64 b;
-  bool real_one;
-  __device__ explicit Sequence(int64 batch) {
-    b = int64(blockIdx.x) * blockDim.y + threadIdx.y;
-    real_one = b < batch;
-    b = real_one ? b : batch - 1;
-  }
-};
-
 template <class Stored, int C>
 __global__ void __launch_bounds__(kStageThreads, 1) stages_forward(Call call) {
   using Element = typename Stages<Stored, C>::Element;
   using real = Real<Stored>;
   const Sequence at(call.batch);
   const int64 width = C * call.size;
-  const Stages<Stored, C> w(call);
+  const Stages<Stored, C> w(call, 3);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
   Element* h = w.vector(0);
   for (int n = threadIdx.x; n < call.size; n += blockDim.x)
     load_cells<1>(static_cast<const real*>(call.h0) + at.b * width, call.size, n, h + n);
   for (int64 t = 0; t < call.steps; ++t) {
     __syncthreads();
-    const Element* product = w.apply(h, w.vector(1), w.vector(2));
+    const Element* product = w.apply(call.plan, h, w.vector(1), w.vector(2));
     for (int n = threadIdx.x; n < call.size; n += blockDim.x) {
       Element z = product[n], u;
-      read_input<1, Stored>(call, t, at.b, n, &u);
+      read_input<1, Stored>(call, call.size, t, at.b, n, &u);
       add(z, u);
       activate(z, read_bias<real, C>(call, n), call.activation);
       if (t < length) h[n] = z;
@@ -51,7 +40,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
   using real = Real<Stored>;
   const Sequence at(call.batch);
   const int64 width = C * call.size;
-  const Stages<Stored, C> adjoint(call);
+  const Stages<Stored, C> adjoint(call, 3);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
   const int bias_parts = call.activation == kModrelu ? 1 : C;
   Element *g = adjoint.vector(0), *delta = adjoint.vector(1);
@@ -79,7 +68,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
       for (int c = 0; c < bias_parts; ++c) sums[c * call.size + n] += d_bias.v[c];
     }
     __syncthreads();
-    const Element* product = adjoint.apply(delta, delta, adjoint.vector(2));
+    const Element* product = adjoint.apply(call.plan, delta, delta, adjoint.vector(2));
     for (int n = threadIdx.x; n < call.size; n += blockDim.x)
       if (live) g[n] = product[n];
   }
@@ -87,20 +76,20 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
     store_cells<1>(g + n, call.size, n, static_cast<real*>(call.d_h0) + at.b * width);
 }
 
-// states = W x, row by row; here call.size is the size of a result, call.columns that of a row of x.
+// states = W x, row by row; here call.size is the size of a result, call.plan.columns that of a row of x.
 template <class Stored, int C>
 __global__ void __launch_bounds__(kStageThreads, 1) stages_product(Call call) {
   using Element = typename Stages<Stored, C>::Element;
-  const Stages<Stored, C> w(call);
+  const Stages<Stored, C> w(call, 3);
   const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
   for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all of a block
     const int64 row = m + threadIdx.y;
-    for (int n = threadIdx.x; n < call.columns && row < rows; n += blockDim.x)
-      load_cells<1>(static_cast<const Stored*>(call.x) + row * C * call.columns, call.columns, n,
+    for (int n = threadIdx.x; n < call.plan.columns && row < rows; n += blockDim.x)
+      load_cells<1>(static_cast<const Stored*>(call.x) + row * C * call.plan.columns, call.plan.columns, n,
                     w.vector(0) + n);
     __syncthreads();
-    const Element* product = w.apply(w.vector(0), w.vector(1), w.vector(2));
+    const Element* product = w.apply(call.plan, w.vector(0), w.vector(1), w.vector(2));
     for (int n = threadIdx.x; n < call.size && row < rows; n += blockDim.x)
       store_cells<1>(product + n, call.size, n, static_cast<Stored*>(call.states) + row * C * call.size);
   }

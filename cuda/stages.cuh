@@ -13,14 +13,28 @@ constexpr int kMaxRun = 3;   // 2x2 factors done in one pass
 constexpr int kRows = 4;     // rows of a dense factor summed together, for one reading of the input
 constexpr int kStageThreads = 512;
 
+// Where a block works. Sequences beyond the batch go along, for the barriers, and write nothing.
+struct Sequence {
+  int64 b;
+  bool real_one;
+  __device__ explicit Sequence(int64 batch) {
+    b = int64(blockIdx.x) * blockDim.y + threadIdx.y;
+    real_one = b < batch;
+    b = real_one ? b : batch - 1;
+  }
+};
+
 template <class Stored, int C>
 class Stages {
  public:
   using real = Real<Stored>;
   using Element = Cell<real, C>;
 
-  // Shared memory holds the factors, if call.cached, and then the vectors unless there is a workspace.
-  __device__ explicit Stages(const Call& call) : call_(call) {
+  // `count` vectors of call.capacity elements each. Shared memory holds the first call.cached entries
+  // of the factors (all or none), and then the vectors, unless there is a workspace with room for those
+  // of every sequence.
+  template <class AnyCall>
+  __device__ Stages(const AnyCall& call, int count) : capacity_(call.capacity) {
     Element* shared = shared_memory<Element>();
     factors_ = static_cast<const Element*>(call.factors);
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
@@ -28,18 +42,17 @@ class Stages {
     if (call.cached) factors_ = shared;
     const int64 block = call.workspace ? blockIdx.x : 0;
     vectors_ = call.workspace ? static_cast<Element*>(call.workspace) : shared + call.cached;
-    vectors_ += (block * blockDim.y + threadIdx.y) * 3 * call.capacity;
+    vectors_ += (block * blockDim.y + threadIdx.y) * count * call.capacity;
     __syncthreads();
   }
-  // The block's three vectors, of call.capacity elements each.
-  __device__ Element* vector(int i) const { return vectors_ + i * call_.capacity; }
+  __device__ Element* vector(int i) const { return vectors_ + i * capacity_; }
 
   // W times the vector `from`, in whichever of `a` and `b` it is returned; `from` may be `a`. All of a
   // block call this together; `from` has to be complete, and the result is.
-  __device__ const Element* apply(const Element* from, Element* a, Element* b) const {
-    unsigned outer = call_.columns, inner = 1;
-    for (int s = 0; s < call_.stage_count; ++s) {
-      const Stage stage = call_.stages[s];
+  __device__ const Element* apply(const Plan& plan, const Element* from, Element* a, Element* b) const {
+    unsigned outer = plan.columns, inner = 1;
+    for (int s = 0; s < plan.count; ++s) {
+      const Stage stage = plan.stages[s];
       Element* to = from == a ? b : a;
       outer /= stage.q;
       if (stage.bits == 3) butterflies<3>(stage, outer, inner, from, to);
@@ -100,7 +113,7 @@ class Stages {
     }
   }
 
-  const Call& call_;
+  const int64 capacity_;
   const Element* factors_;
   Element* vectors_;
 };

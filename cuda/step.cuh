@@ -4,13 +4,17 @@
 
 #include "elements.cuh"
 
-enum Activation { kModrelu, kTanh, kIdentity };
-
-// One pass of a product over a vector; see stages.cuh.
+// A product as passes over a vector, the lowest digit first; see stages.cuh.
+constexpr int kMaxStages = 32;
 struct Stage {
   int p, q, bits, offset;
 };
-constexpr int kMaxStages = 32;
+struct Plan {
+  int count, columns;  // passes, and the size of the vector multiplied
+  Stage stages[kMaxStages];
+};
+
+enum Activation { kModrelu, kTanh, kIdentity };
 
 // Arguments of every kernel, filled in by kron_plugin/ops/kron_rnn/cuda.py. Pointers that do not apply
 // are null. `real` below is what the stored type is computed with.
@@ -20,9 +24,8 @@ struct Call {
                               // gradient of a product, how many rows of its input are h0's
   int64 inputs, symbols;      // inputs: 0 if x is u, I for I features, -1 for tokens below `symbols`
   int64 activation;           // enum Activation
-  int64 columns, capacity;    // stages: size of the vector multiplied, and of the longest on the way
-  int64 stage_count, cached;  // stages: passes of a product; entries of factors kept in shared memory
   int64 bits;                 // pairs: log2 N
+  int64 capacity, cached;     // stages: see Stages
   const void* x;              // stored (T, B, C N) or (T, B, I), or int64 (T, B)
   const void* weight;         // stored (I, C N)
   const void* bias;           // real (N) for modReLU, (C N) otherwise
@@ -37,26 +40,28 @@ struct Call {
   void* d_bias;               // real (B, N) or (B, C N), still to be summed over b
   void* d_h0;                 // real (B, C N)
   void* d_factors;            // pairs: real (blocks, bits, 2, 2, C), still to be summed
-  void* workspace;            // stages: real vectors of each block, when shared memory is too small
-  Stage stages[kMaxStages];   // the lowest digit first
+  void* workspace;            // stages: see Stages
+  Plan plan;                  // stages
 };
 
-// u_t of elements n to n + R - 1 of sequence b. A token that is no symbol makes it NaN, and with it
-// the state from there on: what is wrong stays visible without stopping the device.
-template <int R, class Stored, class real, int C>
-__device__ inline void read_input(const Call& call, int64 t, int64 b, int64 n, Cell<real, C>* u) {
-  const int64 row = t * call.batch + b, width = C * call.size;
+// u_t of elements n to n + R - 1 of sequence b, whose rows are C * size numbers. A token that is no
+// symbol makes it NaN, and with it the state from there on: what is wrong stays visible without stopping
+// the device.
+template <int R, class Stored, class AnyCall, class real, int C>
+__device__ inline void read_input(const AnyCall& call, int64 size, int64 t, int64 b, int64 n,
+                                  Cell<real, C>* u) {
+  const int64 row = t * call.batch + b, width = C * size;
   const Stored* x = static_cast<const Stored*>(call.x);
   const Stored* weight = static_cast<const Stored*>(call.weight);
-  if (call.inputs == 0) return load_cells<R>(x + row * width, call.size, n, u);
+  if (call.inputs == 0) return load_cells<R>(x + row * width, size, n, u);
   const int64 token = call.inputs < 0 ? static_cast<const int64*>(call.x)[row] : 0;
   if (call.inputs < 0 && token >= 0 && token < call.symbols)
-    return load_cells<R>(weight + token * width, call.size, n, u);
+    return load_cells<R>(weight + token * width, size, n, u);
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) u[r].v[c] = call.inputs < 0 ? real(nan("")) : real(0);
   for (int64 i = 0; i < call.inputs; ++i) {
     Cell<real, C> w[R];
-    load_cells<R>(weight + i * width, call.size, n, w);
+    load_cells<R>(weight + i * width, size, n, w);
     const real feature = widen(x[row * call.inputs + i]);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) u[r].v[c] += feature * w[r].v[c];

@@ -28,6 +28,7 @@ STORED = {
 FUNCTIONS = {
     "pairs": ("forward", "backward", "product", "gradient"),
     "stages": ("forward", "backward", "product"),
+    "lstm": ("forward", "backward"),
 }
 
 
@@ -40,7 +41,8 @@ class Kernels(NamedTuple):
 
     def names(self) -> List[str]:
         """The C++ names of its functions."""
-        return [f"{self.kind}_{f}<{self.stored}, {self.parts}>" for f in FUNCTIONS[self.kind]]
+        types = self.stored if self.kind == "lstm" else f"{self.stored}, {self.parts}"
+        return [f"{self.kind}_{function}<{types}>" for function in FUNCTIONS[self.kind]]
 
 
 # All that is ever compiled. Sizes of a problem are arguments of a kernel, not part of its name.
@@ -48,7 +50,7 @@ TABLE = [
     Kernels(kind, stored, parts)
     for kind in FUNCTIONS
     for stored in STORED.values()
-    for parts in (1, 2)
+    for parts in ((1,) if kind == "lstm" else (1, 2))
 ]
 
 # PairsLimits and the constants of pairs.cuh and stages.cuh, to which a test holds them.
@@ -58,20 +60,31 @@ MAX_RUN = 3
 STAGE_THREADS = 512
 MAX_STAGES = 32
 
-_POINTERS = (
-    *("x", "weight", "bias", "factors", "h0", "lengths", "states", "last", "d_states", "d_last"),
-    *("delta", "d_bias", "d_h0", "d_factors", "workspace"),
+_PLAN = np.dtype(
+    [("count", np.int32), ("columns", np.int32), ("stages", np.int32, (MAX_STAGES, 4))]
 )
-# `struct Call` of step.cuh, which is passed by value.
-CALL = np.dtype(
-    [
-        *((name, np.int64) for name in ("steps", "batch", "size", "first", "inputs", "symbols")),
-        *((name, np.int64) for name in ("activation", "columns", "capacity", "stage_count")),
-        *((name, np.int64) for name in ("cached", "bits")),
-        *((name, np.uint64) for name in _POINTERS),
-        ("stages", np.int32, (MAX_STAGES, 4)),
-    ]
+
+
+def _struct(numbers: str, pointers: str, plans: list) -> np.dtype:
+    fields = [(name, np.int64) for name in numbers.split()]
+    fields += [(name, np.uint64) for name in pointers.split()]
+    return np.dtype([*fields, *plans])
+
+
+# The arguments of the kernels, passed by value: `struct Call` of step.cuh, `LstmCall` of lstm.cu.
+CALL = _struct(
+    "steps batch size first inputs symbols activation bits capacity cached",
+    "x weight bias factors h0 lengths states last d_states d_last delta d_bias d_h0 d_factors"
+    " workspace",
+    [("plan", _PLAN)],
 )
+LSTM_CALL = _struct(
+    "steps batch size first inputs symbols capacity cached",
+    "x weight bias factors h0 c0 lengths outputs kept h_n c_n z d_outputs d_h_n d_c_n delta d_h0"
+    " d_c0 workspace",
+    [("plans", _PLAN, 4)],
+)
+LSTM_VECTORS = 8  # kVectors of lstm.cu
 
 
 class Geometry(NamedTuple):
@@ -144,7 +157,7 @@ def launch(
     """Start a kernel on torch's current stream; tensors (None: null) and numbers by field name."""
     import cupy
 
-    call = np.zeros(1, CALL)
+    call = np.zeros(1, LSTM_CALL if kernels.kind == "lstm" else CALL)
     for name, value in {**geometry.fields, **fields}.items():
         if isinstance(value, Tensor):
             value = value.data_ptr()
@@ -179,8 +192,8 @@ def geometry(
     rows: int,
 ) -> Geometry:
     """The launch of `function` for so many sequences (forward, backward) or vectors (others)."""
-    make = _pairs_geometry if kernels.kind == "pairs" else _stages_geometry
-    return make(kernels, function, device, shapes, rows)
+    blocks = _pairs_geometry if kernels.kind == "pairs" else _stages_geometry
+    return blocks(kernels, function, device, shapes, rows)
 
 
 def _number_bytes(kernels: Kernels) -> int:
@@ -206,16 +219,38 @@ def _pairs_geometry(kernels, function, device, shapes, rows) -> Geometry:
     if function == "gradient":
         warps = threads * sequences // 32
         shared = max(exchange + 4 * bits * number, warps * 4 * bits * number)
-    fields = {"size": size, "columns": size, "bits": bits}
+    fields = {"size": size, "bits": bits}
     grid = _blocks(function, device, rows, sequences)
     return Geometry(grid, (threads, sequences), shared, fields)
 
 
-def plan(shapes: Sequence[int]) -> Tuple[List[Tuple[int, int, int, int]], int, int]:
-    """Passes of a product (p, q, bits, offset), lowest digit first, for factors P_0, Q_0, P_1, …
+class _Plan(NamedTuple):
+    """A product as passes (p, q, bits, offset) over a vector, the lowest digit first."""
 
-    Also the size of the longest vector on the way, and the number of factors' entries.
-    """
+    stages: List[Tuple[int, int, int, int]]
+    capacity: int  # size of the longest vector on the way
+    entries: int  # of all factors
+
+    def field(self, columns: int) -> np.ndarray:
+        """`struct Plan`."""
+        if len(self.stages) > MAX_STAGES:
+            raise ValueError(
+                f"the CUDA kernels take up to {MAX_STAGES} factors (three 2x2 ones that are"
+                f" neighbours count as one), not {len(self.stages)}"
+            )
+        if max(self.capacity, self.entries) > 2**31 // 4:
+            raise ValueError(
+                f"a vector or factor of {max(self.capacity, self.entries)} entries is too large for"
+                " the CUDA kernels"
+            )
+        made = np.zeros((), _PLAN)
+        made["count"], made["columns"] = len(self.stages), columns
+        made["stages"][: len(self.stages)] = self.stages
+        return made
+
+
+def plan(shapes: Sequence[int], offset: int = 0) -> _Plan:
+    """The product with factors P_0, Q_0, P_1, … whose entries begin at `offset`."""
     factors = list(zip(shapes[::2], shapes[1::2], strict=True))
     offsets = [0, *np.cumsum([p * q for p, q in factors]).tolist()]
     stages, size = [], prod(shapes[1::2])
@@ -225,37 +260,51 @@ def plan(shapes: Sequence[int]) -> Tuple[List[Tuple[int, int, int, int]], int, i
         while run < MAX_RUN and run <= f and factors[f - run] == (2, 2):
             run += 1
         p, q = (1 << run, 1 << run) if run else factors[f]
-        stages.append((p, q, run, offsets[f]))
+        stages.append((p, q, run, offset + offsets[f]))
         size = size // q * p
         capacity = max(capacity, size)
         f -= max(run, 1)
-    return stages, capacity, offsets[-1]
+    return _Plan(stages, capacity, offsets[-1])
 
 
 def _stages_geometry(kernels, function, device, shapes, rows) -> Geometry:
-    stages, capacity, entries = plan(shapes)
-    if len(stages) > MAX_STAGES:
-        raise ValueError(
-            f"the CUDA kernels take up to {MAX_STAGES} factors (three 2x2 ones that are neighbours"
-            f" count as one), not {len(stages)}"
-        )
-    if max(capacity, entries) > 2**31 // 4:
-        raise ValueError(f"a vector or factor of {max(capacity, entries)} entries is too large")
+    product, columns = plan(shapes), prod(shapes[1::2])
+    fields = {"size": prod(shapes[::2]), "plan": product.field(columns)}
+    grid = _blocks(function, device, rows, 1)
+    return _vectors(kernels, device, grid, product.capacity, product.entries, 3, fields)
+
+
+def lstm_geometry(
+    kernels: Kernels, device: torch.device, gates: Sequence[Sequence[int]], batch: int
+) -> Geometry:
+    """The launch of an LSTM's kernel; `gates` are the sizes of each one's factors."""
+    plans, entries = [], 0
+    for shapes in gates:
+        plans.append(plan(shapes, entries))
+        entries += plans[-1].entries
+    size = prod(gates[0][::2])
+    fields = {"size": size, "plans": np.stack([product.field(size) for product in plans])}
+    capacity = max(product.capacity for product in plans)
+    return _vectors(kernels, device, batch, capacity, entries, LSTM_VECTORS, fields)
+
+
+def _vectors(
+    kernels: Kernels,
+    device: torch.device,
+    grid: int,
+    capacity: int,
+    entries: int,
+    count: int,
+    fields: Dict[str, Any],
+) -> Geometry:
+    """Room for a block's vectors and, beside them, the factors: shared memory if it is enough."""
     element = _number_bytes(kernels) * kernels.parts
     room = attribute(device, "MaxSharedMemoryPerBlockOptin")
-    vectors = 3 * capacity * element
+    vectors = count * capacity * element
     in_shared = vectors <= room
     taken = vectors if in_shared else 0
     cached = entries if taken + entries * element <= room else 0
-    fields = {
-        "size": prod(shapes[::2]),
-        "columns": prod(shapes[1::2]),
-        "capacity": capacity,
-        "stage_count": len(stages),
-        "cached": cached,
-        "stages": np.array(stages + [(0, 0, 0, 0)] * (MAX_STAGES - len(stages)), np.int32),
-    }
-    grid = _blocks(function, device, rows, 1)
+    fields = {**fields, "capacity": capacity, "cached": cached}
     if not in_shared:
         fields["workspace"] = torch.empty(grid * vectors, dtype=torch.uint8, device=device)
     threads = min(STAGE_THREADS, max(32, -(-capacity // 4 // 32) * 32))

@@ -5,6 +5,8 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
+from .backends import compute_type
+
 
 def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
     """The input's share u_t of every pre-activation, shape (T, B, W)."""
@@ -13,6 +15,29 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
     if x.is_floating_point():
         return x @ weight
     return torch.nn.functional.embedding(x, weight)
+
+
+def add_input_gradient(
+    x: Tensor,  # shape: (T, B, …), one of the forms that `project` takes
+    weight: Optional[Tensor],  # shape: (I, W)
+    delta: Tensor,  # shape: (T, B, W)
+    d_x: Tensor,
+    d_weight: Tensor,  # shape: (I, W), float64
+) -> None:
+    """From delta = dL/du: fills d_x unless it is empty, and adds to d_weight."""
+    if weight is None:
+        if d_x.numel() and d_x.data_ptr() != delta.data_ptr():
+            d_x.copy_(delta)
+        return
+    rows = delta.to(compute_type(delta.dtype)).flatten(0, 1)
+    if not x.is_floating_point():
+        d_weight += torch.ops.aten.embedding_dense_backward(
+            rows, x.flatten(), weight.shape[0], -1, False
+        )
+        return
+    d_weight += x.to(rows.dtype).flatten(0, 1).T @ rows
+    if d_x.numel():
+        d_x.copy_(delta @ weight.to(delta.dtype).T)
 
 
 def require(operation: str, condition: bool, message: str) -> None:

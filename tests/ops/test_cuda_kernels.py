@@ -4,7 +4,6 @@ import logging
 import re
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +19,11 @@ CUDA = torch.device("cuda", 0)
 
 # The most registers a thread may take; cuda/README.md says what follows from them.
 REGISTERS = {"forward": 168, "backward": 168, "product": 128, "gradient": 224}
-REGISTERS_OF_ALL = {"pairs": 255, "stages": 128}  # in double precision; and of a block of 512
+REGISTERS_OF_ALL = {
+    "pairs": 255,
+    "stages": 128,
+    "lstm": 128,
+}  # in double precision; and of a block of 512
 
 
 @pytest.mark.parametrize("architecture", ["oldest", 80, 90])
@@ -49,7 +52,7 @@ def test_compiles_without_spills(kernels, architecture):
         if kernels.kind == "pairs" and kernels.stored != "double":
             limit = REGISTERS[function]
         assert int(registers) <= limit, (function, report)
-        assert kernels.kind == "stages" or int(spilled) == 0, (function, report)
+        assert kernels.kind != "pairs" or int(spilled) == 0, (function, report)
 
 
 def test_the_table_has_all_that_is_asked_for():
@@ -59,7 +62,8 @@ def test_the_table_has_all_that_is_asked_for():
         for dtype in cuda_kernels.STORED
         for is_complex in (True, False)
     }
-    assert asked == set(TABLE)
+    lstms = {Kernels("lstm", stored, 1) for stored in cuda_kernels.STORED.values()}
+    assert asked | lstms == set(TABLE)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +125,20 @@ def test_geometry_of_stages(fake):
 
 
 def test_plan_joins_neighbouring_pairs():
-    stages, capacity, entries = plan([2, 2, 2, 2, 2, 2, 2, 2, 3, 5, 5, 3])
+    stages, capacity, entries = plan([2, 2, 2, 2, 2, 2, 2, 2, 3, 5, 5, 3], offset=100)
     assert [stage[:3] for stage in stages] == [(5, 3, 0), (3, 5, 0), (8, 8, 3), (2, 2, 1)]
-    assert [stage[3] for stage in stages] == [31, 16, 12, 0]
+    assert [stage[3] for stage in stages] == [131, 116, 112, 100]
     assert (capacity, entries) == (16 * 25, 46)
+
+
+def test_geometry_of_an_lstm(fake):
+    cut = cuda_kernels.lstm_geometry(
+        Kernels("lstm", "float", 1), CPU, [[3, 3, 5, 5], [15, 15], [3, 5, 5, 3], [5, 5, 3, 3]], 7
+    )
+    entries = 34 + 225 + 30 + 34
+    assert (cut.grid, cut.block) == (7, (32, 1))
+    assert cut.shared == (cuda_kernels.LSTM_VECTORS * 25 + entries) * 4
+    assert [stages[0][3] for stages in cut.fields["plans"]["stages"]] == [9, 34, 274, 314]
 
 
 def test_too_many_factors_are_named(fake):
@@ -192,10 +206,16 @@ def test_a_type_that_no_kernel_stores():
         dispatch._BACKENDS.choose("cuda", problem)
 
 
-def test_the_call_is_laid_out_as_in_the_header():
-    text = (FOLDER / "step.cuh").read_text()
-    body = re.search(r"struct Call \{(.*?)\n\};", text, re.DOTALL)[1]
+@pytest.mark.parametrize(
+    ("file", "name", "layout"),
+    [
+        ("step.cuh", "Call", cuda_kernels.CALL),
+        ("lstm.cu", "LstmCall", cuda_kernels.LSTM_CALL),
+    ],
+)
+def test_calls_are_laid_out_as_in_the_sources(file, name, layout):
+    body = re.search(rf"struct {name} \{{(.*?)\n\}};", (FOLDER / file).read_text(), re.DOTALL)[1]
     body = re.sub(r"//.*", "", body)
-    names = [name for line in body.split(";") for name in re.findall(r"\*?(\w+)(?=,|$|\[)", line)]
-    assert names == list(cuda_kernels.CALL.names)
-    assert np.zeros(1, cuda_kernels.CALL).itemsize < 4096  # the limit of a kernel's arguments
+    names = [name for line in body.split(";") for name in re.findall(r"(\w+)(?=,|$|\[)", line)]
+    assert names == list(layout.names)
+    assert layout.itemsize < 4096  # the limit of a kernel's arguments

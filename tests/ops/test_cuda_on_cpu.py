@@ -8,6 +8,7 @@ import torch
 from kron_plugin.ops import dense, kron_matmul, kron_rnn
 
 from . import cuda_on_cpu
+from . import test_kron_lstm as lstm
 from .recurrence_cases import PAIRS, cast, dense_rnn, random_case, run, worst_error
 
 
@@ -159,11 +160,48 @@ def test_product(shapes, dtype):
     assert worst_error([y, *ours], [expected, *theirs]) < tolerance
 
 
+# (factor sizes, batch, steps, form, lengths, options)
+LSTM_CASES = [
+    ("2x2s", 3, 5, "dense", True, {}),
+    ("rectangular", 1, 5, "tokens", True, {"checkpoint_every": 2}),
+    ("each its own", 3, 5, "features", True, {"need_output": False}),
+    ("one", 3, 1, "dense", False, {}),
+    ("3,137", 1, 1, "dense", False, {}),
+]
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
+@pytest.mark.parametrize("index", range(len(LSTM_CASES)))
+def test_lstm_equals_the_reference(index, dtype):
+    name, batch, steps, form, with_lengths, options = LSTM_CASES[index]
+    torch.manual_seed(0)
+    exact = lstm.random_case(lstm.GATES[name], batch, steps, form, with_lengths)
+    torch.manual_seed(0)
+    case = lstm.random_case(lstm.GATES[name], batch, steps, form, with_lengths, dtype)
+    need_output = options.get("need_output", True)
+    expected = lstm.run(exact, backend="reference", need_output=need_output)
+    results = lstm.run(case, backend="cuda", **options)
+    assert worst_error(results, expected) < (1e-12 if dtype == DOUBLE else 2e-5)
+
+
+def test_lstm_in_bfloat16():
+    case = lstm.random_case(steps=5, with_lengths=True, dtype=torch.bfloat16)
+    double = case._replace(
+        x=case.x.detach().double().requires_grad_(),
+        factors=[[w.detach().double().requires_grad_() for w in gate] for gate in case.factors],
+        bias=case.bias.detach().double().requires_grad_(),
+        state=tuple(s.detach().double().requires_grad_() for s in case.state),
+    )
+    results = lstm.run(case, backend="cuda")
+    assert worst_error(results, lstm.run(double, backend="reference")) < 3e-2
+
+
 RACES = """
 #include "pairs.cu"
 #include "stages.cu"
-template <class Kernel>
-void run(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, const Call& call) {
+#include "lstm.cu"
+template <class Kernel, class Arguments>
+void run(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, const Arguments& call) {
   run_on_cpu(kernel, {blocks, 1, 1}, {threads, 1, 1}, shared, call);
 }
 int main() {
@@ -171,7 +209,7 @@ int main() {
   std::vector<float> arrays[12];
   for (auto& array : arrays) array.assign(T * B * C * N + 4 * C * F * 8, 0.25f);
   Call call = {};
-  call.steps = T, call.batch = B, call.size = call.columns = call.capacity = N, call.bits = F;
+  call.steps = T, call.batch = B, call.size = call.capacity = N, call.bits = F;
   call.x = arrays[0].data(), call.bias = arrays[1].data(), call.factors = arrays[2].data();
   call.h0 = arrays[3].data(), call.states = arrays[4].data(), call.last = arrays[5].data();
   call.d_states = arrays[6].data(), call.d_last = arrays[7].data(), call.delta = arrays[8].data();
@@ -183,13 +221,23 @@ int main() {
   call.first = B;
   run(pairs_gradient<float, C>, 1, N / 4, exchange + 4 * F * C * 4, call);
   call.first = 0;
-  call.stage_count = 3, call.cached = 4 * 3 + 16 * 16 + 4;
-  call.stages[0] = {8, 8, 3, 16 * 16 + 4 * 3}, call.stages[1] = {16, 16, 0, 4};
-  call.stages[2] = {2, 2, 1, 0};
+  call.cached = 4 * 3 + 16 * 16 + 4;
+  call.plan = {3, N, {{8, 8, 3, 16 * 16 + 4 * 3}, {16, 16, 0, 4}, {2, 2, 1, 0}}};
   const size_t vectors = (3 * N + call.cached) * C * 4;
   run(stages_forward<float, C>, B, 64, vectors, call);
   run(stages_backward<float, C>, B, 64, vectors, call);
   run(stages_product<float, C>, 1, 64, vectors, call);
+  LstmCall lstm = {};
+  lstm.steps = T, lstm.batch = B, lstm.size = lstm.capacity = N, lstm.cached = call.cached;
+  for (Plan& plan : lstm.plans) plan = call.plan;
+  std::vector<float> wide[3];
+  for (auto& array : wide) array.assign(T * B * 4 * N, 0.25f);
+  lstm.x = lstm.z = wide[0].data(), lstm.bias = wide[1].data(), lstm.factors = call.factors;
+  lstm.h0 = lstm.c0 = call.h0, lstm.outputs = arrays[4].data(), lstm.kept = arrays[5].data();
+  lstm.h_n = arrays[6].data(), lstm.c_n = arrays[7].data(), lstm.delta = wide[2].data();
+  lstm.d_h0 = arrays[8].data(), lstm.d_c0 = arrays[9].data();
+  run(lstm_forward<float>, B, 64, (kVectors * N + lstm.cached) * 4, lstm);
+  run(lstm_backward<float>, B, 64, (kVectors * N + lstm.cached) * 4, lstm);
   std::puts("done");
 }
 """

@@ -245,7 +245,7 @@ def test_opcheck(form, monkeypatch):
     tensors = (case.x, flat, case.bias, *case.state, case.weight, case.lengths)
     for need_output, every in [(True, 1), (False, 2)]:
         settings = ([2] * 40, [5] * 4, need_output, every, True)
-        torch.library.opcheck(cpu._operator, (*tensors, *settings))
+        torch.library.opcheck(cpu.kron_lstm_cpu.operator, (*tensors, *settings))
 
 
 def test_compiles_without_breaking_the_graph():
@@ -294,7 +294,7 @@ def test_a_token_without_a_row_is_refused(backend):
         ({"lengths": torch.tensor([1, 2, 3])}, "lengths must be between 1 and the 2 steps"),
         ({"weight": torch.zeros(5, 4)}, r"weight has shape \(5, 4\), expected \(I, 16\)"),
         ({"checkpoint_every": 0}, "checkpoint_every=0 must be at least 1"),
-        ({"backend": "abacus"}, "backend='abacus': choose one of auto, cpu, reference"),
+        ({"backend": "abacus"}, "backend='abacus': choose one of auto, cuda, cpu, reference"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):

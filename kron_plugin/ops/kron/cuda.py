@@ -32,13 +32,14 @@ def kron_matmul_cuda(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     return (join(y) if is_complex else y).reshape(*x.shape[:-1], -1)
 
 
-def _product(
+def product(
     x: Tensor,  # shape: (M, C ∏Q_f)
     factors: Tensor,  # shape: (Σ P_f Q_f C,)
     shapes: List[int],
     is_complex: bool,
     adjoint: bool,
 ) -> Tensor:  # shape: (M, C ∏P_f); with P and Q the other way round for the adjoint
+    """W x, or Wᴴ x, for vectors as they are stored: real parts, then imaginary parts."""
     kernels = kernels_for(shapes, x.dtype, is_complex)
     factors = arranged(kernels, factors, shapes, adjoint)
     shapes = adjoint_shapes(shapes) if adjoint else shapes
@@ -82,7 +83,7 @@ def factor_gradients(
 
 
 def _forward(x: Tensor, factors: Tensor, shapes: List[int], is_complex: bool) -> Tensor:
-    return _product(x, factors, shapes, is_complex, adjoint=False)
+    return product(x, factors, shapes, is_complex, adjoint=False)
 
 
 def _forward_fake(x, factors, shapes, is_complex):
@@ -94,7 +95,7 @@ def _backward(
 ) -> Tuple[Tensor, Tensor]:
     kernels = kernels_for(shapes, x.dtype, is_complex)
     d_factors = factor_gradients(kernels, g, None, x, factors, shapes).to(factors.dtype)
-    return _product(g, factors, shapes, is_complex, adjoint=True), d_factors
+    return product(g, factors, shapes, is_complex, adjoint=True), d_factors
 
 
 def _backward_fake(g, x, factors, shapes, is_complex):

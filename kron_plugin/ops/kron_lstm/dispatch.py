@@ -7,12 +7,15 @@ from torch import Tensor
 
 from .. import inputs
 from ..backends import Backend, Backends, Problem
+from ..cuda_kernels import obstacle as cuda_obstacle
 from . import cpu
+from .cuda import kron_lstm_cuda
 from .reference import kron_lstm_reference
 
 _BACKENDS = Backends(
     "kron_lstm",
     {
+        "cuda": Backend("cuda", cuda_obstacle, kron_lstm_cuda),
         "cpu": Backend("cpu", cpu.obstacle, cpu.kron_lstm_cpu),
         "reference": Backend(None, lambda problem: None, kron_lstm_reference),
     },
@@ -50,8 +53,8 @@ def kron_lstm(
         need_output: False when only the last state is wanted; the first result then is None.
         checkpoint_every: keep every so many-th state for the backward pass, and compute the others
             again. Same gradients; memory for T/k + k states rather than T, and more time.
-        backend: "auto" for the fastest that can serve, "cpu", or "reference", which alone has a
-            second derivative.
+        backend: "auto" for the fastest that can serve, "cuda", "cpu", or "reference", which alone
+            has a second derivative.
 
     Returns:
         h after each step, and the last h and c.

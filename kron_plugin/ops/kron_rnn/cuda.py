@@ -19,6 +19,7 @@ from ..cuda_kernels import (
     kernels_for,
     launch,
 )
+from ..inputs import add_input_gradient
 from ..kron.cuda import factor_gradients
 from .operator import ACTIVATIONS, define
 
@@ -133,8 +134,7 @@ def _backward(
         rows = [t.reshape(-1, call.width) for t in (delta, segment)]
         sums[0] += factor_gradients(call.kernels, rows[0], before, rows[1], factors, shapes)
         sums[1] += d_bias_here
-        if weight is not None:
-            _add_weight_gradient(call, x[first:end], delta, d_x[first:end], sums[2])
+        add_input_gradient(x[first:end], weight, delta, d_x[first:end], sums[2])
     d_h0.copy_(g)
     for result, total in zip((d_factors, d_bias, d_weight), sums, strict=True):
         result.copy_(total)
@@ -168,22 +168,6 @@ def _states(
     everything = kept if kept.numel() else states
     before = initial if first == 0 else everything[first - 1].to(call.real)
     return before, everything[first:end]
-
-
-def _add_weight_gradient(
-    call: _Recurrence, x: Tensor, delta: Tensor, d_x: Tensor, sums: Tensor
-) -> None:
-    """From delta (t, B, W): adds to the weight's gradient and fills that of the features x."""
-    if call.tokens:
-        rows = delta.to(call.real).reshape(-1, call.width)
-        sums += torch.ops.aten.embedding_dense_backward(
-            rows, x.reshape(-1), sums.shape[0], -1, False
-        )
-        return
-    features, rows = x.reshape(-1, x.shape[2]), delta.reshape(-1, call.width)
-    sums += features.to(call.real).T @ rows.to(call.real)
-    if d_x.numel():
-        d_x.copy_(delta @ call.weight.T)
 
 
 kron_rnn_cuda = define("cuda", _forward, _backward)

@@ -1,0 +1,165 @@
+"""What the fused backends share: the LSTM's recurrence as a differentiable operator of torch.
+
+A backend supplies two functions, one a pass, on plain tensors. They become operators of their own,
+`kron_plugin::kron_lstm_NAME` and `..._backward`, which autograd and torch.compile know. The factors
+of all gates go in as one vector, so that their gradient is one too.
+"""
+
+from typing import Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..backends import compute_type
+from ..kron.flat import flatten
+
+# With more features than this, projecting them first with a matrix product is faster.
+MAX_FEATURES = 8
+
+
+def split_gates(shapes: List[int], counts: List[int]) -> List[List[int]]:
+    """The sizes P_0, Q_0, P_1, … of each gate's factors."""
+    ends = [2 * sum(counts[: k + 1]) for k in range(len(counts))]
+    return [shapes[end - 2 * count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def entries(gates: List[List[int]]) -> List[int]:
+    """How many numbers each gate's factors hold."""
+    return [sum(p * q for p, q in zip(g[::2], g[1::2], strict=True)) for g in gates]
+
+
+def define(name: str, forward: Callable, backward: Callable) -> Callable:
+    """`kron_lstm` by the two functions of a backend, with arguments as checked there.
+
+    Args:
+        forward: fills what `_allocate` made:
+            (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every,
+            outputs, kept, h_n, c_n) -> None
+        backward: fills what `_allocate_gradients` made:
+            (d_outputs, d_h_n, d_c_n, kept, x, factors, bias, h0, c0, weight, lengths, shapes,
+            counts, every, d_x, d_factors, d_bias, d_h0, d_c0, d_weight) -> None
+    """
+
+    def _forward(
+        x: Tensor,  # shape: (T, B, 4N), (T, B, I) or (T, B) of integers
+        factors: Tensor,  # shape: (Σ P_f Q_f,) over all gates
+        bias: Tensor,  # shape: (4N,)
+        h0: Tensor,  # shape: (B, N)
+        c0: Tensor,  # shape: (B, N)
+        weight: Optional[Tensor],  # shape: (I, 4N)
+        lengths: Optional[Tensor],  # shape: (B,)
+        shapes: List[int],  # P_0, Q_0, P_1, … of gate i, then of f, g and o
+        counts: List[int],  # how many factors each gate has
+        need_output: bool,
+        every: int,
+        keep: bool,
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Outputs (T, B, N), what the backward pass keeps, and the last h and c (B, N)."""
+        results = _allocate(x, h0, need_output, every, keep)
+        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every)
+        forward(*problem, *results)
+        return results
+
+    def _forward_fake(
+        x, factors, bias, h0, c0, weight, lengths, shapes, counts, need_output, every, keep
+    ):
+        return _allocate(x, h0, need_output, every, keep)
+
+    def _backward(
+        d_outputs: Optional[Tensor],
+        d_h_n: Optional[Tensor],
+        d_c_n: Optional[Tensor],
+        kept: Tensor,
+        x: Tensor,
+        factors: Tensor,
+        bias: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        weight: Optional[Tensor],
+        lengths: Optional[Tensor],
+        shapes: List[int],
+        counts: List[int],
+        every: int,
+        need_d_x: bool,
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, factors, bias, h0, c0 and weight; empty for an x or weight without."""
+        results = _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
+        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every)
+        backward(d_outputs, d_h_n, d_c_n, kept, *problem, *results)
+        return results
+
+    def _backward_fake(
+        d_outputs, d_h_n, d_c_n, kept, x, factors, bias, h0, c0, weight, lengths, shapes, counts,
+        every, need_d_x,
+    ):  # fmt: skip
+        return _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
+
+    def _differentiate(ctx, d_outputs, d_kept, d_h_n, d_c_n):
+        if d_outputs is not None and d_outputs.numel() == 0:
+            d_outputs = None
+        needs_x, *_, needs_weight = ctx.needs_input_grad[:6]
+        gradients = backward_operator(
+            d_outputs, d_h_n, d_c_n, *ctx.saved_tensors, *ctx.settings, needs_x
+        )
+        d_x, d_factors, d_bias, d_h0, d_c0, d_weight = gradients
+        d_x, d_weight = d_x if needs_x else None, d_weight if needs_weight else None
+        return d_x, d_factors, d_bias, d_h0, d_c0, d_weight, *[None] * 6
+
+    def _refuse(ctx, *gradients):
+        raise RuntimeError(
+            f"the {name} kernel of kron_lstm has no second derivative; use backend='reference' for"
+            " one"
+        )
+
+    backward_operator = _register(f"{name}_backward", _backward, _backward_fake, _refuse)
+    operator = _register(name, _forward, _forward_fake, _differentiate, _setup_context)
+
+    def run(x, factors, bias, state, lengths, weight, need_output, checkpoint_every):
+        if weight is not None and x.is_floating_point() and weight.shape[0] > MAX_FEATURES:
+            x, weight = x @ weight, None
+        flat = flatten([w for gate in factors for w in gate]).to(compute_type(state[0].dtype))
+        shapes = [size for gate in factors for w in gate for size in w.shape]
+        counts = [len(gate) for gate in factors]
+        tensors = (x, flat, bias, *state, weight)
+        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        outputs, _, h_n, c_n = operator(
+            *tensors, lengths, shapes, counts, need_output, checkpoint_every, keep
+        )
+        return (outputs if need_output else None), (h_n, c_n)
+
+    run.operator = operator
+    return run
+
+
+def _allocate(x: Tensor, h0: Tensor, need_output: bool, every: int, keep: bool):
+    """Arrays for the results of a forward pass; those not asked for are empty.
+
+    Kept are h and c of the last step of segments of `every` steps, in the type that is computed
+    with.
+    """
+    steps = x.shape[0]
+    outputs = h0.new_empty((steps, *h0.shape) if need_output else (0,))
+    shape = (-(-steps // every), 2, *h0.shape) if keep else (0,)
+    kept = h0.new_empty(shape, dtype=compute_type(h0.dtype))
+    return outputs, kept, h0.new_empty(h0.shape), h0.new_empty(h0.shape)
+
+
+def _allocate_gradients(x, factors, bias, h0, weight, need_d_x):
+    d_x = x.new_empty(x.shape) if need_d_x else h0.new_empty(0)
+    d_weight = h0.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    states = (h0.new_empty(h0.shape) for _ in range(2))
+    return d_x, factors.new_empty(factors.shape), bias.new_empty(bias.shape), *states, d_weight
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, shapes, counts, _, every, _ = inputs
+    ctx.settings = (shapes, counts, every)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _register(name, function, fake, backward, setup_context=lambda ctx, inputs, output: None):
+    operator = torch.library.custom_op(f"kron_plugin::kron_lstm_{name}", function, mutates_args=())
+    operator.register_fake(fake)
+    operator.register_autograd(backward, setup_context=setup_context)
+    return operator
