@@ -118,6 +118,8 @@ KRON_INLINE auto convert(From x) {
     return __builtin_convertvector(x, typename VectorType<To, L>::type);
 }
 
+constexpr double inverse_factorial(int j) { return j > 1 ? inverse_factorial(j - 1) / j : 1; }
+
 // m = e^a - 1 for 0 <= a <= 80. With a = k ln 2 + r, m = 2^k (e^r - 1) + (2^k - 1), and e^r - 1 is its
 // Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
 template <int L>
@@ -129,9 +131,9 @@ KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
   const Lanes<L> k = convert<real, L>(whole);
   // ln 2 in two pieces, the first short enough for k times it to be exact
   const Lanes<L> r = (a - k * real(0.693145751953125)) - k * real(1.42860682030941723212e-6);
-  Lanes<L> series = splat<L>(1);
+  Lanes<L> series = splat<L>(real(inverse_factorial(kTerms)));
 #pragma GCC unroll 16
-  for (int j = kTerms; j > 1; --j) series = 1 + series * (r * (real(1) / real(j)));
+  for (int j = kTerms - 1; j > 0; --j) series = series * r + real(inverse_factorial(j));
   const auto bits = (whole + kBias) << kMantissa;
   Lanes<L> power;
   __builtin_memcpy(&power, &bits, sizeof(power));
