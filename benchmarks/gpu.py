@@ -26,6 +26,7 @@ from recurrence import (
     products,
     recurrences,
     table,
+    unitary_factors,
 )
 from timing import by_events, interleave
 from torch import nn
@@ -67,9 +68,50 @@ def run_tests() -> int:
     return 0
 
 
+def per_factor(setting: Setting) -> Callable[[], None]:
+    """One launch for each factor of each step; that it computes the same is made sure first."""
+    from per_factor import PerFactor
+
+    from kron_plugin.ops import kron_rnn
+
+    factors = torch.stack(unitary_factors(setting.size, "cuda")).detach()
+    bias = torch.full((setting.size,), -0.01, device="cuda", requires_grad=True)
+    h0 = torch.rand(setting.batch, 2 * setting.size, device="cuda")
+    x = torch.rand(setting.steps, setting.batch, 2 * setting.size, device="cuda")
+    trained = torch.view_as_real(factors).requires_grad_()
+
+    def call(steps: int) -> torch.Tensor:
+        return PerFactor.apply(x[:steps], trained, bias, h0)
+
+    def ours(steps: int) -> torch.Tensor:
+        matrices = list(torch.view_as_complex(trained).unbind())
+        return kron_rnn(x[:steps], matrices, bias, h0, backend="cuda")[1]
+
+    for a, b in zip(
+        *(torch.autograd.grad(f(5).square().sum(), (trained, bias)) for f in (call, ours)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    return graphed(lambda: call(setting.steps).square().sum().backward())
+
+
+def graphed(run: Callable[[], None]) -> Callable[[], None]:
+    """The launches of a call as a CUDA graph, so that Python's time for each does not count."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
     """What `recurrences` times, and cuDNN's layers with TF32 and in bf16."""
     candidates = recurrences(setting, "cuda")
+    candidates["one launch a factor and step"] = per_factor(setting)
 
     def with_tf32(run: Callable[[], None]) -> Callable[[], None]:
         def call() -> None:

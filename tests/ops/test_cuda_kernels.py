@@ -55,6 +55,15 @@ def test_compiles_without_spills(kernels, architecture):
         assert kernels.kind != "pairs" or int(spilled) == 0, (function, report)
 
 
+def test_the_peer_of_the_benchmark_compiles():
+    nvrtc = pytest.importorskip("cupy.cuda", reason="pip install 'kron-plugin[test]'").nvrtc
+    source = FOLDER.resolve().parent / "benchmarks" / "per_factor.cu"
+    if not source.exists():
+        pytest.skip("benchmarks come with a checkout only")
+    program = nvrtc.createProgram(source.read_text(), source.name, [], [])
+    nvrtc.compileProgram(program, ["--std=c++17", "-arch=sm_80"])
+
+
 def test_the_table_has_all_that_is_asked_for():
     asked = {
         kernels_for(shapes, dtype, is_complex)
