@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional
 
-from .modules import KRU
+from .modules import KRU, KRULSTM
 
-__all__ = ["KRU", "register"]
+__all__ = ["KRU", "KRULSTM", "register"]
 __version__ = "0.1.0"
 
 

@@ -1,3 +1,4 @@
+import pickle
 from copy import deepcopy
 from math import log2
 
@@ -65,7 +66,7 @@ def test_starts_unitary_and_away_from_zero():
     assert kru.unitary_penalty() < 1e-10
     assert kru.unitary_deviation() < 1e-5
     torch.testing.assert_close(kru.singular_values(), torch.ones(64))
-    assert kru.h0.abs().max() > 0.01
+    assert kru.layers[0].h0.abs().max() > 0.01
 
 
 def test_every_parameter_is_real_and_gets_a_gradient():
@@ -79,18 +80,39 @@ def test_every_parameter_is_real_and_gets_a_gradient():
     assert {p.param_group for p in kru.factors} == {"factors"}
 
 
-def test_a_copy_keeps_its_factors_marked():
-    copy = deepcopy(KRU(2, 8))
+@pytest.mark.parametrize("unitary", ["soft", "hard"])
+@pytest.mark.parametrize("copy", [deepcopy, lambda kru: pickle.loads(pickle.dumps(kru))])
+def test_a_copy_keeps_its_factors_marked(copy, unitary):
+    copy = copy(KRU(2, 8, unitary=unitary))
     assert [p.param_group for p in copy.factors] == ["factors"] * 3
-    assert not hasattr(copy.bias, "param_group")
+    assert not hasattr(copy.layers[0].bias, "param_group")
 
 
 def test_layer_is_the_operator_on_its_parameters():
     kru = KRU(2, 8, "2x4,4x2")
     x, h0 = torch.randn(4, 3, 2), torch.randn(1, 3, 16)
     factors = [torch.view_as_complex(f) for f in kru.factors]
-    expected, _ = kron_rnn(x @ kru.weight, factors, kru.bias, h0[0], backend="reference")
+    (layer,) = kru.layers
+    expected, _ = kron_rnn(x @ layer.weight, factors, layer.bias, h0[0], backend="reference")
     torch.testing.assert_close(kru(x, h0)[0], expected)
+
+
+def copy_to_torch(layer, reference):
+    """The weights of a layer with one N×N factor a gate, in torch's names."""
+    n = layer.hidden_size
+    with torch.no_grad():
+        reference.weight_ih_l0.copy_(layer.weight.t())
+        reference.weight_hh_l0.copy_(torch.cat(layer.matrices()).view(-1, n))
+        reference.bias_ih_l0.copy_(layer.bias)
+        reference.bias_hh_l0.zero_()
+
+
+def test_one_real_factor_and_tanh_make_torch_rnn():
+    kru = KRU(3, 8, "8", complex=False, activation="tanh").double()
+    rnn = torch.nn.RNN(3, 8).double()
+    copy_to_torch(kru.layers[0], rnn)
+    x, h0 = torch.randn(6, 2, 3).double(), torch.randn(1, 2, 8).double()
+    torch.testing.assert_close(kru(x, h0), rnn(x, h0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -129,6 +151,9 @@ def test_the_last_state_alone_is_the_same_and_trains_alike():
         ({"input_size": 1, "hidden_size": 4, "activation": "relu"}, "activation='relu'"),
         ({"input_size": 1, "hidden_size": 4, "backend": "fast"}, "backend='fast'"),
         ({"input_size": 1, "hidden_size": 4, "checkpoint_every": 0}, "checkpoint_every=0"),
+        ({"input_size": 1, "hidden_size": 4, "num_layers": 0}, "num_layers=0"),
+        ({"input_size": 1, "hidden_size": 4, "dropout": 1.5}, "dropout=1.5"),
+        ({"input_size": 1, "hidden_size": 4, "unitary": "very"}, "unitary='very'"),
     ],
 )
 def test_what_does_not_fit_is_said(kwargs, message):

@@ -1,0 +1,107 @@
+"""An LSTM whose four recurrent matrices are Kronecker products, used like `torch.nn.LSTM`."""
+
+from math import sqrt
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import kron_lstm
+from .factors import FactorSpec
+from .layer import KronLayer, State
+from .stack import RecurrentStack
+
+GATES = 4  # input, forget, cell, output: torch's order
+
+
+class KRULSTM(RecurrentStack):
+    """An LSTM with W_k = W_{k,0} ⊗ … ⊗ W_{k,F-1} in each gate k (Jose, Cissé, Fleuret, 2018).
+
+    ::
+
+        lstm = KRULSTM(input_size=50, hidden_size=512)       # 4·9 real 2x2 factors, 144 numbers
+        output, (h_n, c_n) = lstm(torch.randn(100, 16, 50))  # (100, 16, 512), (1, 16, 512) twice
+
+    Args:
+        factors: sizes whose products are N, the same for every gate; as for `KRU`.
+        unitary: as for `KRU`; gates keep gradients in bounds, so there is no penalty by default.
+
+    The other arguments are those of `KRU`. Factors are real and start orthogonal; the bias of the
+    forget gate starts at 1. States start at 0, as those of `torch.nn.LSTM`.
+
+    Raises:
+        ValueError: sizes that do not fit together; the message says which would.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        factors: FactorSpec = None,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        unitary: str = "none",
+        batch_first: bool = False,
+        backend: str = "auto",
+        checkpoint_every: int = 1,
+        check_finite: bool = False,
+    ) -> None:
+        def make_layer(features: int) -> KRULSTMLayer:
+            return KRULSTMLayer(
+                features,
+                hidden_size,
+                factors,
+                unitary=unitary,
+                backend=backend,
+                checkpoint_every=checkpoint_every,
+                check_finite=check_finite,
+            )
+
+        super().__init__(make_layer, input_size, num_layers, bidirectional, dropout, batch_first)
+
+
+class KRULSTMLayer(KronLayer):
+    """One layer of `KRULSTM` in one direction.
+
+    Parameters: `factors`, gate after gate; `weight` (input_size, 4N) and `bias` (4N,), whose
+    columns are the gates'.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, factors: FactorSpec = None, **options
+    ) -> None:
+        super().__init__(input_size, hidden_size, factors, products=GATES, complex=False, **options)
+        self.weight = nn.Parameter(torch.empty(input_size, GATES * hidden_size))
+        self.bias = nn.Parameter(torch.empty(GATES * hidden_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        bound = 1 / sqrt(self.hidden_size)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+        # Remember at first (Jozefowicz, Zaremba, Sutskever, ICML 2015).
+        self.bias[self.hidden_size : 2 * self.hidden_size] = 1
+
+    def start(self, batch: int) -> State:
+        zeros = self.bias.new_zeros(batch, self.hidden_size)
+        return zeros, zeros
+
+    def run(
+        self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
+    ) -> Tuple[Optional[Tensor], State]:
+        matrices, count = self.matrices(), len(self.factor_sizes)
+        return kron_lstm(
+            x,
+            [matrices[k * count : (k + 1) * count] for k in range(GATES)],
+            self.bias,
+            state,
+            lengths,
+            weight=self.weight,
+            need_output=need_output,
+            checkpoint_every=self.checkpoint_every,
+            backend=self.backend,
+        )

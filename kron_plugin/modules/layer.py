@@ -1,0 +1,168 @@
+"""What one layer in one direction is, whatever it computes: its factors and its start."""
+
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import check_backend
+from .factors import FactorSpec, format_factors, parse_factors
+from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
+from .unitary_map import UnitaryMap
+
+UNITARY = ("none", "soft", "hard")
+State = Tuple[Tensor, ...]  # shape: (B, W) each; the output of a step comes first
+
+
+class KronLayer(nn.Module):
+    """One recurrent layer in one direction whose recurrent matrices are Kronecker products.
+
+    Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
+    Every factor starts exactly unitary, and is marked with `param_group = "factors"`.
+
+    Args:
+        products: how many recurrent matrices there are; `factors` gives the sizes of each.
+        unitary: "soft" counts in `unitary_penalty`, "none" does not, and "hard" keeps every factor
+            exactly unitary: what is trained then are the matrices X_f of `UnitaryMap`.
+
+    A subclass adds `weight` of shape (input_size, …), calls `reset_parameters`, and defines `start`
+    and `run`. The other arguments are those of `KRU`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        factors: FactorSpec,
+        *,
+        products: int,
+        complex: bool,
+        unitary: str,
+        backend: str,
+        checkpoint_every: int,
+        check_finite: bool,
+    ) -> None:
+        super().__init__()
+        if input_size < 1:
+            raise ValueError(f"input_size={input_size}: must be at least 1")
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every}: must be at least 1")
+        if unitary not in UNITARY:
+            raise ValueError(f"unitary={unitary!r}: choose from {UNITARY}")
+        check_backend(backend)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.factor_sizes = parse_factors(factors, hidden_size)
+        self.complex = complex
+        self.unitary = unitary
+        self.backend = backend
+        self.checkpoint_every = checkpoint_every
+        self.check_finite = check_finite
+
+        sizes = self.factor_sizes * products
+        tail = (2,) if complex else ()
+        self.factors = nn.ParameterList(nn.Parameter(torch.empty(p, q, *tail)) for p, q in sizes)
+        if unitary == "hard":
+            self.maps = nn.ModuleList(UnitaryMap(p, q, complex) for p, q in sizes)
+        self._mark_factors()
+
+    def _mark_factors(self) -> None:
+        """`param_group` is the toolkit's word for: an optimiser may treat this one apart."""
+        for factor in self.factors:
+            factor.param_group = "factors"
+
+    def __setstate__(self, state: dict) -> None:
+        """What is copied or unpickled: its parameters have lost their marks."""
+        super().__setstate__(state)
+        self._mark_factors()
+
+    @property
+    def output_size(self) -> int:
+        """Features of the output: 2N for complex factors, N for real ones."""
+        return 2 * self.hidden_size if self.complex else self.hidden_size
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if self.unitary == "hard":
+            for factor, unitary_map in zip(self.factors, self.maps, strict=True):
+                factor.zero_()
+                unitary_map.reset_parameters()
+        else:
+            for matrix in self._trained():
+                unitary_(matrix)
+
+    def _trained(self) -> List[Tensor]:
+        """The parameters as matrices (P_f, Q_f), complex if the layer is; views where possible."""
+        if not self.complex:
+            return list(self.factors)
+        # Half-precision complex numbers lack most operations.
+        return [
+            torch.view_as_complex(f if f.dtype == torch.float64 else f.float())
+            for f in self.factors
+        ]
+
+    def matrices(self) -> List[Tensor]:
+        """The factors W_f, shape (P_f, Q_f) each, those of the first product first."""
+        if self.unitary != "hard":
+            return self._trained()
+        return [make(x) for make, x in zip(self.maps, self._trained(), strict=True)]
+
+    def start(self, batch: int) -> State:
+        """The state before the first input."""
+        raise NotImplementedError
+
+    def run(
+        self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
+    ) -> Tuple[Optional[Tensor], State]:
+        """The recurrence from a state on."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers below input_size
+        state: Optional[State] = None,
+        lengths: Optional[Tensor] = None,  # shape: (B,)
+        need_output: bool = True,
+    ) -> Tuple[Optional[Tensor], State]:  # shape: (T, B, output_size)
+        """The output of every step, and the last state; arguments as `RecurrentStack` tells."""
+        state = self.start(x.shape[1]) if state is None else state
+        output, last = self.run(x, state, lengths, need_output)
+        if self.check_finite and not bool(last[0].isfinite().all()):
+            self._report_step(x, state, lengths)
+        return output, last
+
+    @torch.no_grad()
+    def _report_step(self, x: Tensor, state: State, lengths: Optional[Tensor]) -> None:
+        """What is not finite stays so to the end; run again to see where it began."""
+        output, _ = self.run(x, state, lengths, need_output=True)
+        step = int((~output.isfinite()).flatten(1).any(1).nonzero()[0])
+        name = type(self).__name__.removesuffix("Layer")
+        raise RuntimeError(f"{name}: the state holds a NaN or an infinity after step {step}")
+
+    def unitary_penalty(self) -> Tensor:
+        """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar; 0 unless the layer is to be softly unitary."""
+        if self.unitary != "soft":
+            return self.factors[0].new_zeros(())
+        return unitary_penalty(self.matrices())
+
+    def unitary_deviation(self) -> Tensor:
+        """max_f ‖W_fᴴ W_f − I‖_F, a scalar."""
+        return unitary_deviation(self.matrices())
+
+    def singular_values(self) -> Tensor:
+        """The singular values of each product, largest first, shape (products, N)."""
+        matrices, count = self.matrices(), len(self.factor_sizes)
+        products = [matrices[i : i + count] for i in range(0, len(matrices), count)]
+        return torch.stack([singular_values(product) for product in products])
+
+    def recurrent_parameters(self) -> int:
+        """How many real numbers describe the products: 8·log2 N for 2x2 complex factors of one."""
+        return sum(factor.numel() for factor in self.factors)
+
+    def extra_repr(self) -> str:
+        kind = "complex" if self.complex else "real"
+        return (
+            f"{self.input_size}, {self.hidden_size}, factors={format_factors(self.factor_sizes)!r},"
+            f" {kind}, unitary={self.unitary!r},"
+            f" recurrent_parameters={self.recurrent_parameters()}"
+        )

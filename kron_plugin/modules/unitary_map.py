@@ -1,0 +1,49 @@
+"""A matrix kept unitary while any optimiser trains it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
+
+from .unitary import unitary_
+
+
+class UnitaryMap(nn.Module):
+    """From any matrix X to a unitary one: exp(A) B, with A = tril(X) − tril(X)ᴴ and B fixed.
+
+    B is random and unitary, so X = 0 stands for a random unitary matrix. exp(A) is torch's
+    `parametrizations.orthogonal`, taken out of the module that it wants to own: it would make the
+    trained parameter complex, which the toolkit's optimisers cannot hold, and refuse to be pickled.
+
+    Args:
+        rows, columns: of the matrix. It gets orthonormal columns if tall, and rows if wide.
+        complex: complex matrices; real ones keep the sign of B's determinant.
+    """
+
+    def __init__(self, rows: int, columns: int, complex: bool) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype()
+        owner = nn.Module()
+        owner.weight = nn.Parameter(
+            torch.zeros(rows, columns, dtype=dtype.to_complex() if complex else dtype)
+        )
+        orthogonal(owner, "weight", "matrix_exp", use_trivialization=False)
+        self.exponential = owner.parametrizations.weight[0]
+        size = max(rows, columns)
+        # A real buffer like the parameters, which changes its type along with them.
+        self.register_buffer("base", torch.empty(size, size, *((2,) if complex else ())))
+        self.complex = complex
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw another B."""
+        unitary_(torch.view_as_complex(self.base) if self.complex else self.base)
+
+    def forward(
+        self,
+        x: Tensor,  # shape: (P, Q)
+    ) -> Tensor:  # shape: (P, Q)
+        base = self.base.to(x.real.dtype)
+        base = torch.view_as_complex(base) if self.complex else base
+        unitary = self.exponential(x)
+        return base @ unitary if x.shape[0] >= x.shape[1] else unitary @ base

@@ -1,0 +1,41 @@
+import torch
+
+from kron_plugin.modules import KRULSTM
+from kron_plugin.ops import dense
+
+from .test_kru import copy_to_torch
+
+
+def test_four_square_factors_make_torch_lstm():
+    kru_lstm, lstm = KRULSTM(3, 8, "8").double(), torch.nn.LSTM(3, 8).double()
+    copy_to_torch(kru_lstm.layers[0], lstm)
+    x = torch.randn(6, 2, 3).double()
+    torch.testing.assert_close(kru_lstm(x), lstm(x), rtol=1e-12, atol=1e-12)
+
+
+def test_each_gate_has_the_product_of_its_own_factors():
+    kru_lstm, lstm = KRULSTM(3, 8, "2x4,4x2"), torch.nn.LSTM(3, 8)
+    (layer,) = kru_lstm.layers
+    whole = KRULSTM(3, 8, "8")
+    whole.layers[0].load_state_dict(
+        {
+            "weight": layer.weight,
+            "bias": layer.bias,
+            **{f"factors.{k}": dense(layer.matrices()[2 * k : 2 * k + 2]) for k in range(4)},
+        }
+    )
+    copy_to_torch(whole.layers[0], lstm)
+    x, state = torch.randn(6, 2, 3), (torch.randn(1, 2, 8), torch.randn(1, 2, 8))
+    torch.testing.assert_close(kru_lstm(x, state), lstm(x, state))
+
+
+def test_starts_orthogonal_remembering_and_without_penalty():
+    kru_lstm = KRULSTM(3, 8)
+    (layer,) = kru_lstm.layers
+    assert kru_lstm.unitary_deviation() < 1e-5
+    torch.testing.assert_close(layer.singular_values(), torch.ones(4, 8))
+    assert layer.bias.tolist() == [0] * 8 + [1] * 8 + [0] * 16
+    with torch.no_grad():
+        layer.factors[0].mul_(2)
+    assert kru_lstm.unitary_penalty() == 0
+    assert {p.param_group for p in kru_lstm.factors} == {"factors"}

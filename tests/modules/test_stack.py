@@ -1,0 +1,163 @@
+"""Layers, directions, packing and starts: KRU and KRULSTM against themselves and torch's LSTM."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from kron_plugin.modules import KRU, KRULSTM
+
+LENGTHS = [4, 1, 6, 4]
+CELLS = [KRU, KRULSTM]
+
+
+def make(cell, **options):
+    return cell(3, 4, **options).double()
+
+
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def batch():
+    return torch.randn(6, len(LENGTHS), 3, dtype=torch.float64, requires_grad=True)
+
+
+def loss(output, state):
+    """Every output and state with a weight of its own."""
+    return sum((t * torch.arange(t.numel()).view_as(t).cos()).sum() for t in (output, *state))
+
+
+def each_alone(layer, x, start):
+    """Outputs padded with 0, and last states, of the sequences run one by one."""
+    outputs, states = [], []
+    for b, steps in enumerate(LENGTHS):
+        own = tuple(part[:, b : b + 1].contiguous() for part in start)
+        output, state = layer(x[:steps, b : b + 1], own if len(own) > 1 else own[0])
+        outputs.append(output.squeeze(1))
+        states.append(parts(state))
+    padded = torch.nn.utils.rnn.pad_sequence(outputs)
+    return padded, tuple(torch.cat(part, 1) for part in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("layers", "bidirectional"), [(1, False), (1, True), (2, False), (2, True)]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_equals_its_sequences_alone(cell, layers, bidirectional, packed):
+    layer = make(cell, num_layers=layers, bidirectional=bidirectional)
+    x, lengths = batch(), torch.tensor(LENGTHS)
+    rows = layers * (1 + bidirectional)
+    _, shaped = layer(x)
+    start = tuple(torch.randn_like(part, requires_grad=True) for part in parts(shaped))
+    assert {part.shape[0] for part in start} == {rows}
+    given = start if len(start) > 1 else start[0]
+    if packed:
+        output, state = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), given)
+        output, have = pad_packed_sequence(output)
+        assert have.tolist() == LENGTHS
+    else:
+        output, state = layer(x, given, lengths)
+        output = output * (torch.arange(6).unsqueeze(1) < lengths).unsqueeze(2)
+    expected, expected_state = each_alone(layer, x, start)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(parts(state), expected_state)
+    inputs = [x, *start, *(p for n, p in layer.named_parameters() if not n.endswith("h0"))]
+    torch.testing.assert_close(
+        torch.autograd.grad(loss(output, parts(state)), inputs),
+        torch.autograd.grad(loss(expected, expected_state), inputs),
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_shapes_are_those_of_torch_lstm(cell):
+    layer = make(cell, num_layers=3, bidirectional=True, batch_first=True)
+    torch_lstm = torch.nn.LSTM(3, layer.layers[0].output_size, 3, True, True, bidirectional=True)
+    x = batch().transpose(0, 1)
+    output, state = layer(x)
+    expected, expected_state = torch_lstm.double()(x)
+    assert output.shape == expected.shape == (4, 6, layer.output_size)
+    assert parts(state)[0].shape == expected_state[0].shape
+    nothing, last = layer(x, need_output=False)
+    assert nothing is None
+    torch.testing.assert_close(parts(last)[0], parts(state)[0])
+
+
+def test_a_packed_output_has_the_order_of_torch_lstm():
+    packed = pack_padded_sequence(batch(), torch.tensor(LENGTHS), enforce_sorted=False)
+    have, _ = make(KRU)(packed)
+    expected, _ = torch.nn.LSTM(3, 8).double()(packed)
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        assert torch.equal(getattr(have, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_symbols_may_be_packed_and_stacked(cell):
+    layer = make(cell, num_layers=2, bidirectional=True)
+    symbols, lengths = torch.randint(3, (6, 4)), torch.tensor(LENGTHS)
+    one_hot = torch.nn.functional.one_hot(symbols, 3).double()
+    packed = pack_padded_sequence(symbols, lengths, enforce_sorted=False)
+    _, state = layer(packed)
+    torch.testing.assert_close(state, layer(one_hot, None, lengths)[1])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_stepping_equals_running_through(cell):
+    layer = make(cell, num_layers=2, dropout=0.5).eval()
+    x = batch()
+    output, expected = layer(x)
+    state = None
+    for x_t, output_t in zip(x, output, strict=True):
+        state = layer.step(x_t, state)
+        torch.testing.assert_close(parts(state)[0][-1], output_t)
+    torch.testing.assert_close(state, expected)
+    with pytest.raises(ValueError, match="step: a bidirectional layer"):
+        make(cell, bidirectional=True).step(x[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_step_can_be_compiled_whole(cell):
+    layer = make(cell, num_layers=2)
+    x_t, (_, state) = batch()[0], layer(batch())
+    step = torch.compile(layer.step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(step(x_t, state), layer.step(x_t, state))
+
+
+def test_dropout_falls_between_layers_in_training_only():
+    one, two = make(KRU, dropout=0.5), make(KRU, num_layers=2, dropout=0.5)
+    x = batch()
+    torch.testing.assert_close(one(x), one(x))
+    assert not torch.equal(two(x)[0], two(x)[0])
+    two.eval()
+    torch.testing.assert_close(two(x), two(x))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_layer_counts_and_trains(cell):
+    layer = make(cell, num_layers=2, bidirectional=True, unitary="soft")
+    gates = 4 if cell is KRULSTM else 1
+    assert len(layer.factors) == 2 * 2 * 2 * gates
+    assert layer.recurrent_parameters() == 2 * 2 * 2 * gates * (4 if cell is KRULSTM else 8)
+    with torch.no_grad():
+        layer.layers[3].factors[0].mul_(2)
+    assert layer.unitary_penalty().item() == pytest.approx(18)  # ‖3I‖² for a 2x2 matrix
+    output, _ = layer(batch())
+    (output.square().sum() + layer.unitary_penalty()).backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.ne(0).any(), name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda layer, x: layer(x, torch.zeros(3, 4, 8)), r"state: has shape \(3, 4, 8\)"),
+        (
+            lambda layer, x: layer(pack_padded_sequence(x, [6] * 4), None, torch.tensor(LENGTHS)),
+            "lengths: a PackedSequence has its own",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make(KRU, num_layers=2), batch())
