@@ -15,6 +15,7 @@ from tqdm import tqdm
 import kron_plugin
 
 from ..modules.factors import format_factors
+from ..modules.layer import KronLayer
 from ..ops import available_backends
 
 kron_plugin.register()
@@ -84,14 +85,14 @@ def _run(
 
 def _factors(model, device: torch.device) -> Dict[str, Any]:
     """What only a cell with factors has."""
-    cell = model.cell
-    if not hasattr(cell, "factor_sizes"):
+    layer = next((m for m in model.modules() if isinstance(m, KronLayer)), None)
+    if layer is None:
         return {}
-    backend = cell.backend
+    backend = layer.backend
     if backend == "auto":
-        backend = available_backends(device, cell.h0.dtype, cell.complex)[0]
+        backend = available_backends(device, layer.weight.dtype, layer.complex)[0]
     return {
-        "factors": format_factors(cell.factor_sizes) + (" complex" if cell.complex else " real"),
+        "factors": format_factors(layer.factor_sizes) + (" complex" if layer.complex else " real"),
         "deviation_from_unitary": float(unitary_deviation(model).detach()),
         "backend": backend,
     }

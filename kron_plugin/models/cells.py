@@ -1,51 +1,85 @@
 """The recurrent layers that an architecture can be built on, called alike."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..modules import KRU
+from ..modules import KRU, KRULSTM
+from ..modules.layer import KronLayer
 from .options import CellConfig, ModelSpec
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
-def build_cell(cfg: CellConfig, spec: ModelSpec) -> nn.Module:
-    """The recurrent layer that the options ask for."""
-    if cfg.hidden_size < 1:
-        raise ValueError(f"--hidden-size={cfg.hidden_size}: must be at least 1")
-    if cfg.cell == "kru":
-        cell = KRU(
-            spec.input_size,
-            cfg.hidden_size,
-            cfg.kron_factors,
-            complex=not cfg.kron_real,
-            activation=str(cfg.kron_activation),
-            backend=cfg.kron_backend,
-        )
-    elif cfg.kron_factors or cfg.kron_real:
-        raise ValueError(f"--kron-factors and --kron-real: the cell {cfg.cell} has no factors")
-    else:
-        cell = BaselineCell(str(cfg.cell), spec.input_size, cfg.hidden_size)
+def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> nn.Module:
+    """The recurrent layers that the options ask for, on the inputs of a task."""
+    shape = {"num_layers": cfg.num_layers, "dropout": cfg.dropout, "bidirectional": bidirectional}
+    cell = make_cell(cfg, spec.input_size, cfg.hidden_size, **shape)
     if spec.silent_token is not None:
         with torch.no_grad():
-            cell.weight[spec.silent_token] = 0
+            for weight in cell.input_weights():
+                weight[spec.silent_token] = 0
     return cell
 
 
+def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) -> nn.Module:
+    """The recurrent layers of `--cell`, for so many input features.
+
+    Args:
+        shape: num_layers, dropout and bidirectional.
+
+    Raises:
+        ValueError: an option that is out of its range, or that this cell does not have.
+    """
+    _check_options(cfg, hidden_size, shape["num_layers"], shape["dropout"])
+    if cfg.cell in BASELINES:
+        return BaselineCell(str(cfg.cell), input_size, hidden_size, **shape)
+    options = {**shape, "backend": cfg.kron_backend}
+    if cfg.unitary is not None:
+        options["unitary"] = str(cfg.unitary)
+    if cfg.cell == "kru_lstm":
+        return KRULSTM(input_size, hidden_size, cfg.kron_factors, **options)
+    options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
+    return KRU(input_size, hidden_size, cfg.kron_factors, **options)
+
+
+def _check_options(cfg: CellConfig, hidden_size: int, num_layers: int, dropout: float) -> None:
+    for name, value in (("hidden-size", hidden_size), ("num-layers", num_layers)):
+        if value < 1:
+            raise ValueError(f"--{name}={value}: must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"--dropout={dropout}: must be at least 0 and below 1")
+    if cfg.cell in BASELINES and (cfg.kron_factors or cfg.kron_real or cfg.unitary is not None):
+        raise ValueError(
+            f"--kron-factors, --kron-real and --unitary: the cell {cfg.cell} has no factors"
+        )
+    if cfg.cell != "kru" and cfg.kron_activation != "modrelu":
+        raise ValueError(
+            f"--kron-activation={cfg.kron_activation}: the cell {cfg.cell} has its own; only kru"
+            " lets you choose"
+        )
+
+
 def unitary_penalty(model: nn.Module) -> Tensor:
-    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every KRU in the model, a scalar; 0 without any."""
-    penalties = [m.unitary_penalty() for m in model.modules() if isinstance(m, KRU)]
+    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every layer that is to be softly unitary, a scalar;
+    0 without any."""
+    penalties = [m.unitary_penalty() for m in model.modules() if isinstance(m, KronLayer)]
     return torch.stack(penalties).sum() if penalties else next(model.parameters()).new_zeros(())
 
 
 def unitary_deviation(model: nn.Module) -> Tensor:
-    """max ‖W_fᴴ W_f − I‖_F over the factors of every KRU in the model; 0 without any."""
-    deviations = [m.unitary_deviation() for m in model.modules() if isinstance(m, KRU)]
+    """max ‖W_fᴴ W_f − I‖_F over the factors of every layer in the model; 0 without any."""
+    deviations = [m.unitary_deviation() for m in model.modules() if isinstance(m, KronLayer)]
     return torch.stack(deviations).max() if deviations else next(model.parameters()).new_zeros(())
+
+
+def recurrent_parameters(model: nn.Module) -> int:
+    """How many real numbers describe the recurrent matrices of a model."""
+    kinds = (KronLayer, BaselineCell)
+    return sum(m.recurrent_parameters() for m in model.modules() if isinstance(m, kinds))
 
 
 class BaselineCell(nn.Module):
@@ -54,16 +88,31 @@ class BaselineCell(nn.Module):
     Integer inputs are taken one-hot, as KRU takes them, so that cells compare like for like.
     """
 
-    def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
         super().__init__()
         self.input_size = input_size
-        self.output_size = hidden_size
-        self.rnn = BASELINES[cell](input_size, hidden_size)
+        self.directions = 2 if bidirectional else 1
+        self.output_size = self.directions * hidden_size
+        self.rnn = BASELINES[cell](
+            input_size,
+            hidden_size,
+            num_layers,
+            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of what has no effect
+            bidirectional=bidirectional,
+        )
 
-    @property
-    def weight(self) -> Tensor:  # shape: (input_size, gates · hidden_size)
-        """What each input contributes, one row an input."""
-        return self.rnn.weight_ih_l0.t()
+    def input_weights(self) -> List[Tensor]:  # shape: (input_size, gates · hidden_size) each
+        """What each input contributes, one row an input and one matrix a direction."""
+        names = ("weight_ih_l0", "weight_ih_l0_reverse")[: self.directions]
+        return [getattr(self.rnn, name).t() for name in names]
 
     def forward(
         self,
@@ -71,7 +120,7 @@ class BaselineCell(nn.Module):
         state: Any = None,  # as torch's layer takes it
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
-    ) -> Tuple[Tensor, Any]:  # shape: (T, B, hidden_size); as torch's layer returns it
+    ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size); as torch's layer returns it
         """Output and state; the output comes in any case, as torch's layers make it."""
         if not x.is_floating_point():
             x = F.one_hot(x, self.input_size).to(self.rnn.weight_ih_l0.dtype)
@@ -84,4 +133,4 @@ class BaselineCell(nn.Module):
 
     def recurrent_parameters(self) -> int:
         """How many numbers the recurrent matrices hold."""
-        return self.rnn.weight_hh_l0.numel()
+        return sum(p.numel() for n, p in self.rnn.named_parameters() if "weight_hh" in n)

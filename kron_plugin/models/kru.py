@@ -1,28 +1,38 @@
-"""Architecture `kru`: a recurrent layer and a linear readout, in the shape the task asks for."""
+"""Architecture `kru`: recurrent layers in the shape that the task asks for."""
 
-from typing import Optional
+from typing import Optional, Union
 
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
 from .cells import build_cell
-from .options import CellConfig, ModelSpec, spec_of
+from .options import KRUConfig, ModelSpec, is_translation, spec_of
+from .translation import KRUTranslationModel
 
 
-@register_model("kru", dataclass=CellConfig)
+@register_model("kru", dataclass=KRUConfig)
 class KRUModel(BaseFairseqModel):
-    """o_t = V h_t + c over a recurrent layer; for complex cells h_t enters as [Re h_t ; Im h_t]."""
+    """o_t = V h_t + c over recurrent layers; for complex cells h_t enters as [Re h_t ; Im h_t]."""
 
-    def __init__(self, cell: nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, cell: nn.Module, spec: ModelSpec, dropout: float) -> None:
         super().__init__()
         self.cell = cell
         self.per_step = spec.per_step
+        self.dropout = nn.Dropout(dropout)
         self.readout = nn.Linear(cell.output_size, spec.output_size)
 
     @classmethod
-    def build_model(cls, cfg: CellConfig, task) -> "KRUModel":
+    def build_model(cls, cfg: KRUConfig, task) -> Union["KRUModel", KRUTranslationModel]:
+        """From a text to a text it takes two of them: an encoder and a decoder."""
+        if is_translation(task):
+            return KRUTranslationModel.build_model(cfg, task)
         spec = spec_of(task, "kru")
-        return cls(build_cell(cfg, spec), spec)
+        if cfg.bidirectional and spec.per_step:
+            raise ValueError(
+                f"--bidirectional: {type(task).__name__} asks for an answer at every step, which"
+                " must not depend on later ones; leave it out"
+            )
+        return cls(build_cell(cfg, spec, cfg.bidirectional), spec, cfg.dropout)
 
     def forward(
         self,
@@ -32,6 +42,7 @@ class KRUModel(BaseFairseqModel):
         source = source.transpose(0, 1)
         output, state = self.cell(source, lengths=lengths, need_output=self.per_step)
         if self.per_step:
-            return self.readout(output).transpose(0, 1)
+            return self.readout(self.dropout(output)).transpose(0, 1)
         last = state[0] if isinstance(state, tuple) else state  # an LSTM has two
-        return self.readout(last.squeeze(0))
+        top = last[-self.cell.directions :].transpose(0, 1).flatten(1)
+        return self.readout(self.dropout(top))

@@ -2,27 +2,28 @@
 
 from typing import Any, Dict, Optional, Tuple
 
-from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel, register_model
+from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
 
 from .cells import build_cell
+from .incremental import RecurrentDecoder
 from .options import CellConfig, ModelSpec, spec_of
 
 
 @register_model("kru_lm", dataclass=CellConfig)
 class KRULanguageModel(FairseqLanguageModel):
-    """The next symbol from all before it: symbols one-hot into a recurrent layer, and a readout."""
+    """The next symbol from all before it: symbols one-hot into recurrent layers, and a readout."""
 
     @classmethod
     def build_model(cls, cfg: CellConfig, task) -> "KRULanguageModel":
         spec = spec_of(task, "kru_lm")
         if not (spec.tokens and spec.per_step):
             raise ValueError(f"--arch kru_lm: {type(task).__name__} is no task of symbols; use kru")
-        return cls(KRUDecoder(task.target_dictionary, build_cell(cfg, spec), spec))
+        return cls(KRUDecoder(task.target_dictionary, build_cell(cfg, spec), spec, cfg.dropout))
 
     @property
     def cell(self) -> nn.Module:
-        """The recurrent layer."""
+        """The recurrent layers."""
         return self.decoder.cell
 
     @property
@@ -31,12 +32,12 @@ class KRULanguageModel(FairseqLanguageModel):
         return self.decoder.readout
 
 
-class KRUDecoder(FairseqIncrementalDecoder):
-    """The layer and its readout; the state goes in and out, so that long texts come in windows."""
+class KRUDecoder(RecurrentDecoder):
+    """Layers and readout; the state goes in and out, so that long texts come in windows."""
 
-    def __init__(self, dictionary, cell: nn.Module, spec: ModelSpec) -> None:
-        super().__init__(dictionary)
-        self.cell = cell
+    def __init__(self, dictionary, cell: nn.Module, spec: ModelSpec, dropout: float) -> None:
+        super().__init__(dictionary, cell)
+        self.dropout = nn.Dropout(dropout)
         self.readout = nn.Linear(cell.output_size, spec.output_size)
 
     def forward(
@@ -52,29 +53,11 @@ class KRUDecoder(FairseqIncrementalDecoder):
         Args:
             incremental_state: when given, only the newest symbol is read.
             src_lengths: not needed, as padding comes last and nothing looks ahead.
-            state: of the recurrent layer, to go on from.
+            state: of the recurrent layers, to go on from.
         """
         tokens = prev_output_tokens
         if incremental_state is not None:
-            tokens = tokens[:, -1:]
-            state = self.get_incremental_state(incremental_state, "state") or {}
-            state = state.get("h")
-        output, state = self.cell(tokens.t(), state)
-        if incremental_state is not None:
-            self.set_incremental_state(incremental_state, "state", {"h": state})
-        return self.readout(output).transpose(0, 1), {"state": state}
-
-    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
-        kept = self.get_incremental_state(incremental_state, "state")
-        if kept is None:
-            return
-        h = kept["h"]
-        h = (
-            tuple(t.index_select(1, new_order) for t in h)
-            if isinstance(h, tuple)
-            else h.index_select(1, new_order)
-        )
-        self.set_incremental_state(incremental_state, "state", {"h": h})
-
-    def max_positions(self) -> int:
-        return int(1e9)
+            tokens, state = tokens[:, -1:], self.saved_state(incremental_state)
+        output, state = self.run_cell(tokens.t(), state, incremental_state)
+        scores = self.readout(self.dropout(output)).transpose(0, 1)
+        return scores, {"state": state, "attn": None}

@@ -1,18 +1,21 @@
 """What shapes a model: the user's options, and what the task asks for."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks.language_modeling import LanguageModelingTask
 
+from ..modules.layer import UNITARY
 from ..ops import ACTIVATIONS
 
-CELLS = ("kru", "rnn", "lstm", "gru")
+BOOLEANS = ("1", "0", "True", "False")  # as the toolkit's own --decoder-attention takes them
+CELLS = ("kru", "kru_lstm", "rnn", "lstm", "gru")
 
 
 @dataclass
 class CellConfig(FairseqDataclass):
-    """Options of the recurrent layer, shared by all architectures."""
+    """Options of the recurrent layers, shared by all architectures."""
 
     cell: ChoiceEnum(CELLS) = field(
         default="kru", metadata={"help": "recurrent layer; rnn, lstm and gru are torch's own"}
@@ -20,19 +23,101 @@ class CellConfig(FairseqDataclass):
     hidden_size: int = field(
         default=128, metadata={"help": "N, size of the state (complex numbers for kru)"}
     )
+    num_layers: int = field(default=1, metadata={"help": "recurrent layers upon each other"})
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout between the layers and before the readout"}
+    )
     kron_factors: Optional[str] = field(
         default=None,
         metadata={"help": "factor sizes, as '16,32' or '2x4,4x2' (default: the primes of N)"},
     )
     kron_real: bool = field(
         default=False,
-        metadata={"help": "real factors instead of complex ones"},
+        metadata={"help": "real factors instead of complex ones (kru_lstm: always)"},
     )
     kron_activation: ChoiceEnum(ACTIVATIONS) = field(
         default="modrelu", metadata={"help": "nonlinearity of kru; tanh with --kron-real only"}
     )
+    unitary: Optional[ChoiceEnum(UNITARY)] = field(
+        default=None,
+        metadata={
+            "help": "soft: --unitary-penalty counts the factors; none: it does not; hard: factors"
+            " are exactly unitary (default: soft for kru, none for kru_lstm)"
+        },
+    )
     kron_backend: str = field(
         default="auto", metadata={"help": "backend of the recurrence; auto takes the fastest"}
+    )
+
+
+@dataclass
+class KRUConfig(CellConfig):
+    """Options of `kru`; those of encoder and decoder, for translation, are named as `lstm`'s."""
+
+    bidirectional: bool = field(
+        default=False,
+        metadata={"help": "read in both directions, where a task has one answer for a sequence"},
+    )
+    encoder_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "size of source embeddings (default: --hidden-size)"}
+    )
+    encoder_embed_path: Optional[str] = field(
+        default=None, metadata={"help": "file with pretrained source embeddings"}
+    )
+    encoder_freeze_embed: bool = field(
+        default=False, metadata={"help": "do not train source embeddings"}
+    )
+    encoder_hidden_size: Optional[int] = field(
+        default=None, metadata={"help": "N of the encoder (default: --hidden-size)"}
+    )
+    encoder_layers: Optional[int] = field(
+        default=None, metadata={"help": "layers of the encoder (default: --num-layers)"}
+    )
+    encoder_bidirectional: bool = field(
+        default=False, metadata={"help": "all layers of the encoder read in both directions"}
+    )
+    decoder_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "size of target embeddings (default: --hidden-size)"}
+    )
+    decoder_embed_path: Optional[str] = field(
+        default=None, metadata={"help": "file with pretrained target embeddings"}
+    )
+    decoder_freeze_embed: bool = field(
+        default=False, metadata={"help": "do not train target embeddings"}
+    )
+    decoder_hidden_size: Optional[int] = field(
+        default=None, metadata={"help": "N of the decoder (default: --hidden-size)"}
+    )
+    decoder_layers: Optional[int] = field(
+        default=None, metadata={"help": "layers of the decoder (default: --num-layers)"}
+    )
+    decoder_out_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "size of output embeddings (default: as target embeddings)"}
+    )
+    decoder_attention: ChoiceEnum(BOOLEANS) = field(
+        default="1", metadata={"help": "attend to the encoder's outputs"}
+    )
+    adaptive_softmax_cutoff: Optional[List[int]] = field(
+        default=None,
+        metadata={"help": "cutoffs of an adaptive softmax, for --criterion adaptive_loss"},
+    )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share target and output embeddings"}
+    )
+    share_all_embeddings: bool = field(
+        default=False, metadata={"help": "share source, target and output embeddings"}
+    )
+    encoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout of source embeddings (default: --dropout)"}
+    )
+    encoder_dropout_out: Optional[float] = field(
+        default=None, metadata={"help": "dropout of the encoder's outputs (default: --dropout)"}
+    )
+    decoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout of target embeddings (default: --dropout)"}
+    )
+    decoder_dropout_out: Optional[float] = field(
+        default=None, metadata={"help": "dropout of the decoder's outputs (default: --dropout)"}
     )
 
 
@@ -51,6 +136,13 @@ class ModelSpec(NamedTuple):
     tokens: bool
     per_step: bool
     silent_token: Optional[int] = None
+
+
+def is_translation(task) -> bool:
+    """Whether a task has a text as its source and another as its target."""
+    texts = [getattr(task, name, None) for name in ("source_dictionary", "target_dictionary")]
+    has_both = all(text is not None for text in texts)
+    return has_both and not isinstance(task, LanguageModelingTask)
 
 
 def spec_of(task, arch: str) -> ModelSpec:

@@ -8,7 +8,7 @@ kron_plugin.register()
 from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
 from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import CellConfig  # noqa: E402
+from kron_plugin.models.options import KRUConfig  # noqa: E402
 from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
 
 
@@ -21,7 +21,7 @@ def task():
 
 @pytest.fixture
 def model(task):
-    model = KRUModel.build_model(CellConfig(hidden_size=8), task).double()
+    model = KRUModel.build_model(KRUConfig(hidden_size=8), task).double()
     with torch.no_grad():
         model.cell.factors[1].mul_(1.5)
     return model

@@ -7,7 +7,7 @@ kron_plugin.register()
 
 from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import CellConfig, ModelSpec  # noqa: E402
+from kron_plugin.models.options import KRUConfig, ModelSpec  # noqa: E402
 
 
 class Task:
@@ -15,11 +15,11 @@ class Task:
         self.spec = spec
 
 
-CELLS = ["kru", "rnn", "lstm", "gru"]
+CELLS = ["kru", "kru_lstm", "rnn", "lstm", "gru"]
 
 
 def build(spec, **options):
-    return KRUModel.build_model(CellConfig(hidden_size=8, **options), Task(spec))
+    return KRUModel.build_model(KRUConfig(hidden_size=8, **options), Task(spec))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -44,8 +44,9 @@ def test_padding_does_not_reach_the_answer(cell):
 @pytest.mark.parametrize("cell", ["kru", "lstm"])
 def test_a_silent_token_starts_with_no_input_vector(cell):
     model = build(ModelSpec(5, 3, True, True, silent_token=2), cell=cell)
-    assert model.cell.weight[2].eq(0).all()
-    assert model.cell.weight[1].ne(0).any()
+    (weight,) = model.cell.input_weights()
+    assert weight[2].eq(0).all()
+    assert weight[1].ne(0).any()
 
 
 def test_only_factors_are_penalised():
@@ -74,4 +75,4 @@ def test_options_that_do_not_fit_are_named(options, message):
 
 def test_a_task_without_a_spec_is_told():
     with pytest.raises(ValueError, match="--arch kru: the task object neither says"):
-        KRUModel.build_model(CellConfig(), object())
+        KRUModel.build_model(KRUConfig(), object())

@@ -1,0 +1,71 @@
+"""The encoder of a translation: recurrent layers over the source text."""
+
+from typing import Any, NamedTuple, Tuple
+
+from fairseq import utils
+from fairseq.models import FairseqEncoder
+from torch import Tensor, nn
+
+from .incremental import reorder
+
+
+class EncoderOut(NamedTuple):
+    """What the decoder sees of a source text.
+
+    outputs: after every symbol, shape (S, B, output_size).
+    state: the parts of the last state, shape (layers, B, output_size) each, directions joined.
+    padding: where there is none, shape (S, B).
+    """
+
+    outputs: Tensor
+    state: Tuple[Tensor, ...]
+    padding: Tensor
+
+
+class KRUEncoder(FairseqEncoder):
+    """Embeddings, and recurrent layers upon them in one direction or both."""
+
+    def __init__(
+        self,
+        dictionary,
+        embed_tokens: nn.Embedding,
+        cell: nn.Module,
+        dropout_in: float,
+        dropout_out: float,
+    ) -> None:
+        super().__init__(dictionary)
+        self.embed_tokens = embed_tokens
+        self.cell = cell
+        self.dropout_in = nn.Dropout(dropout_in)
+        self.dropout_out = nn.Dropout(dropout_out)
+
+    def forward(
+        self,
+        src_tokens: Tensor,  # shape: (B, S), padded on the left or on the right
+        src_lengths: Tensor,  # shape: (B,)
+        **kwargs: Any,
+    ) -> EncoderOut:
+        pad = self.dictionary.pad()
+        tokens = utils.convert_padding_direction(src_tokens, pad, left_to_right=True).t()
+        x = self.dropout_in(self.embed_tokens(tokens))
+        outputs, state = self.cell(x, lengths=src_lengths)
+        parts = state if isinstance(state, tuple) else (state,)
+        joined = tuple(_join_directions(part, self.cell.directions) for part in parts)
+        return EncoderOut(self.dropout_out(outputs), joined, tokens.eq(pad))
+
+    def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
+        return EncoderOut(
+            encoder_out.outputs.index_select(1, new_order),
+            reorder(encoder_out.state, new_order),
+            encoder_out.padding.index_select(1, new_order),
+        )
+
+    def max_positions(self) -> int:
+        return int(1e9)
+
+
+def _join_directions(
+    state: Tensor,  # shape: (layers · directions, B, W)
+    directions: int,
+) -> Tensor:  # shape: (layers, B, directions · W)
+    return state.unflatten(0, (-1, directions)).transpose(1, 2).flatten(2)

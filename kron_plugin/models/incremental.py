@@ -1,0 +1,51 @@
+"""Decoding symbol by symbol: what decoders with a recurrent state have in common."""
+
+from typing import Any, Dict, Optional, Tuple
+
+from fairseq.models import FairseqIncrementalDecoder
+from torch import Tensor, nn
+
+KEY = "recurrent"
+
+
+class RecurrentDecoder(FairseqIncrementalDecoder):
+    """A decoder whose memory is the state of its `cell`, so that beams can be reordered."""
+
+    def __init__(self, dictionary, cell: nn.Module) -> None:
+        super().__init__(dictionary)
+        self.cell = cell
+
+    def saved_state(self, incremental_state: Dict) -> Any:
+        """The state after the symbols so far; None before the first."""
+        return (self.get_incremental_state(incremental_state, KEY) or {}).get("state")
+
+    def run_cell(
+        self,
+        x: Tensor,  # shape: (T, B, …), as the cell takes it
+        state: Any,
+        incremental_state: Optional[Dict],
+    ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size)
+        """The outputs and the last state, which is saved when decoding incrementally."""
+        output, state = self.cell(x, state)
+        if incremental_state is not None:
+            self.set_incremental_state(incremental_state, KEY, {"state": state})
+        return output, state
+
+    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
+        state = self.saved_state(incremental_state)
+        if state is not None:
+            state = reorder(state, new_order)
+            self.set_incremental_state(incremental_state, KEY, {"state": state})
+
+    def max_positions(self) -> int:
+        return int(1e9)
+
+
+def reorder(
+    state: Any,  # shape: (layers, B, W), or a tuple of such
+    new_order: Tensor,  # shape: (B',)
+) -> Any:
+    """The state of the sequences that are named, in their order."""
+    if isinstance(state, tuple):
+        return tuple(part.index_select(1, new_order) for part in state)
+    return state.index_select(1, new_order)

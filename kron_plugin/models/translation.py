@@ -1,0 +1,145 @@
+"""Translation with `--arch kru`: an encoder and a decoder built from its options."""
+
+from pathlib import Path
+from typing import Optional
+
+from fairseq import utils
+from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.models.lstm import Embedding
+from torch import nn
+
+from .cells import make_cell
+from .decoder import KRUTranslationDecoder
+from .encoder import KRUEncoder
+from .options import KRUConfig
+
+
+class KRUTranslationModel(FairseqEncoderDecoderModel):
+    """From one text to another, for the toolkit's `translation` and tasks like it."""
+
+    @classmethod
+    def build_model(cls, cfg: KRUConfig, task) -> "KRUTranslationModel":
+        """Encoder and decoder for the dictionaries of a task.
+
+        Raises:
+            ValueError: options that do not fit together.
+        """
+        _check_options(cfg, task)
+        source_embed = _embedding(
+            task.source_dictionary,
+            _or(cfg.encoder_embed_dim, cfg.hidden_size),
+            cfg.encoder_embed_path,
+        )
+        target_embed = source_embed
+        if not cfg.share_all_embeddings:
+            target_embed = _embedding(
+                task.target_dictionary,
+                _or(cfg.decoder_embed_dim, cfg.hidden_size),
+                cfg.decoder_embed_path,
+            )
+        source_embed.weight.requires_grad &= not cfg.encoder_freeze_embed
+        target_embed.weight.requires_grad &= not cfg.decoder_freeze_embed
+        encoder = _build_encoder(cfg, task.source_dictionary, source_embed)
+        return cls(encoder, _build_decoder(cfg, task.target_dictionary, target_embed, encoder))
+
+
+def _check_options(cfg: KRUConfig, task) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message)
+
+    require(not cfg.bidirectional, "--bidirectional: in translation, --encoder-bidirectional")
+    encoder_dim = _or(cfg.encoder_embed_dim, cfg.hidden_size)
+    decoder_dim = _or(cfg.decoder_embed_dim, cfg.hidden_size)
+    out_dim = _or(cfg.decoder_out_embed_dim, decoder_dim)
+    layers = [_or(n, cfg.num_layers) for n in (cfg.encoder_layers, cfg.decoder_layers)]
+    require(
+        layers[0] == layers[1],
+        f"--encoder-layers={layers[0]}: must equal --decoder-layers={layers[1]}, as every layer of"
+        " the decoder starts from one of the encoder",
+    )
+    if cfg.share_all_embeddings:
+        option = "--share-all-embeddings"
+        require(
+            task.source_dictionary == task.target_dictionary,
+            f"{option}: needs a joint dictionary (fairseq-preprocess --joined-dictionary)",
+        )
+        require(
+            encoder_dim == decoder_dim,
+            f"{option}: --encoder-embed-dim={encoder_dim} must equal --decoder-embed-dim="
+            f"{decoder_dim}",
+        )
+        require(
+            cfg.decoder_embed_path in (None, cfg.encoder_embed_path),
+            f"{option}: --decoder-embed-path must be --encoder-embed-path",
+        )
+    if cfg.share_all_embeddings or cfg.share_decoder_input_output_embed:
+        require(
+            decoder_dim == out_dim,
+            f"shared embeddings: --decoder-embed-dim={decoder_dim} must equal"
+            f" --decoder-out-embed-dim={out_dim}",
+        )
+        require(
+            cfg.adaptive_softmax_cutoff is None,
+            "--adaptive-softmax-cutoff: has output embeddings of its own and cannot share them",
+        )
+
+
+def _build_encoder(cfg: KRUConfig, dictionary, embed_tokens: nn.Embedding) -> KRUEncoder:
+    dropout_out = _or(cfg.encoder_dropout_out, cfg.dropout)
+    cell = make_cell(
+        cfg,
+        embed_tokens.embedding_dim,
+        _or(cfg.encoder_hidden_size, cfg.hidden_size),
+        num_layers=_or(cfg.encoder_layers, cfg.num_layers),
+        dropout=dropout_out,
+        bidirectional=cfg.encoder_bidirectional,
+    )
+    dropout_in = _or(cfg.encoder_dropout_in, cfg.dropout)
+    return KRUEncoder(dictionary, embed_tokens, cell, dropout_in, dropout_out)
+
+
+def _build_decoder(
+    cfg: KRUConfig, dictionary, embed_tokens: nn.Embedding, encoder: KRUEncoder
+) -> KRUTranslationDecoder:
+    dropout_out = _or(cfg.decoder_dropout_out, cfg.dropout)
+    cell = make_cell(
+        cfg,
+        embed_tokens.embedding_dim,
+        _or(cfg.decoder_hidden_size, cfg.hidden_size),
+        num_layers=_or(cfg.decoder_layers, cfg.num_layers),
+        dropout=dropout_out,
+        bidirectional=False,
+    )
+    return KRUTranslationDecoder(
+        dictionary,
+        embed_tokens,
+        cell,
+        source_size=encoder.cell.output_size,
+        state_parts=2 if cfg.cell in ("lstm", "kru_lstm") else 1,
+        out_dim=_or(cfg.decoder_out_embed_dim, embed_tokens.embedding_dim),
+        has_attention=cfg.decoder_attention in ("1", "True"),
+        share_embed=cfg.share_all_embeddings or cfg.share_decoder_input_output_embed,
+        cutoff=cfg.adaptive_softmax_cutoff,
+        dropout_in=_or(cfg.decoder_dropout_in, cfg.dropout),
+        dropout_out=dropout_out,
+    )
+
+
+def _embedding(dictionary, size: int, path: Optional[str]) -> nn.Embedding:
+    """Embeddings that start at random, or as a file in the format of GloVe has them."""
+    embed_tokens = Embedding(len(dictionary), size, dictionary.pad())
+    if path is None:
+        return embed_tokens
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file of embeddings")
+    pretrained = utils.parse_embedding(path)
+    have = len(next(iter(pretrained.values()), ()))
+    if have != size:
+        raise ValueError(f"{path}: holds embeddings of {have} numbers; {size} are asked for")
+    utils.print_embed_overlap(pretrained, dictionary)
+    return utils.load_embedding(pretrained, dictionary, embed_tokens)
+
+
+def _or(value, default):
+    return default if value is None else value

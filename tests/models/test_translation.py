@@ -1,0 +1,165 @@
+"""Encoder and decoder, without the toolkit's commands."""
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.models.cells import unitary_penalty  # noqa: E402
+from kron_plugin.models.kru import KRUModel  # noqa: E402
+from kron_plugin.models.options import CELLS, KRUConfig  # noqa: E402
+
+
+def dictionary(symbols="abcdef"):
+    made = Dictionary()
+    for symbol in symbols:
+        made.add_symbol(symbol)
+    return made
+
+
+class Task:
+    def __init__(self):
+        self.source_dictionary = self.target_dictionary = dictionary()
+
+
+def build(task=None, **options):
+    options = {"hidden_size": 4, **options}
+    return KRUModel.build_model(KRUConfig(**options), task or Task()).double().eval()
+
+
+def sources(left_pad=True):
+    """Three texts of 5, 3 and 4 symbols as the toolkit pads them, and their lengths."""
+    lengths = torch.tensor([5, 3, 4])
+    tokens = torch.full((3, 5), Dictionary().pad())
+    for row, n in zip(tokens, lengths, strict=True):
+        row[5 - n :] = torch.arange(4, 4 + n)
+        if not left_pad:
+            row.copy_(row.roll(-(5 - int(n))))
+    return tokens, lengths
+
+
+CONFIGS = [
+    *({"cell": cell} for cell in CELLS),
+    {"cell": "kru", "encoder_bidirectional": True, "num_layers": 2},
+    {"cell": "kru_lstm", "encoder_bidirectional": True, "decoder_hidden_size": 6},
+    {"decoder_attention": "0", "decoder_embed_dim": 3},
+    {"share_all_embeddings": True, "unitary": "hard"},
+]
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+def test_symbol_by_symbol_equals_all_at_once(options):
+    model = build(**options)
+    source, lengths = sources()
+    target = torch.randint(4, 10, (3, 6))
+    whole, extra = model(source, lengths, target)
+    assert whole.shape == (3, 6, 10)
+    encoder_out, state = model.encoder(source, lengths), {}
+    for t in range(6):
+        step, seen = model.decoder(target[:, : t + 1], encoder_out, incremental_state=state)
+        torch.testing.assert_close(step[:, 0], whole[:, t])
+        if extra["attn"] is not None:
+            torch.testing.assert_close(seen["attn"][0][:, 0], extra["attn"][0][:, t])
+        order = torch.tensor([2, 0, 0])  # as a beam search reorders and drops its hypotheses
+        target, whole = target[order], whole[order]
+        extra = {"attn": extra["attn"] and [extra["attn"][0][order]]}
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
+        model.decoder.reorder_incremental_state(state, order)
+
+
+@pytest.mark.parametrize("left_pad", [True, False])
+@pytest.mark.parametrize("cell", ["kru", "lstm"])
+def test_padding_does_not_reach_the_scores(cell, left_pad):
+    model = build(cell=cell, encoder_bidirectional=True, num_layers=2)
+    source, lengths = sources(left_pad)
+    target = torch.randint(4, 10, (3, 6))
+    scores, extra = model(source, lengths, target)
+    (weights,) = extra["attn"]
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 6).double())
+    for b, n in enumerate(lengths.tolist()):
+        own = slice(5 - n, 5) if left_pad else slice(n)
+        alone, _ = model(source[b : b + 1, own], lengths[b : b + 1], target[b : b + 1])
+        torch.testing.assert_close(scores[b : b + 1], alone)
+        assert weights[b, :, n:].eq(0).all()
+
+
+def test_embeddings_are_shared_as_asked():
+    apart, decoder, all_ = (
+        build(),
+        build(share_decoder_input_output_embed=True),
+        build(share_all_embeddings=True),
+    )
+    count = [sum(p.numel() for p in m.parameters()) for m in (apart, decoder, all_)]
+    assert count[0] - count[1] == 10 * 4 + 10  # the readout, and its bias
+    assert count[1] - count[2] == 10 * 4
+    assert all_.decoder.readout.weight is all_.encoder.embed_tokens.weight
+    frozen = build(share_all_embeddings=True, encoder_freeze_embed=True)
+    assert not frozen.decoder.readout.weight.requires_grad
+
+
+def test_pretrained_embeddings_are_read(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("2 4\nb 1 2 3 4\nunheard 5 6 7 8\n")
+    model = build(encoder_embed_path=str(path), encoder_freeze_embed=True)
+    weight = model.encoder.embed_tokens.weight
+    assert weight[Task().source_dictionary.index("b")].tolist() == [1, 2, 3, 4]
+    assert not weight.requires_grad
+    assert model.decoder.embed_tokens.weight.requires_grad
+
+
+def test_an_adaptive_softmax_scores_all_symbols():
+    model = build(adaptive_softmax_cutoff=[6])
+    output = model(*sources(), torch.randint(4, 10, (3, 6)))
+    probs = model.get_normalized_probs(output, log_probs=False)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(3, 6).double())
+
+
+def test_every_parameter_trains_and_all_factors_are_penalised():
+    model = build(encoder_bidirectional=True, num_layers=2)
+    with torch.no_grad():
+        model.decoder.cell.factors[0].mul_(2)
+        model.encoder.cell.factors[-1].mul_(2)
+    assert unitary_penalty(model).item() == pytest.approx(2 * 18)
+    scores, _ = model(*sources(), torch.randint(4, 10, (3, 6)))
+    (scores.square().sum() + unitary_penalty(model)).backward()
+    # The decoder starts where the encoder ended.
+    idle = {name for name, p in model.named_parameters() if p.grad is None}
+    assert idle == {f"decoder.cell.layers.{k}.h0" for k in range(2)}
+
+
+class TwoDictionaries(Task):
+    def __init__(self):
+        self.source_dictionary, self.target_dictionary = dictionary(), dictionary("xyz")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_layers": 2}, "--encoder-layers=2: must equal --decoder-layers=1"),
+        ({"share_all_embeddings": True}, "--share-all-embeddings: needs a joint dictionary"),
+        (
+            {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 3},
+            "--decoder-embed-dim=4 must equal --decoder-out-embed-dim=3",
+        ),
+        (
+            {"share_decoder_input_output_embed": True, "adaptive_softmax_cutoff": [3]},
+            "--adaptive-softmax-cutoff",
+        ),
+        ({"bidirectional": True}, "--bidirectional: in translation, --encoder-bidirectional"),
+        ({"dropout": 1.0}, r"--dropout=1.0: must be at least 0 and below 1"),
+        ({"encoder_embed_path": "absent.txt"}, "absent.txt: no such file of embeddings"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(TwoDictionaries(), **options)
+
+
+def test_embeddings_of_another_size_are_refused(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("1 2\nb 1 2\n")
+    with pytest.raises(ValueError, match=r"vectors.txt: holds embeddings of 2 numbers; 4 are"):
+        build(encoder_embed_path=str(path))
