@@ -41,10 +41,11 @@ def register() -> None:
 
 def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType]) -> None:
     """In the toolkit's commands, what is wrong with an option or a file is one line, no trace."""
-    frames = traceback.extract_tb(trace)
-    is_ours = frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-    if kind is ValueError and is_ours:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    # What a model says of a checkpoint comes wrapped in a bare Exception.
+    plain = error.__context__ if kind is Exception else error
+    frames = traceback.extract_tb(plain.__traceback__) if isinstance(plain, ValueError) else []
+    if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+        print(f"{Path(sys.argv[0]).name}: {plain}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

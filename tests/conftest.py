@@ -13,12 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 ROOT = Path(__file__).parent.parent
 
 
-def run(*command, cwd, env=None):
+def run(*command, cwd, env=None, stdin=None):
     """Run a command from another folder than the checkout; its output, both streams, as text."""
     return subprocess.run(
         [str(c) for c in command],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

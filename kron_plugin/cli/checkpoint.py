@@ -43,3 +43,34 @@ def read(path: Path) -> Dict[str, Any]:
             f" fairseq-eval-lm; kron-eval knows {', '.join(TASKS)}"
         )
     return state
+
+
+def require_known_options(path: Path, state: Dict[str, Any]) -> None:
+    """Make sure that this version knows all options of the model in a checkpoint.
+
+    The toolkit leaves out those it does not know, and would build another model.
+
+    Raises:
+        ValueError: an option is unknown, or has a value that is; the message names it.
+    """
+    from fairseq.models import MODEL_DATACLASS_REGISTRY  # takes the toolkit's five seconds
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from .. import __version__, register
+
+    register()
+    options = dict(state["cfg"]["model"])
+    known = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[options.pop("_name")])
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if name not in known:
+            raise ValueError(
+                f"{path}: its model has the option {option}={value}, which kron_plugin"
+                f" {__version__} does not know; was it trained with a later version?"
+            )
+        try:
+            known[name] = value
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}: its model has {option}={value}: {reason}") from error

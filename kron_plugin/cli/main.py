@@ -48,9 +48,10 @@ def _evaluate(argv: List[str]) -> int:
 
     _check_output(args.output)
 
-    from .checkpoint import read
+    from .checkpoint import read, require_known_options
 
     state = read(args.checkpoint)
+    require_known_options(args.checkpoint, state)
 
     from ..files import finished
     from .evaluate import evaluate, table
@@ -103,9 +104,9 @@ def _sample(argv: List[str]) -> int:
         raise ValueError(f"--temperature={args.temperature}: must be above 0")
     _check_output(args.output)
 
-    from .checkpoint import read
+    from .checkpoint import read, require_known_options
 
-    read(args.checkpoint)
+    require_known_options(args.checkpoint, read(args.checkpoint))
 
     from .sample import sample
 

@@ -6,12 +6,13 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
 from .cells import build_cell
+from .mismatch import ExplainsMismatch
 from .options import KRUConfig, ModelSpec, is_translation, spec_of
 from .translation import KRUTranslationModel
 
 
 @register_model("kru", dataclass=KRUConfig)
-class KRUModel(BaseFairseqModel):
+class KRUModel(ExplainsMismatch, BaseFairseqModel):
     """o_t = V h_t + c over recurrent layers; for complex cells h_t enters as [Re h_t ; Im h_t]."""
 
     def __init__(self, cell: nn.Module, spec: ModelSpec, dropout: float) -> None:

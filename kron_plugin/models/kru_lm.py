@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from .cells import build_cell
 from .incremental import RecurrentDecoder
+from .mismatch import ExplainsMismatch
 from .options import CellConfig, ModelSpec, spec_of
 
 
 @register_model("kru_lm", dataclass=CellConfig)
-class KRULanguageModel(FairseqLanguageModel):
+class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
     """The next symbol from all before it: symbols one-hot into recurrent layers, and a readout."""
 
     @classmethod

@@ -11,10 +11,11 @@ from torch import nn
 from .cells import make_cell
 from .decoder import KRUTranslationDecoder
 from .encoder import KRUEncoder
+from .mismatch import ExplainsMismatch
 from .options import KRUConfig
 
 
-class KRUTranslationModel(FairseqEncoderDecoderModel):
+class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
     """From one text to another, for the toolkit's `translation` and tasks like it."""
 
     @classmethod
