@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
 
 import kron_plugin
 
 kron_plugin.register()
 
 from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
-from kron_plugin.models.options import CellConfig, ModelSpec  # noqa: E402
+from kron_plugin.models.options import CELLS, CellConfig, ModelSpec  # noqa: E402
 
 from ..conftest import ROOT, run  # noqa: E402
 
@@ -24,7 +25,7 @@ class Task:
             self.target_dictionary.add_symbol(symbol)
 
 
-@pytest.mark.parametrize("cell", ["kru", "lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_step_by_step_equals_all_at_once(cell):
     model = KRULanguageModel.build_model(CellConfig(cell=cell, hidden_size=8), Task())
     tokens = torch.randint(4, 10, (3, 6))
@@ -36,6 +37,26 @@ def test_step_by_step_equals_all_at_once(cell):
         order = torch.tensor([2, 0, 1])  # as a beam search reorders its hypotheses
         tokens, whole = tokens[order], whole[order]
         model.decoder.reorder_incremental_state(state, order)
+
+
+@torch.no_grad()
+def test_a_beam_search_scores_as_the_whole_text_does():
+    task = Task()
+    model = KRULanguageModel.build_model(CellConfig(hidden_size=8, num_layers=2), task).eval()
+    symbols = task.target_dictionary
+    prompt = torch.tensor([[4, 5], [6, 4]])
+    generator = SequenceGenerator([model], symbols, beam_size=3, max_len_a=0, max_len_b=8)
+    source = {"src_tokens": prompt, "src_lengths": torch.tensor([2, 2])}
+    found = generator.generate([model], {"net_input": source}, prefix_tokens=prompt)
+    for start, hypotheses in zip(prompt, found, strict=True):
+        assert len(hypotheses) == 3
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            assert torch.equal(tokens[:2], start)
+            before = torch.cat([torch.tensor([symbols.eos()]), tokens[:-1]])
+            log_probs = model.get_normalized_probs(model(before[None]), log_probs=True)[0]
+            expected = log_probs.gather(1, tokens[:, None])[:, 0]
+            torch.testing.assert_close(hypothesis["positional_scores"], expected)
 
 
 def test_a_task_of_vectors_is_told_to_use_kru():

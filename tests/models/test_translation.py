@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator
 
 import kron_plugin
 
@@ -68,6 +69,25 @@ def test_symbol_by_symbol_equals_all_at_once(options):
         extra = {"attn": extra["attn"] and [extra["attn"][0][order]]}
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
         model.decoder.reorder_incremental_state(state, order)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_a_beam_search_scores_as_the_whole_text_does(cell):
+    task = Task()
+    model = build(task, cell=cell, num_layers=2)
+    source, lengths = sources()
+    eos = task.target_dictionary.eos()
+    generator = SequenceGenerator([model], task.target_dictionary, beam_size=3, max_len_b=6)
+    net_input = {"src_tokens": source, "src_lengths": lengths}
+    for b, hypotheses in enumerate(generator.generate([model], {"net_input": net_input})):
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            before = torch.cat([torch.tensor([eos]), tokens[:-1]])[None]
+            output = model(source[b : b + 1], lengths[b : b + 1], before)
+            log_probs = model.get_normalized_probs(output, log_probs=True)[0]
+            expected = log_probs.gather(1, tokens[:, None])[:, 0]
+            torch.testing.assert_close(hypothesis["positional_scores"], expected, check_dtype=False)
 
 
 @pytest.mark.parametrize("left_pad", [True, False])
