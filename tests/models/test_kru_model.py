@@ -41,6 +41,21 @@ def test_padding_does_not_reach_the_answer(cell):
     torch.testing.assert_close(model(source, lengths)[1:], alone)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_directions_of_the_top_layer_are_read(cell):
+    model = build(ModelSpec(5, 3, False, False), cell=cell, num_layers=2, bidirectional=True)
+    source = torch.randn(2, 6, 5)
+    output, _ = model.cell(source.transpose(0, 1))
+    forwards, backwards = output.chunk(2, dim=-1)
+    expected = model.readout(torch.cat([forwards[-1], backwards[0]], -1))
+    torch.testing.assert_close(model(source), expected)
+
+
+def test_answers_at_every_step_must_not_see_later_ones():
+    with pytest.raises(ValueError, match="--bidirectional: Task asks for an answer at every step"):
+        build(ModelSpec(5, 3, True, True), bidirectional=True)
+
+
 @pytest.mark.parametrize("cell", ["kru", "lstm"])
 def test_a_silent_token_starts_with_no_input_vector(cell):
     model = build(ModelSpec(5, 3, True, True, silent_token=2), cell=cell)
@@ -66,6 +81,9 @@ def test_only_factors_are_penalised():
         ({"kron_factors": "2,3"}, "multiply to 6, but hidden_size is 8"),
         ({"cell": "lstm", "kron_factors": "2,4"}, "the cell lstm has no factors"),
         ({"cell": "gru", "kron_real": True}, "the cell gru has no factors"),
+        ({"cell": "rnn", "unitary": "soft"}, "the cell rnn has no factors"),
+        ({"cell": "kru_lstm", "kron_activation": "tanh"}, "--kron-activation=tanh: the cell kru_"),
+        ({"num_layers": 0}, "--num-layers=0: must be at least 1"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options, message):

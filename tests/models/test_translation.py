@@ -106,6 +106,18 @@ def test_padding_does_not_reach_the_scores(cell, left_pad):
         assert weights[b, :, n:].eq(0).all()
 
 
+@pytest.mark.parametrize("cell", ["kru", "lstm"])
+def test_every_layer_starts_from_its_own_of_the_encoder(cell):
+    encoder = build(cell=cell, encoder_bidirectional=True, num_layers=2).encoder
+    source, lengths = sources(left_pad=False)
+    _, state = encoder.cell(encoder.embed_tokens(source.t()), lengths=lengths)
+    parts = state if isinstance(state, tuple) else (state,)
+    for joined, part in zip(encoder(source, lengths).state, parts, strict=True):
+        for layer in range(2):
+            expected = torch.cat([part[2 * layer], part[2 * layer + 1]], -1)
+            assert torch.equal(joined[layer], expected)
+
+
 def test_embeddings_are_shared_as_asked():
     apart, decoder, all_ = (
         build(),
