@@ -91,3 +91,17 @@ def test_wrong_calls_end_at_once(recipe, arguments, message, tmp_path):
     assert result.returncode == 2
     assert message in result.stdout
     assert "Traceback" not in result.stdout
+
+
+def test_the_sample_config_trains_with_hydra(kron_eval, tmp_path):
+    trained = run(
+        *(sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", ROOT / "recipes/config"),
+        *("--config-name", "copy_memory", f"common.user_dir={ROOT / 'kron_plugin'}"),
+        *("common.cpu=true", "optimization.max_update=60"),
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stdout[-3000:]
+    checkpoint = tmp_path / "runs" / "copy_memory_hydra" / "checkpoints" / "checkpoint_last.pt"
+    scored = json.loads(kron_eval(checkpoint, "--json", "--cpu").stdout)
+    assert scored["updates"] == 60
+    assert scored["metrics"][0]["value"] < scored["baseline"]["value"] / 2

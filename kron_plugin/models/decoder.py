@@ -46,6 +46,10 @@ class KRUTranslationDecoder(RecurrentDecoder):
         self.bridges = nn.ModuleList(_linear(source_size, size) for _ in range(state_parts))
         self.attention = Attention(size, source_size, out_dim) if has_attention else None
         self.project = None if has_attention else _linear(size, out_dim)
+        # Distributed training refuses parameters that get no gradient, and the state before the
+        # first symbol is the encoder's, not the one that a KRU learns.
+        for name, parameter in cell.named_parameters():
+            parameter.requires_grad &= not name.endswith(".h0")
         self.dropout_in = nn.Dropout(dropout_in)
         self.dropout_out = nn.Dropout(dropout_out)
         self.adaptive_softmax = None

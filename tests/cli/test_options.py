@@ -6,6 +6,7 @@ import pytest
 import torch
 from fairseq_cli.train import cli_main
 
+import kron_plugin
 from kron_plugin.cli.checkpoint import read, require_known_options
 from kron_plugin.cli.evaluate import evaluate
 
@@ -62,11 +63,14 @@ def test_it_resumes_exactly_and_is_scored(train, options):
         assert scored["deviation_from_unitary"] < 1e-5
 
 
-def test_options_that_do_not_fit_a_checkpoint_are_named(train):
+def test_options_that_do_not_fit_a_checkpoint_are_named(train, capsys):
     path = train("run", 1)
     with pytest.raises(Exception, match="Cannot load model parameters") as error:
         train("run", 2, "--cell", "gru")
-    assert "the checkpoint was trained with another --cell" in str(error.value.__context__)
+    capsys.readouterr()
+    kron_plugin._say_plainly(error.type, error.value, error.tb)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: the checkpoint was trained with another --cell: ")
 
     for change, message in (
         ({"depth": 3}, r"has the option --depth=3, which kron_plugin [\d.]+ does not know"),
