@@ -76,12 +76,6 @@ def unitary_deviation(model: nn.Module) -> Tensor:
     return torch.stack(deviations).max() if deviations else next(model.parameters()).new_zeros(())
 
 
-def recurrent_parameters(model: nn.Module) -> int:
-    """How many real numbers describe the recurrent matrices of a model."""
-    kinds = (KronLayer, BaselineCell)
-    return sum(m.recurrent_parameters() for m in model.modules() if isinstance(m, kinds))
-
-
 class BaselineCell(nn.Module):
     """torch's own RNN, LSTM or GRU behind the call of `kron_plugin.modules.KRU`.
 

@@ -95,6 +95,8 @@ class KRULayer(KronLayer):
     nonlinearity, (N,) for modReLU and (output_size,) otherwise; `h0` (output_size,).
     """
 
+    state_parts = 1
+
     def __init__(
         self,
         input_size: int,

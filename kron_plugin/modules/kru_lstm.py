@@ -69,6 +69,8 @@ class KRULSTMLayer(KronLayer):
     columns are the gates'.
     """
 
+    state_parts = 2
+
     def __init__(
         self, input_size: int, hidden_size: int, factors: FactorSpec = None, **options
     ) -> None:

@@ -29,6 +29,8 @@ class KronLayer(nn.Module):
     and `run`. The other arguments are those of `KRU`.
     """
 
+    state_parts: int  # how many tensors make up a state
+
     def __init__(
         self,
         input_size: int,

@@ -113,6 +113,11 @@ class RecurrentStack(nn.Module):
         if state is None:
             return [None] * len(self.layers)
         parts = state if isinstance(state, tuple) else (state,)
+        if len(parts) != self.layers[0].state_parts:
+            raise ValueError(
+                f"state: has {len(parts)} tensors; {type(self).__name__} has"
+                f" {self.layers[0].state_parts}"
+            )
         for part in parts:
             if part.dim() != 3 or part.shape[0] != len(self.layers):
                 raise ValueError(

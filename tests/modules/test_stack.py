@@ -152,6 +152,7 @@ def test_every_layer_counts_and_trains(cell):
     ("call", "message"),
     [
         (lambda layer, x: layer(x, torch.zeros(3, 4, 8)), r"state: has shape \(3, 4, 8\)"),
+        (lambda layer, x: layer(x, (torch.zeros(2, 4, 8),) * 2), "state: has 2 tensors; KRU has 1"),
         (
             lambda layer, x: layer(pack_padded_sequence(x, [6] * 4), None, torch.tensor(LENGTHS)),
             "lengths: a PackedSequence has its own",
