@@ -16,7 +16,6 @@ import kron_plugin
 
 from ..modules.factors import format_factors
 from ..modules.layer import KronLayer
-from ..ops import available_backends
 
 kron_plugin.register()
 
@@ -61,7 +60,7 @@ def evaluate(
         "cell": cfg.model.cell,
         "parameters": sum(p.numel() for p in model.parameters()),
         "recurrent_parameters": model.cell.recurrent_parameters(),
-        **_factors(model, device),
+        **_factors(model),
         "sequences_per_second": round(examples / seconds, 1),
     }
 
@@ -83,14 +82,14 @@ def _run(
     return add_up(logs), seconds
 
 
-def _factors(model, device: torch.device) -> Dict[str, Any]:
+def _factors(model) -> Dict[str, Any]:
     """What only a cell with factors has."""
     layer = next((m for m in model.modules() if isinstance(m, KronLayer)), None)
     if layer is None:
         return {}
     backend = layer.backend
     if backend == "auto":
-        backend = available_backends(device, layer.weight.dtype, layer.complex)[0]
+        backend = layer.available_backends()[0]
     return {
         "factors": format_factors(layer.factor_sizes) + (" complex" if layer.complex else " real"),
         "deviation_from_unitary": float(unitary_deviation(model).detach()),

@@ -1,12 +1,12 @@
 """The Kronecker Recurrent Unit as a layer, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import ACTIVATIONS, kron_rnn
+from ..ops import ACTIVATIONS, available_backends, kron_rnn
 from .factors import FactorSpec
 from .layer import KronLayer, State
 from .stack import RecurrentStack
@@ -147,6 +147,9 @@ class KRULayer(KronLayer):
             backend=self.backend,
         )
         return output, (h_n,)
+
+    def available_backends(self) -> List[str]:
+        return available_backends(self.h0.device, self.h0.dtype, self.complex)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

@@ -1,12 +1,13 @@
 """An LSTM whose four recurrent matrices are Kronecker products, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import kron_lstm
+from ..ops.kron_lstm.dispatch import available_backends
 from .factors import FactorSpec
 from .layer import KronLayer, State
 from .stack import RecurrentStack
@@ -107,3 +108,6 @@ class KRULSTMLayer(KronLayer):
             checkpoint_every=self.checkpoint_every,
             backend=self.backend,
         )
+
+    def available_backends(self) -> List[str]:
+        return available_backends(self.bias.device, self.bias.dtype)

@@ -25,8 +25,8 @@ class KronLayer(nn.Module):
         unitary: "soft" counts in `unitary_penalty`, "none" does not, and "hard" keeps every factor
             exactly unitary: what is trained then are the matrices X_f of `UnitaryMap`.
 
-    A subclass adds `weight` of shape (input_size, …), calls `reset_parameters`, and defines `start`
-    and `run`. The other arguments are those of `KRU`.
+    A subclass adds `weight` of shape (input_size, …), calls `reset_parameters`, and defines
+    `start`, `run` and `available_backends`. The other arguments are those of `KRU`.
     """
 
     state_parts: int  # how many tensors make up a state
@@ -117,6 +117,10 @@ class KronLayer(nn.Module):
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
     ) -> Tuple[Optional[Tensor], State]:
         """The recurrence from a state on."""
+        raise NotImplementedError
+
+    def available_backends(self) -> List[str]:
+        """What can run the recurrence where the parameters are, fastest first."""
         raise NotImplementedError
 
     def forward(

@@ -45,7 +45,7 @@ def test_reversed_texts_are_learned_and_translated(texts, tmp_path):
         *("train", data, "--task", "translation", "--arch", "kru", "--hidden-size", 32),
         *("--encoder-bidirectional", "--share-all-embeddings", "--criterion", "soft_unitary"),
         *("--optimizer", "kron_adam", "--lr", "1e-2", "--clip-norm", 1, "--batch-size", 64),
-        *("--max-epoch", 5, "--no-epoch-checkpoints", "--num-workers", 0, "--seed", 1),
+        *("--max-epoch", 3, "--no-epoch-checkpoints", "--num-workers", 0, "--seed", 1),
         *("--save-dir", tmp_path / "run"),
         cwd=tmp_path,
     )

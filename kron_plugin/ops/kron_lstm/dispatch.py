@@ -1,8 +1,9 @@
 """The backends of the LSTM's recurrence, and the one place where its arguments are checked."""
 
 from math import prod
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
+import torch
 from torch import Tensor
 
 from .. import inputs
@@ -20,6 +21,11 @@ _BACKENDS = Backends(
         "reference": Backend(None, lambda problem: None, kron_lstm_reference),
     },
 )
+
+
+def available_backends(device: str = "cpu", dtype: torch.dtype = torch.float32) -> List[str]:
+    """The backends that can serve here, fastest first. May compile one to find out."""
+    return _BACKENDS.available(Problem(torch.device(device), dtype, False))
 
 
 def kron_lstm(
