@@ -1,5 +1,6 @@
 """`kron-eval CHECKPOINT …` scores a checkpoint; `kron-eval curve LOG …` draws a training log;
-`kron-eval sample CHECKPOINT …` lets a model of music or text go on.
+`kron-eval sample CHECKPOINT …` lets a model of music or text go on; `kron-eval compress CHECKPOINT
+…` gives a trained LSTM or RNN Kronecker factors.
 
 Only what a command needs is imported, when it is needed: the toolkit alone takes five seconds.
 """
@@ -32,8 +33,9 @@ def _evaluate(argv: List[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="kron-eval",
         description="Score a checkpoint on its task, the field's metric beside the trivial"
-        " baseline. Also: `kron-eval curve --help`, which draws a training log, and"
-        " `kron-eval sample --help`, which lets a model of music or text go on.",
+        " baseline. Also: `kron-eval curve --help`, which draws a training log, `kron-eval sample"
+        " --help`, which lets a model of music or text go on, and `kron-eval compress --help`,"
+        " which gives a trained LSTM or RNN Kronecker factors.",
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of fairseq-train")
     parser.add_argument("--data", help="where the data lie (default: where training found them)")
@@ -115,12 +117,39 @@ def _sample(argv: List[str]) -> int:
     return 0
 
 
+def _compress(argv: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kron-eval compress",
+        description="Replace the recurrent matrices of a trained LSTM or RNN (--cell lstm, rnn) by"
+        " the nearest Kronecker products, to be trained further or evaluated as it is.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of fairseq-train")
+    parser.add_argument("--factors", required=True, help="factor sizes, as '16,32' or '2x4,4x2'")
+    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
+    args = parser.parse_args(argv)
+
+    _check_output(args.output)
+
+    import torch
+
+    from ..files import finished
+    from .checkpoint import read
+    from .compress import compress, table
+
+    state = read(args.checkpoint)
+    new, matrices = compress(args.checkpoint, state, args.factors)
+    with finished(args.output) as unfinished:
+        torch.save(new, unfinished)
+    print(table(state, new, matrices, args.output))
+    return 0
+
+
 def _check_output(path: Optional[Path]) -> None:
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"--output {path}: there is no folder {path.parent}")
 
 
-COMMANDS = {"curve": _curve, "sample": _sample}
+COMMANDS = {"compress": _compress, "curve": _curve, "sample": _sample}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,123 @@
+"""A trained LSTM or RNN with its recurrent matrices replaced by the nearest Kronecker products."""
+
+import re
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from ..modules import nearest_kronecker, parse_factors
+from ..modules.factors import format_factors
+from ..ops import dense
+
+# The recurrent matrices of torch's layers, in the order in which they are stacked.
+MATRICES = {"lstm": ("input", "forget", "cell", "output"), "rnn": ("recurrent",)}
+# What a cell becomes. No penalty: what was learned is not unitary, nor is it to be made so.
+OPTIONS = {
+    "lstm": {"cell": "kru_lstm", "unitary": "none"},
+    "rnn": {"cell": "kru", "kron_real": True, "kron_activation": "tanh", "unitary": "none"},
+}
+
+
+class Matrix(NamedTuple):
+    """A recurrent matrix W beside its factors.
+
+    error: ‖W − W_0 ⊗ …‖_F / ‖W‖_F.
+    before, after: how many numbers describe it.
+    """
+
+    name: str
+    error: float
+    before: int
+    after: int
+
+
+def compress(
+    checkpoint: Path, state: Dict[str, Any], factors: str
+) -> Tuple[Dict[str, Any], List[Matrix]]:
+    """The content of a checkpoint with factors for recurrent matrices, and how well they fit.
+
+    What the optimiser had gathered is left out; training that goes on starts it anew.
+
+    Args:
+        checkpoint, state: a checkpoint's path and its content.
+        factors: sizes whose products are its --hidden-size.
+
+    Raises:
+        ValueError: its cell is another, or the sizes do not fit.
+    """
+    options = state["cfg"]["model"]
+    cell = str(options["cell"])
+    if cell not in MATRICES:
+        known = " and ".join(MATRICES)
+        raise ValueError(f"{checkpoint}: its cell is {cell}; those of {known} can be compressed")
+    sizes = parse_factors(factors, options["hidden_size"])
+    changed = {**options, **OPTIONS[cell], "kron_factors": format_factors(sizes)}
+    model, matrices = _compress_layers(state["model"], cell, changed["kron_factors"])
+    cfg = {**state["cfg"], "model": changed}
+    return {**state, "cfg": cfg, "model": model, "last_optimizer_state": None}, matrices
+
+
+def _compress_layers(
+    model: Dict[str, Tensor], cell: str, factors: str
+) -> Tuple[Dict[str, Tensor], List[Matrix]]:
+    """The parameters under the names that the new cell has for them."""
+    directions = 2 if any(name.endswith("_reverse") for name in model) else 1
+    changed = {name: value for name, value in model.items() if ".rnn." not in f".{name}"}
+    matrices: List[Matrix] = []
+    for name in model:
+        found = re.fullmatch(r"(.*)rnn\.weight_hh(_l(\d+)(_reverse)?)", name)
+        if found is None:
+            continue
+        prefix, suffix, layer, is_reverse = found.groups()
+        index = directions * int(layer) + bool(is_reverse)
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        parameters = [model[f"{prefix}rnn.{kind}{suffix}"] for kind in kinds]
+        new, fits = _compress_layer(*parameters, MATRICES[cell], factors)
+        changed.update({f"{prefix}layers.{index}.{key}": value for key, value in new.items()})
+        matrices += [fit._replace(name=f"{prefix}layers.{index} {fit.name}") for fit in fits]
+    return changed, matrices
+
+
+def _compress_layer(
+    weight_ih: Tensor,  # shape: (gates · N, input_size)
+    weight_hh: Tensor,  # shape: (gates · N, N)
+    bias_ih: Tensor,  # shape: (gates · N,)
+    bias_hh: Tensor,  # shape: (gates · N,)
+    names: Sequence[str],
+    factors: str,
+) -> Tuple[Dict[str, Tensor], List[Matrix]]:
+    """One of torch's layers as one of ours."""
+    fits, found = [], []
+    for name, matrix in zip(names, weight_hh.chunk(len(names)), strict=True):
+        nearest = nearest_kronecker(matrix, factors)
+        difference = torch.linalg.norm(matrix.double() - dense([w.double() for w in nearest]))
+        error = float(difference / torch.linalg.norm(matrix.double()))
+        fits.append(Matrix(name, error, matrix.numel(), sum(w.numel() for w in nearest)))
+        found += nearest
+    new = {f"factors.{f}": w for f, w in enumerate(found)}
+    new["weight"] = weight_ih.t().contiguous()
+    new["bias"] = bias_ih + bias_hh
+    if len(names) == 1:  # KRU learns where to start; torch's RNN starts at 0
+        new["h0"] = torch.zeros_like(bias_ih)
+    return new, fits
+
+
+def table(state: Dict[str, Any], new: Dict[str, Any], matrices: List[Matrix], output: Path) -> str:
+    """What `compress` did to a checkpoint, as people read it, and how to go on from there."""
+    rows = [(m.name, f"{m.error:.4f}", m.before, m.after) for m in matrices]
+    totals = [sum(p.numel() for p in content["model"].values()) for content in (state, new)]
+    rows.append(("all parameters", "", *totals))
+    headers = ("matrix", "relative error", "before", "after")
+    options = new["cfg"]["model"]
+    flags = ["--cell", str(options["cell"]), "--kron-factors", options["kron_factors"]]
+    if options["cell"] == "kru":
+        flags += ["--kron-real", "--kron-activation", "tanh", "--unitary", "none"]
+    return (
+        f"{tabulate(rows, headers, tablefmt='plain', disable_numparse=True)}\n\n"
+        f"written to {output}; train it further, with the options of its training but another"
+        " --save-dir and\n"
+        f"    --finetune-from-model {output} {' '.join(flags)}"
+    )
