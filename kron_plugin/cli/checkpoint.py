@@ -8,7 +8,7 @@ from typing import Any, Dict
 import torch
 
 ARCHITECTURES = ("kru", "kru_lm")
-TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music")
+TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music", "language_modeling")
 
 
 def read(path: Path) -> Dict[str, Any]:
@@ -40,7 +40,7 @@ def read(path: Path) -> Dict[str, Any]:
     if task not in TASKS:
         raise ValueError(
             f"{path}: its task is {task!r}, which the toolkit's own commands evaluate, such as"
-            f" fairseq-eval-lm; kron-eval knows {', '.join(TASKS)}"
+            f" fairseq-generate; kron-eval knows {', '.join(TASKS)}"
         )
     return state
 

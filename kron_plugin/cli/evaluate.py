@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.utils import move_to_cuda
 from tabulate import tabulate
 from tqdm import tqdm
@@ -21,6 +22,7 @@ kron_plugin.register()
 
 from ..models.cells import unitary_deviation  # noqa: E402  (there once registered)
 from ..tasks.base import add_up  # noqa: E402
+from .language_model import SymbolScores  # noqa: E402
 
 
 def evaluate(
@@ -45,7 +47,11 @@ def evaluate(
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
     model.to(device).eval()
     task.load_dataset(split)
-    criterion = task.build_criterion(cfg.criterion)
+    if isinstance(task, LanguageModelingTask):
+        scores = SymbolScores(task, split)
+        criterion = scores.criterion()
+    else:
+        scores, criterion = task, task.build_criterion(cfg.criterion)
     sums, seconds = _run(model, task, criterion, split, batch_size, device)
     examples = len(task.dataset(split))
     return {
@@ -53,8 +59,8 @@ def evaluate(
         "updates": state["optimizer_history"][-1]["num_updates"],
         "task": cfg.task._name,
         "split": split,
-        "metrics": [metric._asdict() for metric in task.metrics(sums)],
-        "baseline": task.baseline(sums)._asdict(),
+        "metrics": [metric._asdict() for metric in scores.metrics(sums)],
+        "baseline": scores.baseline(sums)._asdict(),
         "examples": examples,
         "predictions": int(sums["sample_size"]),
         "cell": cfg.model.cell,

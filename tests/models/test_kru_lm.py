@@ -1,5 +1,6 @@
 """The language model with the toolkit's own task, data and commands."""
 
+import json
 import re
 import sys
 
@@ -65,7 +66,7 @@ def test_a_task_of_vectors_is_told_to_use_kru():
         KRULanguageModel.build_model(CellConfig(), task)
 
 
-def test_language_modeling_and_eval_lm(train, tmp_path):
+def test_language_modeling_scores_as_eval_lm_does(train, kron_eval, tmp_path):
     for split, count in (("train", 200), ("valid", 20)):
         (tmp_path / f"{split}.txt").write_text("the cat sat on the mat\n" * count)
     binary = tmp_path / "binary"
@@ -88,5 +89,10 @@ def test_language_modeling_and_eval_lm(train, tmp_path):
         cwd=tmp_path,
     )
     assert scored.returncode == 0, scored.stdout[-3000:]
-    perplexity = float(re.search(r"Perplexity: ([\d.]+)", scored.stdout).group(1))
-    assert perplexity < 2
+    bits = float(re.search(r"Loss \(base 2\): ([\d.]+)", scored.stdout).group(1))
+    assert bits < 1
+    ours = kron_eval(checkpoint / "checkpoint_best.pt", "--split", "valid", "--json")
+    assert ours.returncode == 0, ours.stdout
+    result = json.loads(ours.stdout[ours.stdout.index("{") :])
+    assert result["metrics"][0]["value"] == pytest.approx(bits, abs=1e-3)  # printed with 4 digits
+    assert 2 < result["baseline"]["value"] < 4
