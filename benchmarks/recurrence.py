@@ -16,6 +16,7 @@ from tabulate import tabulate
 from timing import interleave, machine, peak_memory, peak_multiply_adds
 from torch import Tensor, nn
 
+from kron_plugin.modules import KRULSTM
 from kron_plugin.ops import kron_matmul, kron_rnn
 
 
@@ -53,6 +54,17 @@ def kru_step(setting: Setting, device: str, backend: str, **options) -> Callable
     return run
 
 
+def kru_lstm_step(setting: Setting, device: str) -> Callable[[], None]:
+    """The same for the LSTM with real 2x2 factors."""
+    lstm = KRULSTM(1, setting.size, backend=device).to(device)
+    x = torch.rand(setting.steps, setting.batch, 1, device=device)
+
+    def run() -> None:
+        lstm(x, need_output=False)[1][0].square().sum().backward()
+
+    return run
+
+
 def layer_step(
     layer: nn.Module, setting: Setting, device: str, dtype: torch.dtype = torch.float32
 ) -> Callable[[], None]:
@@ -78,6 +90,7 @@ def recurrences(setting: Setting, device: str) -> Dict[str, Callable[[], None]]:
         "KRU checkpoint_every=28": kru_step(setting, device, device, checkpoint_every=28),
         "KRU reference": kru_step(setting, device, "reference"),
     }
+    candidates["KRU-LSTM"] = kru_lstm_step(setting, device)
     for size in sorted({setting.size, 128}, reverse=True):
         candidates[f"LSTM({size})"] = layer_step(nn.LSTM(1, size), setting, device)
     for kind in (nn.GRU, nn.RNN):

@@ -108,10 +108,10 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(kron_eval, tmp_path, conte
         ({"cfg": {"model": {"_name": "lstm"}}, "model": {}}, "its architecture is 'lstm'"),
         (
             {
-                "cfg": {"model": {"_name": "kru_lm"}, "task": {"_name": "language_modeling"}},
+                "cfg": {"model": {"_name": "kru_lm"}, "task": {"_name": "translation"}},
                 "model": {},
             },
-            "its task is 'language_modeling'",
+            "its task is 'translation'",
         ),
     ],
 )
