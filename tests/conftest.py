@@ -1,7 +1,9 @@
+import json
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,17 +29,47 @@ def run(*command, cwd, env=None, stdin=None):
     )
 
 
+@pytest.fixture(scope="session")
+def server():
+    """The process that commands are forked from (forked.py)."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "forked.py"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def train(tmp_path):
+def forked(server, tmp_path):
+    """Run a module's command as `run` does, without its start-up."""
+
+    def call(module, *args, cwd=tmp_path, env=None):
+        args = [str(a) for a in args]
+        with tempfile.NamedTemporaryFile("r", suffix=".txt") as output:
+            command = {"module": module, "args": args, "cwd": str(cwd), "env": env or {}}
+            command["output"] = output.name
+            print(json.dumps([command]), file=server.stdin, flush=True)
+            (status,) = json.loads(server.stdout.readline())
+            return subprocess.CompletedProcess([module, *args], status, output.read())
+
+    return call
+
+
+@pytest.fixture
+def train(forked, tmp_path):
     """Run fairseq-train with the plugin; returns the folder of its checkpoints and log."""
 
     def call(*args, user_dir=ROOT / "kron_plugin", expect=0):
         out = tmp_path / "run"
-        result = run(
-            *(sys.executable, "-m", "fairseq_cli.train", *args, "--user-dir", user_dir, "--cpu"),
+        result = forked(
+            *("fairseq_cli.train", *args, "--user-dir", user_dir, "--cpu"),
             *("--save-dir", out, "--num-workers", 0, "--no-epoch-checkpoints", "--seed", 1),
             *("--log-format", "json", "--log-file", tmp_path / "train.log"),
-            cwd=tmp_path,
         )
         assert (result.returncode == 0) == (expect == 0), result.stdout[-3000:]
         return out if expect == 0 else result.stdout
@@ -46,11 +78,11 @@ def train(tmp_path):
 
 
 @pytest.fixture
-def kron_eval(tmp_path):
+def kron_eval(forked):
     """Run kron-eval from another folder; returns the finished process."""
 
     def call(*args):
-        return run(sys.executable, "-m", "kron_plugin.cli.main", *args, cwd=tmp_path)
+        return forked("kron_plugin.cli.main", *args)
 
     return call
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ kron_plugin.register()
 from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
 from kron_plugin.models.options import CELLS, CellConfig, ModelSpec  # noqa: E402
 
-from ..conftest import ROOT, run  # noqa: E402
+from ..conftest import ROOT  # noqa: E402
 
 
 class Task:
@@ -66,14 +65,13 @@ def test_a_task_of_vectors_is_told_to_use_kru():
         KRULanguageModel.build_model(CellConfig(), task)
 
 
-def test_language_modeling_scores_as_eval_lm_does(train, kron_eval, tmp_path):
+def test_language_modeling_scores_as_eval_lm_does(train, forked, kron_eval, tmp_path):
     for split, count in (("train", 200), ("valid", 20)):
         (tmp_path / f"{split}.txt").write_text("the cat sat on the mat\n" * count)
     binary = tmp_path / "binary"
-    run(
-        *(sys.executable, "-m", "fairseq_cli.preprocess", "--only-source"),
-        *("--trainpref", "train.txt", "--validpref", "valid.txt", "--destdir", binary),
-        cwd=tmp_path,
+    forked(
+        *("fairseq_cli.preprocess", "--only-source", "--destdir", binary),
+        *("--trainpref", "train.txt", "--validpref", "valid.txt"),
     )
     checkpoint = train(
         binary,
@@ -82,11 +80,10 @@ def test_language_modeling_scores_as_eval_lm_does(train, kron_eval, tmp_path):
         *("--tokens-per-sample", 32, "--batch-size", 4, "--max-epoch", 3),
         *("--required-batch-size-multiple", 1),
     )
-    scored = run(
-        *(sys.executable, "-m", "fairseq_cli.eval_lm", binary, "--gen-subset", "valid", "--cpu"),
+    scored = forked(
+        *("fairseq_cli.eval_lm", binary, "--gen-subset", "valid", "--cpu"),
         *("--path", checkpoint / "checkpoint_best.pt", "--user-dir", ROOT / "kron_plugin"),
         *("--tokens-per-sample", 32, "--batch-size", 4),
-        cwd=tmp_path,
     )
     assert scored.returncode == 0, scored.stdout[-3000:]
     bits = float(re.search(r"Loss \(base 2\): ([\d.]+)", scored.stdout).group(1))
