@@ -10,12 +10,19 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Optional
-
-from .modules import KRU, KRULSTM
+from typing import Any, Optional
 
 __all__ = ["KRU", "KRULSTM", "register"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The layers, once they are asked for: our commands begin without torch's two seconds."""
+    if name in __all__:
+        from . import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register() -> None:
@@ -33,6 +40,10 @@ def register() -> None:
     if str(package) not in getattr(import_user_module, "memo", ()):
         return
     sys.excepthook = _say_plainly
+    from .checkpoints import admit_plain_data_only, name_refused_checkpoints
+
+    admit_plain_data_only()
+    name_refused_checkpoints()
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
     # folders, such as `tasks`, would answer to their bare names.
     if sys.path[0] == str(package.parent):
@@ -41,11 +52,14 @@ def register() -> None:
 
 def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType]) -> None:
     """In the toolkit's commands, what is wrong with an option or a file is one line, no trace."""
+    command = Path(sys.argv[0]).name
     # What a model says of a checkpoint comes wrapped in a bare Exception.
     plain = error.__context__ if kind is Exception else error
     frames = traceback.extract_tb(plain.__traceback__) if isinstance(plain, ValueError) else []
-    if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
-        print(f"{Path(sys.argv[0]).name}: {plain}", file=sys.stderr)
+    if kind is KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+    elif frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+        print(f"{command}: {plain}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -1,11 +1,9 @@
 """Reading a checkpoint file, and saying in one line why it cannot be read."""
 
-import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Dict
 
-import torch
+from ..checkpoints import load
 
 ARCHITECTURES = ("kru", "kru_lm")
 TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music", "language_modeling")
@@ -19,17 +17,7 @@ def read(path: Path) -> Dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on pickles that it then refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # not torch's own words: they recommend to switch safety off
-        raise ValueError(
-            f"{path}: not a readable checkpoint: damaged, or holds more than tensors and plain data"
-        ) from error
-    except Exception as error:  # torch raises whatever its parsers stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from error
+    state = load(path)
     if not isinstance(state, dict) or not state.get("cfg") or "model" not in state:
         raise ValueError(f"{path}: not a checkpoint of fairseq-train")
     name = state["cfg"]["model"]["_name"]

@@ -1,0 +1,106 @@
+"""Checkpoints are loaded as data, by the toolkit's commands as by ours."""
+
+import argparse
+import os
+import pickle
+import re
+import sys
+
+import pytest
+import torch
+
+from kron_plugin import checkpoints
+
+from .conftest import ROOT, run
+
+TASK = ("--task", "copy_memory", "--delay", "5", "--train-examples", "8", "--eval-examples", "4")
+TRAIN = (
+    *("fairseq_cli.train", *TASK, "--arch", "kru", "--hidden-size", "8", "--batch-size", "4"),
+    *("--criterion", "soft_unitary", "--optimizer", "sgd", "--lr", "0.1"),
+    *("--save-dir", "run", "--no-epoch-checkpoints", "--num-workers", "0", "--cpu"),
+)
+EVALUATE = (*TASK, "--path", "run/checkpoint_last.pt", "--batch-size", "4", "--cpu")
+
+# Several of the toolkit's commands in one process, which takes five seconds to start.
+SESSION = """
+import importlib, pathlib, sys, torch
+
+def command(module, *args):
+    sys.argv = [module, *args, "--user-dir", USER_DIR]
+    try:
+        importlib.import_module(module).cli_main()
+        print("DONE", module)
+    except ValueError as error:
+        print("REFUSED", module, error)
+
+command(*TRAIN, "--max-epoch", "1")
+path = pathlib.Path("run/checkpoint_last.pt")
+state = torch.load(path, weights_only=True)
+print("UPDATES", state["optimizer_history"][-1]["num_updates"])
+command(*TRAIN, "--max-epoch", "2")
+state = torch.load(path, weights_only=True)
+print("UPDATES", state["optimizer_history"][-1]["num_updates"])
+
+class Bomb:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path("ran"),)
+
+torch.save({**state, "bomb": Bomb()}, path)
+for module in ("validate", "generate", "eval_lm"):
+    command(f"fairseq_cli.{module}", *EVALUATE)
+from kron_plugin.cli.main import main
+print("KRON-EVAL", main([str(path)]))
+sys.argv = [*TRAIN, "--max-epoch", "3", "--user-dir", USER_DIR]
+importlib.import_module(TRAIN[0]).cli_main()
+"""
+
+
+def test_no_command_runs_what_is_in_a_checkpoint(tmp_path):
+    """Not even when the environment asks for it; and what the toolkit writes is taken."""
+    values = f"TRAIN, EVALUATE, USER_DIR = {TRAIN}, {EVALUATE}, {str(ROOT / 'kron_plugin')!r}\n"
+    env = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    result = run(sys.executable, "-c", values + SESSION, cwd=tmp_path, env=env)
+    printed = result.stdout
+    assert not (tmp_path / "ran").exists()
+    assert re.findall(r"UPDATES (\d+)", printed) == ["2", "4"], printed[-3000:]
+    refused = re.findall(r"REFUSED (\S+) run/checkpoint_last.pt: not a readable checkpoint", printed)
+    assert refused == [f"fairseq_cli.{name}" for name in ("validate", "generate", "eval_lm")]
+    assert "KRON-EVAL 2" in printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("fairseq_cli.train: run/checkpoint_last.pt: not a readable checkpoint")
+    assert "which could run code" in last
+    assert "Traceback" not in printed
+    assert result.returncode == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("content", [Bomb(), {"model": {}, "cfg": Bomb()}, [Bomb]])
+def test_code_is_refused_by_name(tmp_path, monkeypatch, content, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "model.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"^model\.pt: .* refers to .*, which could run code"):
+        checkpoints.load("model.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bare_pickle_and_a_compiled_program_are_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps({"cfg": Bomb()}))
+    with pytest.raises(ValueError, match=r"model\.pt: not a readable checkpoint"):
+        checkpoints.load(path)
+    torch.jit.script(torch.nn.Identity()).save(path)
+    with pytest.raises(ValueError, match=r"model\.pt: not a readable checkpoint: Cannot use"):
+        checkpoints.load(path)
+
+
+def test_namespaces_are_all_that_is_admitted_beyond_torch(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    options = argparse.Namespace(lr=[0.1])
+    torch.save({"args": options}, tmp_path / "model.pt")
+    assert checkpoints.load(tmp_path / "model.pt") == {"args": options}
+    assert set(torch.serialization.get_safe_globals()) <= before | {argparse.Namespace}
