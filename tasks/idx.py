@@ -38,7 +38,7 @@ def load_images(folder: Path, part: str, verify: bool = True) -> Tuple[np.ndarra
         len(images) == len(labels),
         f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels",
     )
-    require(len(images) > 0, f"{images_path}: holds no images")
+    require(images.size > 0, f"{images_path}: holds no images, or images of no pixels")
     require(labels.max() <= 9, f"{labels_path}: has the label {labels.max()}; expected 0 to 9")
     return images.reshape(len(images), -1), labels
 

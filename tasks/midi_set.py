@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import logging
-import zipfile
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -164,7 +163,7 @@ def _load(cached: Path) -> Optional[Prepared]:
             packed, lengths, remarks = (stored[k] for k in ("packed", "lengths", "remarks"))
             steps = np.unpackbits(packed, axis=1)[:, :KEYS]
             rolls = np.split(steps, np.cumsum(lengths)[:-1]) if len(lengths) else []
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive can raise nearly anything
         logger.warning("%s: damaged, made anew: %s", cached, error)
         return None
     return Prepared(rolls, [(str(name), str(remark)) for name, remark in remarks])

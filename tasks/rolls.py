@@ -75,8 +75,12 @@ def _roll(steps: Any, where: str) -> np.ndarray:
     return roll
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits containers, numbers and strings; whatever names a class or function is refused."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Admits containers, numbers and strings; whatever names a class or function is refused.
+
+    The one written in Python, which takes a second for the largest of the published files: the one
+    in C has nine damaged bytes fill gigabytes of memory (CPython issue 115952).
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which could run code")

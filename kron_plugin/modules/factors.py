@@ -3,6 +3,8 @@
 from math import isqrt, prod
 from typing import List, Sequence, Tuple, Union
 
+MAX_SIZE = 1 << 31  # of a state, and of what is allocated at once: 8 GiB in single precision
+
 FactorSizes = Tuple[Tuple[int, int], ...]
 FactorSpec = Union[None, str, Sequence[Union[int, Sequence[int]]]]
 
@@ -24,8 +26,10 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
     """
     if hidden_size < 1:
         raise ValueError(f"hidden_size={hidden_size}: must be at least 1")
+    if hidden_size > MAX_SIZE:
+        raise ValueError(f"hidden_size: must be at most {MAX_SIZE}")
     if spec is None or spec == "":
-        return default_factors(hidden_size)
+        return _allocatable(default_factors(hidden_size))
     parts = spec.split(",") if isinstance(spec, str) else spec
     sizes = tuple(_one_size(part, spec) for part in parts)
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
@@ -34,6 +38,16 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
         raise ValueError(
             f"factors={format_factors(sizes)!r} multiply to {have}, but hidden_size is"
             f" {hidden_size}; {' or '.join(map(repr, _suggestions(hidden_size)))} would fit"
+        )
+    return _allocatable(sizes)
+
+
+def _allocatable(sizes: FactorSizes) -> FactorSizes:
+    p, q = max(sizes, key=prod)
+    if p * q > MAX_SIZE:
+        raise ValueError(
+            f"factors={format_factors(sizes)!r}: one of {p}x{q} is too large; choose smaller ones,"
+            " and a hidden_size of small primes"
         )
     return sizes
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import check_backend
-from .factors import FactorSpec, format_factors, parse_factors
+from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
 from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
 from .unitary_map import UnitaryMap
 
@@ -56,6 +56,10 @@ class KronLayer(nn.Module):
         self.hidden_size = hidden_size
         self.factor_sizes = parse_factors(factors, hidden_size)
         self.complex = complex
+        if input_size * self.output_size > MAX_SIZE:
+            raise ValueError(
+                f"input_size={input_size}: too large to weigh into {self.output_size} numbers"
+            )
         self.unitary = unitary
         self.backend = backend
         self.checkpoint_every = checkpoint_every

@@ -101,6 +101,8 @@ def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
         return
     steps, batch = x.shape[:2]
     check_shape(operation, "lengths", lengths, (batch,))
+    is_integral = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    require(operation, is_integral, f"lengths must be integers, not {lengths.dtype}")
     # Values are not looked at in a traced graph, nor on a device, which would have to be waited
     # for; the backends read no memory by them.
     unseen = torch.compiler.is_compiling() or lengths.device.type != "cpu"

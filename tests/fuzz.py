@@ -1,0 +1,48 @@
+"""Bad input for the tests: damaged files, and the judgement that it ended as it should."""
+
+import time
+import traceback
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+import kron_plugin
+
+PACKAGE = Path(kron_plugin.__file__).parent
+
+# The same few examples in every run; what takes too long is told by `ends_well`, in processor time.
+fuzzed = settings(
+    derandomize=True,
+    max_examples=40,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@st.composite
+def damaged(draw, content: bytes) -> bytes:
+    """The content with some bytes replaced, left out or put in, or with its end cut off."""
+    damaged = bytearray(content)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(damaged)))
+        damaged[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(damaged[: draw(st.none() | st.integers(0, len(damaged)))])
+
+
+def ends_well(function, *args, says=None):
+    """Call it: the result, or None where it ended in an error of ours, within a second.
+
+    An error is ours if it is a ValueError that our code raised; `says` has to stand in it.
+    """
+    started = time.process_time()
+    result = None
+    try:
+        result = function(*args)
+    except ValueError as error:
+        *_, origin = traceback.extract_tb(error.__traceback__)
+        assert Path(origin.filename).is_relative_to(PACKAGE), "an error that names nothing"
+        assert says is None or str(says) in str(error)
+    assert time.process_time() - started < 1
+    return result

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Run tests with every kernel built by g++ with AddressSanitizer and UndefinedBehaviorSanitizer.
+#
+#   bash tests/sanitize.sh PYTHON ARGUMENT …      such as: .venv/bin/python -m pytest tests/ops
+#
+# A read or write beyond a tensor, or an undefined operation, ends the process with a report.
+set -euo pipefail
+
+sanitizers="-fsanitize=address,undefined -fno-sanitize-recover=all"
+# A command of its own, as what follows on the line counts: -O3 would take minutes and hide reads.
+export CXX="sh -c 'exec g++ \"\$@\" -O0 -g0 $sanitizers' g++"
+export KRON_CACHE_DIR=${KRON_CACHE_DIR:-${TMPDIR:-/tmp}/kron-sanitized-$UID}
+export ASAN_OPTIONS=detect_leaks=0  # the interpreter's own
+export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
+exec "$@"
