@@ -35,6 +35,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
             "ruff>=0.9",
             "nvidia-cuda-nvrtc>=13; sys_platform == 'linux'",
         ],

@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from kron_plugin.models.options import ModelSpec
 
-from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask, require
+from .base import (
+    GeneratedConfig,
+    GeneratedDataset,
+    Loss,
+    Metric,
+    SequenceTask,
+    require,
+    require_positive,
+)
 
 
 @dataclass
@@ -29,6 +37,7 @@ class AddingTask(SequenceTask):
 
     def __init__(self, cfg: AddingConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
+        require_positive(cfg, "steps")
         require(cfg.steps >= 2, f"--steps={cfg.steps}: must be at least 2, one for each number")
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:

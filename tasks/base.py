@@ -19,6 +19,7 @@ from torch import Tensor
 from kron_plugin.models.options import ModelSpec
 
 SPLITS = ("train", "valid", "test")
+MOST = 1 << 27  # steps or examples: more than that take gigabytes only to count them
 
 
 class Metric(NamedTuple):
@@ -118,10 +119,20 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(cfg: FairseqDataclass, *names: str) -> None:
-    """Raise a ValueError unless each of these options is at least 1."""
+    """Raise a ValueError unless each of these options is at least 1, and at most MOST."""
     for name in names:
         value = getattr(cfg, name)
         require(value >= 1, f"--{name.replace('_', '-')}={value}: must be at least 1")
+        require(value <= MOST, f"--{name.replace('_', '-')}={value}: must be at most {MOST}")
+
+
+def require_seed(cfg: FairseqDataclass, name: str) -> None:
+    """Raise a ValueError unless this option is a seed that numpy takes."""
+    value = getattr(cfg, name)
+    require(
+        0 <= value < 1 << 32,
+        f"--{name.replace('_', '-')}={value}: must be from 0 to {(1 << 32) - 1}",
+    )
 
 
 def require_split(split: str) -> None:
@@ -173,6 +184,7 @@ class GeneratedDataset(SequenceDataset):
         super().__init__(shuffle=False)
         require_split(split)
         require_positive(cfg, "train_examples", "eval_examples")
+        require_seed(cfg, "data_seed")
         self.cfg, self.split, self.steps, self.make = cfg, split, steps, make
         self.epoch = 1
 

@@ -21,6 +21,7 @@ MAX_BYTES = (
 )  # scores take some thousand bytes; the parsers take hundreds of times the memory
 MAX_HOURS = 2.0
 MAX_BEATS = 36_000  # two hours at 300 beats a minute: whatever the tempo, rolls stay small
+MAX_STEPS_PER_BEAT = 96
 DRUM_CHANNEL = 9  # counted from 0, as in General MIDI
 ONE_SECOND = 1_000_000  # in microseconds, as MIDI states a tempo
 

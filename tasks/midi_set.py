@@ -13,7 +13,7 @@ from kron_plugin.files import finished
 from kron_plugin.progress import progress
 
 from .base import SPLITS, require
-from .midi import head, midi_files, parse_midi
+from .midi import MAX_STEPS_PER_BEAT, head, midi_files, parse_midi
 from .rolls import KEYS, Rolls
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ def load_midi(folder: Path, steps_per_beat: int, fractions: Sequence[float], see
     Raises:
         ValueError: a split is missing or none of its files gives a roll; the message says which.
     """
-    require(steps_per_beat >= 1, f"--steps-per-beat={steps_per_beat}: must be at least 1")
+    require(
+        1 <= steps_per_beat <= MAX_STEPS_PER_BEAT,
+        f"--steps-per-beat={steps_per_beat}: must be from 1 to {MAX_STEPS_PER_BEAT}",
+    )
     if not any((folder / split).is_dir() for split in SPLITS):
         return split_rolls(prepare_midi(folder, steps_per_beat).rolls, fractions, seed, folder)
     for split in SPLITS:

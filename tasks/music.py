@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kron_plugin.models.options import ModelSpec
 
-from .base import Loss, Metric, SequenceDataset, SequenceTask, require_split
+from .base import Loss, Metric, SequenceDataset, SequenceTask, require_seed, require_split
 from .midi_set import has_midi, load_midi
 from .rolls import KEYS, Rolls, load_rolls
 
@@ -54,6 +54,7 @@ class MusicTask(SequenceTask):
 
     def __init__(self, cfg: MusicConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
+        require_seed(cfg, "midi_seed")
         self.rolls = _load(cfg)
         steps = np.concatenate(self.rolls["train"])
         # How often each key sounds in the training set, never quite 0 or 1.

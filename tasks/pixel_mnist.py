@@ -15,7 +15,16 @@ from torch.nn import functional as F
 
 from kron_plugin.models.options import ModelSpec
 
-from .base import Loss, Metric, SequenceDataset, SequenceTask, require, require_split, stack
+from .base import (
+    Loss,
+    Metric,
+    SequenceDataset,
+    SequenceTask,
+    require,
+    require_seed,
+    require_split,
+    stack,
+)
 from .idx import load_images
 
 
@@ -40,6 +49,7 @@ class PixelMNISTTask(SequenceTask):
 
     def __init__(self, cfg: PixelMNISTConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
+        require_seed(cfg, "permute_seed")
         folder, verify = Path(cfg.data), not cfg.unverified
         images, labels = load_images(folder, "train", verify)
         kept = len(images) - cfg.valid_images

@@ -110,7 +110,7 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
             pad_id=-1,
             minloglevel=2,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter for what is no number to it
         reason = str(error).splitlines()[0]
         raise ValueError(f"--vocab-size={vocab_size}: SentencePiece says {reason}") from error
     return model.getvalue()

@@ -37,12 +37,14 @@ def ends_well(function, *args, says=None):
     An error is ours if it is a ValueError that our code raised; `says` has to stand in it.
     """
     started = time.process_time()
-    result = None
+    result = error = None
     try:
         result = function(*args)
-    except ValueError as error:
+    except ValueError as raised:
+        error = raised
+    assert time.process_time() - started < 1
+    if error is not None:
         *_, origin = traceback.extract_tb(error.__traceback__)
         assert Path(origin.filename).is_relative_to(PACKAGE), "an error that names nothing"
         assert says is None or str(says) in str(error)
-    assert time.process_time() - started < 1
     return result

@@ -63,7 +63,9 @@ def test_no_command_runs_what_is_in_a_checkpoint(tmp_path):
     printed = result.stdout
     assert not (tmp_path / "ran").exists()
     assert re.findall(r"UPDATES (\d+)", printed) == ["2", "4"], printed[-3000:]
-    refused = re.findall(r"REFUSED (\S+) run/checkpoint_last.pt: not a readable checkpoint", printed)
+    refused = re.findall(
+        r"REFUSED (\S+) run/checkpoint_last.pt: not a readable checkpoint", printed
+    )
     assert refused == [f"fairseq_cli.{name}" for name in ("validate", "generate", "eval_lm")]
     assert "KRON-EVAL 2" in printed
     last = printed.strip().splitlines()[-1]

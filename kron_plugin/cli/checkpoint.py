@@ -1,7 +1,7 @@
 """Reading a checkpoint file, and saying in one line why it cannot be read."""
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from ..checkpoints import load
 
@@ -18,13 +18,12 @@ def read(path: Path) -> Dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     state = load(path)
-    if not isinstance(state, dict) or not state.get("cfg") or "model" not in state:
+    name, task = _name(state, "model"), _name(state, "task")
+    if name is None or "model" not in state:
         raise ValueError(f"{path}: not a checkpoint of fairseq-train")
-    name = state["cfg"]["model"]["_name"]
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{path}: its architecture is {name!r}; kron-eval evaluates {known}")
-    task = state["cfg"]["task"]["_name"]
     if task not in TASKS:
         raise ValueError(
             f"{path}: its task is {task!r}, which the toolkit's own commands evaluate, such as"
@@ -62,3 +61,11 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: its model has {option}={value}: {reason}") from error
+
+
+def _name(state: Any, part: str) -> Optional[str]:
+    """What a checkpoint's options call its model or task; None if it holds something else."""
+    try:
+        return state["cfg"][part]["_name"]
+    except (TypeError, KeyError, IndexError):
+        return None

@@ -16,10 +16,10 @@ def read_log(path: Path) -> List[Dict[str, float]]:
         ValueError: the file holds no such record.
     """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # the toolkit's other lines are plain text
+        except (ValueError, RecursionError):  # the toolkit's other lines are plain text
             continue
         if not isinstance(record, dict):
             continue
@@ -32,7 +32,7 @@ def read_log(path: Path) -> List[Dict[str, float]]:
 def _is_number(value: object) -> bool:
     try:
         float(value)  # the toolkit writes most numbers as strings
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

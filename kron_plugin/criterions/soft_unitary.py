@@ -1,6 +1,7 @@
 """Criterion `soft_unitary`: the task's own loss plus λ Σ_f ‖W_fᴴ W_f − I‖_F²."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Dict, List, Tuple
 
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -31,8 +32,8 @@ class SoftUnitaryCriterion(FairseqCriterion):
 
     def __init__(self, task, unitary_penalty: float) -> None:
         super().__init__(task)
-        if not unitary_penalty >= 0:
-            raise ValueError(f"--unitary-penalty={unitary_penalty}: must be 0 or more")
+        if not 0 <= unitary_penalty < inf:
+            raise ValueError(f"--unitary-penalty={unitary_penalty}: must be 0 or more, and finite")
         self.weight = unitary_penalty
 
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:

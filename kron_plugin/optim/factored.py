@@ -5,6 +5,7 @@ rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import List
 
 import torch
@@ -43,8 +44,10 @@ class FactoredOptimizer(FairseqOptimizer):
 
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
-        if not cfg.factor_lr_scale >= 0:
-            raise ValueError(f"--factor-lr-scale={cfg.factor_lr_scale}: must be 0 or more")
+        if not 0 <= cfg.factor_lr_scale < inf:
+            raise ValueError(
+                f"--factor-lr-scale={cfg.factor_lr_scale}: must be 0 or more, and finite"
+            )
         params = list(params)
         factors = [p for p in params if getattr(p, "param_group", None) == "factors"]
         if not factors and len(params) == 1 and cfg.factor_lr_scale != 1:

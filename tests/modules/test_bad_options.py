@@ -11,7 +11,9 @@ from kron_plugin.modules import KRU, parse_factors
 
 from ..fuzz import ends_well, fuzzed
 
-SIZES = st.integers(-2, 70) | st.sampled_from([0, 2**31 + 1, 104729, 2**61 - 1, 10**18 + 9, 10**400])
+SIZES = st.integers(-2, 70) | st.sampled_from(
+    [0, 2**31 + 1, 104729, 2**61 - 1, 10**18 + 9, 10**400]
+)
 WRITTEN = st.text("0123456789x, -_", max_size=12) | st.text(max_size=6)
 PAIRED = st.lists(st.tuples(SIZES, SIZES) | SIZES, max_size=3)
 

@@ -274,7 +274,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
         ({"midi_split": [0.5, 0.5, 0.5]}, "which add up to 1"),
         ({"midi_split": [1.2, -0.1, -0.1]}, "expected the shares of train, valid, test"),
         ({"midi_split": [0.98, 0.01, 0.01]}, "leaves 'valid' none of the 20 sequences"),
-        ({"steps_per_beat": 0}, "--steps-per-beat=0: must be at least 1"),
+        ({"steps_per_beat": 0}, "--steps-per-beat=0: must be from 1 to 96"),
         ({"music_set": "JSB"}, r"--music-set 'JSB': .*JSB\.pickle is missing"),
     ],
 )

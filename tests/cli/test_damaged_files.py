@@ -1,0 +1,94 @@
+"""Damaged checkpoints, logs and archives are named: never a crash, a hang, a guess."""
+
+import io
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kron_plugin.cli.checkpoint import ARCHITECTURES, TASKS, read
+from kron_plugin.cli.curve import draw, read_log
+from kron_plugin.cli.datasets import DATASETS
+
+from ..fuzz import damaged, ends_well, fuzzed
+from .test_kron_data import archive
+
+STATE = {
+    "cfg": {"model": {"_name": "kru"}, "task": {"_name": "adding"}},
+    "model": {"cell.h0": torch.arange(4.0)},
+}
+LOG = b"""2026-01-01 | INFO | a line of text
+{"loss": "1.5", "bits": "1.25", "num_updates": "3", "baseline": "2"}
+{"valid_bits": 0.5, "valid_num_updates": 3}
+"""
+
+
+def saved(state, zipped=True):
+    file = io.BytesIO()
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints(tmp_path, zipped):
+    path = tmp_path / "model.pt"
+
+    @fuzzed
+    @given(damaged(saved(STATE, zipped)))
+    def check(content):
+        path.write_bytes(content)
+        state = ends_well(read, path, says=path)
+        if state is not None:
+            assert state["cfg"]["model"]["_name"] in ARCHITECTURES
+            assert state["cfg"]["task"]["_name"] in TASKS
+
+    check()
+
+
+WORDS = st.sampled_from(["cfg", "model", "task", "_name", "kru", "adding", ""])
+ANYTHING = st.recursive(
+    st.none() | st.integers() | WORDS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@fuzzed
+@given(ANYTHING | st.fixed_dictionaries({"cfg": ANYTHING, "model": ANYTHING}))
+@example({"cfg": {"model": {"_name": []}, "task": {}}, "model": 1})
+@example({"cfg": [1], "model": 1})
+def test_checkpoints_that_hold_something_else(tmp_path, state):
+    path = tmp_path / "model.pt"
+    torch.save(state, path)
+    ends_well(read, path, says=path)
+
+
+@fuzzed
+@given(damaged(LOG) | st.binary(max_size=20) | st.text(max_size=20).map(str.encode))
+@example(b'{"bits": ' + b"9" * 400 + b', "num_updates": 1}\n')
+@example(b'{"bits": ' + b"9" * 5000 + b', "num_updates": 1}\n')
+@example(b"[" * 100_000 + b'\n{"bits": 1, "num_updates": 1}')
+@example(b'{"bits": NaN, "num_updates": Infinity}\n')
+@example(b"\xff\n")
+def test_logs(tmp_path, content):
+    path, picture = tmp_path / "train.log", tmp_path / "curve.png"
+    path.write_bytes(content)
+    picture.unlink(missing_ok=True)
+    records = ends_well(read_log, path, says=path)
+    if records is not None:
+        ends_well(draw, records, "bits", "", picture, says="bits")
+        assert [p.name for p in tmp_path.iterdir() if ".part" in p.name] == []
+
+
+def test_archives(tmp_path):
+    path = tmp_path / "nottingham_midi.tar.gz"
+    known = DATASETS["nottingham-midi"]
+
+    @fuzzed
+    @given(damaged(archive()))
+    def check(content):
+        path.write_bytes(content)
+        ends_well(known.checksum, path, says=path)
+
+    check()
