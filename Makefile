@@ -1,6 +1,6 @@
 VENV ?= $(if $(KRON_VENV),$(KRON_VENV),.venv)
 
-.PHONY: setup test lint bench gpu-test gpu-bench
+.PHONY: setup test lint sanitize bench gpu-test gpu-bench
 
 setup:
 	bash recipes/setup.sh test
@@ -11,6 +11,11 @@ test: setup lint
 lint: setup
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
+
+# Every test of the kernels, with AddressSanitizer and UndefinedBehaviorSanitizer; some minutes.
+# ThreadSanitizer does not go with them, and has a test of its own.
+sanitize: setup
+	bash tests/sanitize.sh "$(VENV)/bin/python" -m pytest tests/ops -k "not sanitizer"
 
 bench:
 	bash recipes/setup.sh bench
