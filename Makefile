@@ -15,7 +15,7 @@ lint: setup
 # Every test of the kernels, with AddressSanitizer and UndefinedBehaviorSanitizer; some minutes.
 # ThreadSanitizer does not go with them, and has a test of its own.
 sanitize: setup
-	bash tests/sanitize.sh "$(VENV)/bin/python" -m pytest tests/ops -k "not sanitizer"
+	bash tests/sanitize.sh "$(VENV)/bin/python" -m pytest -s tests/ops -k "not sanitizer"
 
 bench:
 	bash recipes/setup.sh bench

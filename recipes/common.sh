@@ -19,6 +19,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 recipe=$(basename "$0" .sh)
 die() { printf '%s: %s\n' "$recipe" "$*" >&2; exit 2; }
+trap 'printf "%s: interrupted\n" "$recipe" >&2; exit 130' INT
 
 profile=quick
 case ${1:-} in

@@ -26,7 +26,8 @@ command -v "$python" >/dev/null || die "no '$python' found; install Python 3.11 
 command -v g++ >/dev/null || command -v c++ >/dev/null \
     || die "no C++ compiler found; fairseq is built from source (Debian, Ubuntu: apt install g++ python3-dev)"
 
-if [ ! -x "$venv/bin/python" ]; then
+# One that was interrupted while it was made may lack pip.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     share=()
     # A torch that is installed already, with its CUDA, is better than any we would choose.
     if "$python" -c 'import torch' 2>/dev/null; then

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kron_plugin.files import finished
+
 
 def music(folder: Path) -> None:
     """Rising thirds in several keys, in the format of Boulanger-Lewandowski's pickles."""
@@ -15,7 +17,7 @@ def music(folder: Path) -> None:
 
     counts = {"train": 40, "valid": 8, "test": 8}
     rolls = {split: [piece(40 + i % 8, 20 + i) for i in range(n)] for split, n in counts.items()}
-    (folder / "JSB Chorales.pickle").write_bytes(pickle.dumps(rolls))
+    _write(folder / "JSB Chorales.pickle", pickle.dumps(rolls))
 
 
 def pixel_mnist(folder: Path) -> None:
@@ -25,8 +27,8 @@ def pixel_mnist(folder: Path) -> None:
         labels = rng.integers(0, 10, count)
         images = rng.integers(0, 40, (count, 4, 4))
         images.reshape(count, 16)[np.arange(count), labels] = 255
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(_idx(images))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(_idx(labels))
+        _write(folder / f"{part}-images-idx3-ubyte", _idx(images))
+        _write(folder / f"{part}-labels-idx1-ubyte", _idx(labels))
 
 
 def _idx(array: np.ndarray) -> bytes:
@@ -40,7 +42,12 @@ def char_lm(folder: Path) -> None:
     words = [["the", "a"], ["cat", "dog", "bird"], ["sees", "hears"], ["the", "a"], ["mat", "tree"]]
     for split, count in (("train", 2000), ("valid", 100), ("test", 100)):
         lines = (" ".join(rng.choice(choice) for choice in words) for _ in range(count))
-        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _write(folder / f"{split}.txt", ("\n".join(lines) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with finished(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def sanitized(tmp_path):
 
 
 def test_the_kernels_stay_within_their_tensors(sanitized):
-    result = sanitized("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES)
+    # A report would be lost with what pytest captures.
+    result = sanitized("-m", "pytest", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES)
     assert result.returncode == 0, result.stdout[-5000:]
     assert f"{len(CASES)} passed" in result.stdout
 

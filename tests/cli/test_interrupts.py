@@ -1,0 +1,129 @@
+"""Ctrl-C: a short message, status 130, and no file under its name before it is whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import kron_plugin
+
+kron_plugin.register()
+
+from kron_plugin.cli import checkpoint, data, evaluate, main  # noqa: E402
+from kron_plugin.files import finished  # noqa: E402
+from kron_plugin.tasks.midi import write_midi  # noqa: E402
+
+from ..conftest import ROOT  # noqa: E402
+from .test_kron_data import site, source  # noqa: E402, F401  (fixtures)
+
+
+@pytest.fixture
+def interrupted_at_the_end(monkeypatch):
+    """Ctrl-C arrives when all has been written and only its name is missing: the last moment."""
+
+    def replace(origin, target):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def made(folder):
+    """What lies in a folder, but what tests put there."""
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    return sorted(n for n in names if not n.startswith(("ptb.", "train-", "t10k-", "log")))
+
+
+def test_a_file_that_is_not_whole_has_no_name(tmp_path, interrupted_at_the_end):
+    with pytest.raises(KeyboardInterrupt), finished(tmp_path / "a") as unfinished:
+        unfinished.write_text("half")
+    with pytest.raises(KeyboardInterrupt):
+        write_midi(np.eye(88, dtype=np.uint8), 2, tmp_path / "a.mid")
+    assert made(tmp_path) == []
+
+
+def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
+    monkeypatch.setattr(checkpoint, "read", lambda path: {})
+    monkeypatch.setattr(checkpoint, "require_known_options", lambda path, state: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"examples": 1})
+    log = tmp_path / "log"
+    log.write_text('{"bits": 1, "num_updates": 1}\n')
+    for command in (
+        ("model.pt", "--output", tmp_path / "result.json"),
+        ("curve", log, "--metric", "bits", "--output", tmp_path / "curve.png"),
+    ):
+        assert main.main([str(part) for part in command]) == 130
+        assert capsys.readouterr() == ("", "kron-eval: interrupted\n")
+    assert made(tmp_path) == []
+
+
+@pytest.mark.parametrize("origin", ["--source", "--download"])
+@pytest.mark.parametrize("name", ["ptb", "mnist", "nottingham-midi"])
+def test_kron_data(tmp_path, capsys, monkeypatch, site, name, origin):  # noqa: F811
+    """At every moment at which a file or folder gets its name."""
+    replace, moments = os.replace, 0
+    where = (origin, str(site.folder)) if origin == "--source" else (origin, "--mirror", site.url)
+    code = None
+
+    def interrupted(origin, target):
+        if counted.append(target) or len(counted) == moments:
+            signal.raise_signal(signal.SIGINT)
+        replace(origin, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    while code != 0:
+        counted, moments = [], moments + 1
+        code = data.main(["prepare", name, *where, "--dest", str(tmp_path / "out")])
+        if code != 0:
+            assert code == 130
+            assert capsys.readouterr().err.splitlines()[-1] == "kron-data: interrupted"
+            assert not (tmp_path / "out").exists()
+        assert {p.name for p in tmp_path.iterdir()} <= {"source", "cache", "out", ".out.download"}
+    assert moments > 1
+
+
+def start(*command, cwd, env=None):
+    """A command with a process group of its own, as a terminal gives it."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def interrupt(process):
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed[-2000:]
+    assert "Traceback" not in printed
+    return printed.splitlines()
+
+
+def test_while_the_toolkit_is_imported(tmp_path):
+    (tmp_path / "source").mkdir()
+    command = ("kron_plugin.cli.data", "prepare", "ptb", "--source", "source", "--dest", "out")
+    process = start(sys.executable, "-v", "-m", *command, cwd=tmp_path)
+    for line in process.stdout:  # tells what is being imported
+        if line.startswith("import 'torch"):
+            break
+    assert "kron-data: interrupted" in interrupt(process)
+
+
+def test_a_recipe(tmp_path):
+    out = tmp_path / "runs" / "copy_memory_smoke_--max-update_1000000"
+    venv = os.environ.get("KRON_VENV", os.path.dirname(os.path.dirname(sys.executable)))
+    env = {"KRON_RUNS": str(tmp_path / "runs"), "KRON_VENV": venv}
+    recipe = ("bash", "recipes/copy_memory.sh", "smoke", "--max-update", "1000000")
+    process = start(*recipe, cwd=ROOT, env=env)
+    log = out / "train.log"
+    while process.poll() is None and not (log.exists() and "num_updates" in log.read_text()):
+        time.sleep(0.1)
+    assert interrupt(process)[-1] == "copy_memory: interrupted"
+    assert {path.suffix for path in out.iterdir()} <= {".log", ".pt"}
