@@ -1,6 +1,6 @@
 VENV ?= $(if $(KRON_VENV),$(KRON_VENV),.venv)
 
-.PHONY: setup test lint sanitize bench gpu-test gpu-bench
+.PHONY: setup test lint installed-test sanitize bench gpu-test gpu-bench
 
 setup:
 	bash recipes/setup.sh test
@@ -11,6 +11,11 @@ test: setup lint
 lint: setup
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
+
+# The whole suite against a wheel made from the source distribution; some minutes.
+installed-test: setup
+	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
+	bash tests/installed.sh "$$folder/kron" "$$(realpath -s "$(VENV)")/bin/python" -n auto --maxprocesses 4
 
 # Every test of the kernels, with AddressSanitizer and UndefinedBehaviorSanitizer; some minutes.
 # ThreadSanitizer does not go with them, and has a test of its own.

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import kron_plugin
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores out
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(kron_plugin.__file__).parent  # in ROOT, or where it is installed
 
 
 def run(*command, cwd, env=None, stdin=None):
@@ -64,7 +67,7 @@ def forked(server, tmp_path):
 def train(forked, tmp_path):
     """Run fairseq-train with the plugin; returns the folder of its checkpoints and log."""
 
-    def call(*args, user_dir=ROOT / "kron_plugin", expect=0):
+    def call(*args, user_dir=PACKAGE, expect=0):
         out = tmp_path / "run"
         result = forked(
             *("fairseq_cli.train", *args, "--user-dir", user_dir, "--cpu"),

@@ -7,9 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-import kron_plugin
-
-PACKAGE = Path(kron_plugin.__file__).parent
+from .conftest import PACKAGE
 
 # The same few examples in every run; what takes too long is told by `ends_well`, in processor time.
 fuzzed = settings(

@@ -11,7 +11,7 @@ import torch
 
 from kron_plugin import checkpoints
 
-from .conftest import ROOT, run
+from .conftest import PACKAGE, run
 
 TASK = ("--task", "copy_memory", "--delay", "5", "--train-examples", "8", "--eval-examples", "4")
 TRAIN = (
@@ -57,7 +57,7 @@ importlib.import_module(TRAIN[0]).cli_main()
 
 def test_no_command_runs_what_is_in_a_checkpoint(tmp_path):
     """Not even when the environment asks for it; and what the toolkit writes is taken."""
-    values = f"TRAIN, EVALUATE, USER_DIR = {TRAIN}, {EVALUATE}, {str(ROOT / 'kron_plugin')!r}\n"
+    values = f"TRAIN, EVALUATE, USER_DIR = {TRAIN}, {EVALUATE}, {str(PACKAGE)!r}\n"
     env = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     result = run(sys.executable, "-c", values + SESSION, cwd=tmp_path, env=env)
     printed = result.stdout

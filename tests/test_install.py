@@ -1,7 +1,6 @@
 """The three ways in which the plugin is found, each from a folder that is not the checkout."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ TRAIN = (
     *("--optimizer", "kron_adam", "--lr", "1e-3", "--batch-size", "4", "--max-epoch", "1"),
     *("--cpu", "--num-workers", "0", "--save-dir", "out"),
 )
+# Of the tests, those that read sources of kernels, recipes and results.
+TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_kron_rnn_cpu.py")
 
 # Run inside the toolkit, after it imported --user-dir: where did things come from?
 PROBE = """
@@ -81,13 +82,13 @@ def test_editable_install(tmp_path):
 
 
 def test_wheel_in_another_place(checkout, tmp_path):
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    options = ("--no-deps", "--no-build-isolation", "--quiet")
-    built = run(*pip, "wheel", *options, "-w", tmp_path / "dist", checkout, cwd=tmp_path)
-    assert built.returncode == 0, built.stdout
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    site = tmp_path / "site"
-    subprocess.run([*pip, "install", *options, "--target", site, wheel], check=True)
+    """By way of a source distribution; `make installed-test` runs all tests so."""
+    folder = tmp_path / "a folder"
+    command = ("bash", checkout / "tests" / "installed.sh", folder, sys.executable)
+    tested = run(*command, *TESTS, "-k", "not hydra and not opcheck", cwd=tmp_path)
+    assert tested.returncode == 0, tested.stdout
+    assert "passed" in tested.stdout
+    site = folder / "site"
     assert {p.name for p in site.iterdir() if p.suffix != ".dist-info"} <= {"kron_plugin", "bin"}
     env = {"PYTHONPATH": str(site)}
     found = probe(site / "kron_plugin", site, tmp_path, env)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, run
+from .conftest import PACKAGE, ROOT, run
 
 COLUMNS = [
     *("recipe", "profile", "command", "data", "seed", "metric", "result", "trivial_baseline"),
@@ -96,7 +96,7 @@ def test_wrong_calls_end_at_once(recipe, arguments, message, tmp_path):
 def test_the_sample_config_trains_with_hydra(kron_eval, tmp_path):
     trained = run(
         *(sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", ROOT / "recipes/config"),
-        *("--config-name", "copy_memory", f"common.user_dir={ROOT / 'kron_plugin'}"),
+        *("--config-name", "copy_memory", f"common.user_dir={PACKAGE}"),
         *("common.cpu=true", "optimization.max_update=60"),
         cwd=tmp_path,
     )

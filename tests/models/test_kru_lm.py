@@ -15,7 +15,7 @@ kron_plugin.register()
 from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
 from kron_plugin.models.options import CELLS, CellConfig, ModelSpec  # noqa: E402
 
-from ..conftest import ROOT  # noqa: E402
+from ..conftest import PACKAGE  # noqa: E402
 
 
 class Task:
@@ -82,7 +82,7 @@ def test_language_modeling_scores_as_eval_lm_does(train, forked, kron_eval, tmp_
     )
     scored = forked(
         *("fairseq_cli.eval_lm", binary, "--gen-subset", "valid", "--cpu"),
-        *("--path", checkpoint / "checkpoint_best.pt", "--user-dir", ROOT / "kron_plugin"),
+        *("--path", checkpoint / "checkpoint_best.pt", "--user-dir", PACKAGE),
         *("--tokens-per-sample", 32, "--batch-size", 4),
     )
     assert scored.returncode == 0, scored.stdout[-3000:]

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from ..conftest import ROOT, run
+from ..conftest import PACKAGE, run
 
 SPLITS = {"train": 3200, "valid": 100, "test": 200}
 
 
 def command(name, *args, cwd, stdin=None):
-    plugin = () if name == "preprocess" else ("--user-dir", ROOT / "kron_plugin")
+    plugin = () if name == "preprocess" else ("--user-dir", PACKAGE)
     source = ("-s", "src", "-t", "tgt")
     cpu = () if name == "preprocess" else ("--cpu",)
     module = f"fairseq_cli.{name}"
