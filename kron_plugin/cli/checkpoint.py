@@ -29,6 +29,9 @@ def read(path: Path) -> Dict[str, Any]:
             f"{path}: its task is {task!r}, which the toolkit's own commands evaluate, such as"
             f" fairseq-generate; kron-eval knows {', '.join(TASKS)}"
         )
+    missing = [part for part in ("optimizer_history", "extra_state") if not state.get(part)]
+    if missing:
+        raise ValueError(f"{path}: not a whole checkpoint: it has no {' and no '.join(missing)}")
     return state
 
 

@@ -17,6 +17,8 @@ from .test_kron_data import archive
 STATE = {
     "cfg": {"model": {"_name": "kru"}, "task": {"_name": "adding"}},
     "model": {"cell.h0": torch.arange(4.0)},
+    "optimizer_history": [{"num_updates": 1}],
+    "extra_state": {"val_loss": None},
 }
 LOG = b"""2026-01-01 | INFO | a line of text
 {"loss": "1.5", "bits": "1.25", "num_updates": "3", "baseline": "2"}
@@ -56,6 +58,7 @@ ANYTHING = st.recursive(
 
 @fuzzed
 @given(ANYTHING | st.fixed_dictionaries({"cfg": ANYTHING, "model": ANYTHING}))
+@example({key: value for key, value in STATE.items() if key != "optimizer_history"})
 @example({"cfg": {"model": {"_name": []}, "task": {}}, "model": 1})
 @example({"cfg": [1], "model": 1})
 def test_checkpoints_that_hold_something_else(tmp_path, state):
