@@ -36,7 +36,7 @@ def run(*command, cwd, env=None, stdin=None):
 def server():
     """The process that commands are forked from (forked.py)."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "forked.py"],
+        [sys.executable, Path(__file__).with_name("forked.py")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
