@@ -11,7 +11,8 @@
 #   need_data FOLDER FILE SET   the folder to train from, one in $KRON_DATA that holds such a file
 #                           of a set that kron-data knows, or one made by the smoke profile
 #   train NAME ARGS…        fairseq-train with the plugin, into $out, with its log beside it
-#   report METRIC TITLE     evaluate the best checkpoint and draw the learning curve
+#   report METRIC TITLE     write down the run, scores of the best checkpoint and all, for
+#                           `kron-eval report`, and draw the learning curve
 #
 # Environment: KRON_RUNS, where runs are kept (default: runs/ in the checkout); KRON_DATA, where the
 # data sets lie (default: ../shared/data where it exists, else data/ in the checkout).
@@ -66,7 +67,13 @@ train() {
 }
 
 report() {
-    "$venv/bin/kron-eval" "$out/checkpoint_best.pt" --output "$out/result.json"
+    if [ -e "$out/result.json" ]; then  # it tells of the machine and the commit that trained
+        "$venv/bin/kron-eval" "$out/checkpoint_best.pt"
+    else
+        command=$(printf '%q ' bash "recipes/$recipe.sh" "$profile" "${options[@]}")
+        "$venv/bin/kron-eval" record "$out/checkpoint_best.pt" --log "$out/train.log" \
+            --command "${command% }" --output "$out/result.json"
+    fi
     "$venv/bin/kron-eval" curve "$out/train.log" --metric "$1" --title "$2" --output "$out/curve.png"
     printf '\ncheckpoint  %s\nlog         %s\nresult      %s\ncurve       %s\n' \
         "$out/checkpoint_best.pt" "$out/train.log" "$out/result.json" "$out/curve.png"

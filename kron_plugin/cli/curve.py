@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 from matplotlib.figure import Figure
 
@@ -37,19 +37,32 @@ def _is_number(value: object) -> bool:
     return True
 
 
+def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple[int, float]]]:
+    """The metric over the updates, each update once, by "training" and "validation".
+
+    Raises:
+        ValueError: the log has no such metric.
+    """
+    found = {}
+    for name, key, update in (
+        ("training", metric, "num_updates"),
+        ("validation", f"valid_{metric}", "valid_num_updates"),
+    ):
+        # A log repeats its lines in later epochs, and tells an update anew after a resumption.
+        values = {int(r[update]): r[key] for r in records if key in r and update in r}
+        found[name] = sorted(values.items())
+    if not any(found.values()):
+        raise ValueError(f"the log has no metric {metric!r}")
+    return found
+
+
 def draw(records: List[Dict[str, float]], metric: str, title: str, output: Path) -> None:
     """Write a PNG of the metric over the updates, in training and validation, and its baseline."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for key, update, style, label in (
-        (metric, "num_updates", "-", "training"),
-        (f"valid_{metric}", "valid_num_updates", "o-", "validation"),
-    ):
-        points = [(r[update], r[key]) for r in records if key in r and update in r]
+    for (name, points), style in zip(curves(records, metric).items(), ("-", "o-"), strict=True):
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
-    if not axes.lines:
-        raise ValueError(f"the log has no metric {metric!r}")
+            axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=4)
     baselines = [r[k] for r in records for k in ("baseline", "valid_baseline") if k in r]
     if baselines:  # the toolkit's own tasks have none
         label = f"trivial baseline {baselines[-1]:.4g}"

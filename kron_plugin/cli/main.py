@@ -1,6 +1,7 @@
 """`kron-eval CHECKPOINT …` scores a checkpoint; `kron-eval curve LOG …` draws a training log;
 `kron-eval sample CHECKPOINT …` lets a model of music or text go on; `kron-eval compress CHECKPOINT
-…` gives a trained LSTM or RNN Kronecker factors.
+…` gives a trained LSTM or RNN Kronecker factors; `kron-eval record CHECKPOINT …` writes down a run,
+`kron-eval report` tells of all that were.
 
 Only what a command needs is imported, when it is needed: the toolkit alone takes five seconds.
 """
@@ -34,8 +35,9 @@ def _evaluate(argv: List[str]) -> int:
         prog="kron-eval",
         description="Score a checkpoint on its task, the field's metric beside the trivial"
         " baseline. Also: `kron-eval curve --help`, which draws a training log, `kron-eval sample"
-        " --help`, which lets a model of music or text go on, and `kron-eval compress --help`,"
-        " which gives a trained LSTM or RNN Kronecker factors.",
+        " --help`, which lets a model of music or text go on, `kron-eval compress --help`, which"
+        " gives a trained LSTM or RNN Kronecker factors, `kron-eval record --help`, which writes"
+        " down a run, and `kron-eval report --help`, which tells of all that were.",
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of fairseq-train")
     parser.add_argument("--data", help="where the data lie (default: where training found them)")
@@ -144,12 +146,75 @@ def _compress(argv: List[str]) -> int:
     return 0
 
 
+def _record(argv: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kron-eval record",
+        description="Write down a training run that has just ended: command, commit, machine,"
+        " learning curve, and the scores of its checkpoint on validation and test.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of fairseq-train")
+    parser.add_argument("--log", type=Path, required=True, help="its log in JSON")
+    parser.add_argument("--command", required=True, help="what makes such a run again")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--data", help="where the data lie (default: where training found them)")
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    args = parser.parse_args(argv)
+
+    _check_output(args.output)
+
+    from .checkpoint import read, require_known_options
+
+    state = read(args.checkpoint)
+    require_known_options(args.checkpoint, state)
+
+    from ..files import finished
+    from .evaluate import table
+    from .record import as_text, record
+
+    run, test = record(args.checkpoint, state, args.log, args.command, args.data, args.cpu)
+    with finished(args.output) as unfinished:
+        unfinished.write_text(as_text(run), encoding="utf-8")
+    print(table(test))
+    return 0
+
+
+def _report(argv: List[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kron-eval report",
+        description="Tell of all recorded runs beside the published numbers, in tables and"
+        " pictures, which go beside the records.",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("recipes/results"),
+        help="folder of the records and of published.csv (default: recipes/results)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("RESULTS.md"), help="the text (default: RESULTS.md)"
+    )
+    args = parser.parse_args(argv)
+
+    _check_output(args.output)
+
+    from .report import report
+
+    report(args.results, args.output)
+    return 0
+
+
 def _check_output(path: Optional[Path]) -> None:
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"--output {path}: there is no folder {path.parent}")
 
 
-COMMANDS = {"compress": _compress, "curve": _curve, "sample": _sample}
+COMMANDS = {
+    "compress": _compress,
+    "curve": _curve,
+    "record": _record,
+    "report": _report,
+    "sample": _sample,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,43 @@
+"""Pictures of many runs, for the report."""
+
+from pathlib import Path
+from typing import Any, Dict, List
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..files import finished
+from .experiments import model_name, natural, recipe, setting_name
+
+
+def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
+    """Write a PNG of the learning curves in training and the trivial baseline.
+
+    Args:
+        settings: the runs of one task, by setting; those of a setting have one colour. What has the
+            same `setting_name` shares a panel.
+    """
+    titles = sorted({setting_name(runs[0]) for runs in settings}, key=natural)
+    figure = Figure(figsize=(4.2 * len(titles), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, title in zip(panels, titles, strict=True):
+        _draw_panel(axes, [runs for runs in settings if setting_name(runs[0]) == title])
+        axes.set_title(title)
+    with finished(output) as unfinished:
+        # Without the version of the library in the file, the same records give the same bytes.
+        figure.savefig(unfinished, dpi=100, format="png", metadata={"Software": None})
+
+
+def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
+    names = [model_name(runs[0]) for runs in settings]
+    for i, (name, runs) in enumerate(zip(names, settings, strict=True)):
+        label = name if names.count(name) == 1 else f"{name}, {recipe(runs[0])}"
+        for run in runs:
+            points = run["curve"]["training"]
+            axes.plot(*zip(*points, strict=True), color=f"C{i}", label=label, linewidth=1)
+            label = None  # one entry for all seeds
+    baseline = settings[0][0]["test"]["baseline"]
+    axes.axhline(baseline["value"], color="grey", linestyle="--", label="trivial baseline")
+    axes.set(xlabel="updates", ylabel=baseline["unit"], yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()

@@ -1,0 +1,144 @@
+"""One file a run: the command, the machine, the learning curve and the scores, for `kron-eval
+report` and for whoever asks how a number was made."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import fairseq
+import torch
+
+from .. import __version__
+from .curve import curves, read_log
+from .evaluate import evaluate
+
+POINTS = 200  # of a learning curve, at most
+SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
+SCORES = ("metrics", "baseline", "examples", "predictions")
+
+
+def record(
+    checkpoint: Path,
+    state: Dict[str, Any],
+    log: Path,
+    command: str,
+    data: Optional[str] = None,
+    cpu: bool = False,
+) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """The record of a run, and the result of `evaluate` on the test set that it holds.
+
+    The commit, the machine and the versions are those of this process: call it where and when the
+    training has just ended.
+
+    Args:
+        checkpoint, state: a checkpoint's path and its content.
+        log: what fairseq-train wrote with --log-format json --log-file.
+        command: what trains such a model again.
+        data: where the data lie, if not where training found them.
+
+    Raises:
+        ValueError, OSError: the log or the data cannot be used; the message says why.
+    """
+    entries = read_log(log)
+    scored = {
+        split: evaluate(checkpoint, state, data, split, cpu=cpu) for split in ("valid", "test")
+    }
+    test = scored["test"]
+    metric = test["metrics"][0]["name"]
+    try:
+        curve = {name: thinned(points) for name, points in curves(entries, metric).items()}
+    except ValueError as error:
+        raise ValueError(f"--log {log}: {error}") from error
+    model = {k: v for k, v in test.items() if k not in {*SCORES, "checkpoint", "updates", "split"}}
+    del model["sequences_per_second"]  # of a moment: the benchmarks measure speed
+    run = {
+        "command": command,
+        "seed": state["cfg"]["common"]["seed"],
+        "commit": commit(),
+        "machine": machine(cpu or state["cfg"]["common"]["cpu"]),
+        "versions": versions(),
+        **model,
+        "options": options(state["cfg"]),
+        "training": training(entries, log),
+        "curve": {"metric": metric, **curve},
+        "checkpoint_updates": test["updates"],
+        **{split: {key: scored[split][key] for key in SCORES} for split in scored},
+    }
+    return run, test
+
+
+def thinned(points: List[Tuple[int, float]]) -> List[Tuple[int, float]]:
+    """At most `POINTS` of these, evenly taken, the first and the last among them."""
+    if len(points) <= POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
+
+
+def training(entries: List[Dict[str, float]], log: Path) -> Dict[str, Any]:
+    """How far the training of a log went, in how many seconds, and whether it came to its end."""
+    # The toolkit's "wall" counts on when a training is resumed. In an epoch's own statistics every
+    # key has the prefix "train_", in the others "train_wall" is something else.
+    epochs = [e for e in entries if "train_num_updates" in e]
+    updates = [e["num_updates"] for e in entries if "num_updates" in e]
+    updates += [e["train_num_updates"] for e in epochs]
+    seconds = [e["wall"] for e in entries if "wall" in e]
+    seconds += [e["train_wall"] for e in epochs if "train_wall" in e]
+    return {
+        "updates": int(max(updates, default=0)),
+        "seconds": max(seconds, default=None),
+        "finished": "done training in" in log.read_text(encoding="utf-8"),
+    }
+
+
+def options(cfg: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """What a checkpoint's training was configured with, as far as it bears on the result."""
+    chosen = {
+        section: {k: v for k, v in cfg[section].items() if v is not None} for section in SECTIONS
+    }
+    chosen["dataset"] = {"batch_size": cfg["dataset"]["batch_size"]}
+    if "data" in chosen["task"]:  # the folder's name tells the data set, its place the machine
+        chosen["task"]["data"] = Path(chosen["task"]["data"]).name
+    return chosen
+
+
+def commit() -> Optional[str]:
+    """The commit that this package is checked out at, "-dirty" if changed since; None elsewhere."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        # A package installed below somebody's checkout is none of its files.
+        tracked = (*git, "ls-files", "--error-unmatch", Path(__file__).name)
+        subprocess.run(tracked, check=True, capture_output=True)
+        describe = (*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine(cpu: bool) -> Dict[str, Any]:
+    """The processor, its cores, and the GPU unless training left it alone."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].split(":", 1)[1].strip() if names else processor
+    gpu = None if cpu or not torch.cuda.is_available() else torch.cuda.get_device_name()
+    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def versions() -> Dict[str, str]:
+    """Of the plugin, and of what it runs on."""
+    return {
+        "kron_plugin": __version__,
+        "torch": torch.__version__,
+        "fairseq": fairseq.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def as_text(run: Dict[str, Any]) -> str:
+    """A record as JSON, one line a key."""
+    lines = (f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in run.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,0 +1,216 @@
+"""RESULTS.md: every recorded run beside the published numbers, from the records alone.
+
+The same records give the same bytes. A setting is what has one command but for the seed; its runs
+are told together, by their mean and their worst.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from os.path import relpath
+from pathlib import Path
+from typing import Any, Dict, List
+
+from tabulate import tabulate
+
+from ..files import finished
+from .experiments import (
+    EXPERIMENTS,
+    improvement,
+    model_name,
+    natural,
+    recipe,
+    setting_name,
+)
+from .pictures import draw_curves
+
+NEEDED = {
+    *("command", "seed", "machine", "task", "cell", "parameters", "recurrent_parameters"),
+    *("options", "training", "curve", "valid", "test"),
+}
+PUBLISHED = ["task", "setting", "model", "parameters", "test", "source", "url"]
+HEADERS = [
+    *("setting", "model", "parameters (recurrent)", "test", "validation", "trivial baseline"),
+    *("training", "machine", "run or source"),
+]
+INTRODUCTION = """\
+# Results
+
+Made by `kron-eval report` from the records of the runs in `{folder}`, one file a run, and the
+published numbers in `published.csv` there. Each row of ours tells the recipe that makes it and its
+records by seed. With several seeds the numbers are means, the worst in brackets; with one they are
+that one's. The checkpoint is the best on validation; the training includes what came after it.
+"""
+
+Run = Dict[str, Any]
+
+
+def report(folder: Path, output: Path) -> None:
+    """Write the text to `output`, and the pictures into the folder of the records.
+
+    Raises:
+        ValueError: the folder holds no records, or something else; the message names the file.
+    """
+    settings = by_setting(read_runs(folder))
+    published = read_published(folder / "published.csv")
+    parts = [INTRODUCTION.format(folder=_link(folder, output))]
+    for task, experiment in EXPERIMENTS.items():
+        ours = [runs for runs in settings if runs[0]["task"] == task]
+        others = [row for row in published if row["task"] == task]
+        if not ours:
+            continue
+        parts.append(f"## {experiment.title}\n")
+        parts.append(_table(ours, others, output))
+        if experiment.picture:
+            picture = folder / f"{task}.png"
+            draw_curves(ours, picture)
+            parts.append(f"![{experiment.title}: {experiment.picture}]({_link(picture, output)})\n")
+    parts.append("## Failed settings\n")
+    parts.append(_failures(settings, output))
+    with finished(output) as unfinished:
+        unfinished.write_text("\n".join(parts), encoding="utf-8")
+
+
+def read_runs(folder: Path) -> List[Run]:
+    """The records of a folder, each with its "path"."""
+    runs = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from error
+        missing = NEEDED - set(run)
+        if missing:
+            lacks = ", ".join(sorted(missing))
+            raise ValueError(f"{path}: lacks {lacks}; make it with kron-eval record")
+        if run["task"] not in EXPERIMENTS:
+            known = ", ".join(EXPERIMENTS)
+            raise ValueError(f"{path}: its task is {run['task']!r}; the report knows {known}")
+        runs.append({**run, "path": path})
+    if not runs:
+        raise ValueError(f"--results {folder}: no records there; make some with kron-eval record")
+    return runs
+
+
+def read_published(path: Path) -> List[Dict[str, str]]:
+    """The rows of published.csv, in its order."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames != PUBLISHED:
+            raise ValueError(f"{path}: its first line must be {','.join(PUBLISHED)}")
+        return list(rows)
+
+
+def by_setting(runs: List[Run]) -> List[List[Run]]:
+    """The runs that differ in their seed alone together, sorted by it.
+
+    Raises:
+        ValueError: runs of one command were trained with different options.
+    """
+    settings = defaultdict(list)
+    for run in runs:
+        settings[recipe(run)].append(run)
+    for same in settings.values():
+        same.sort(key=lambda run: (run["seed"], run["path"]))
+        _require_same_options(same)
+    return list(settings.values())
+
+
+def _require_same_options(runs: List[Run]) -> None:
+    """A recipe may have changed between two runs; options that one version lacks do not count."""
+    first = {}
+    for run in runs:
+        for section, options in run["options"].items():
+            for name, value in options.items():
+                expected = first.setdefault((section, name), value)
+                if value != expected:
+                    raise ValueError(
+                        f"{run['path']}: trained with {name}={value}, but {runs[0]['path']} with"
+                        f" {expected} by the same command; run both with one version of the recipe"
+                    )
+
+
+def _table(ours: List[List[Run]], others: List[Dict[str, str]], output: Path) -> str:
+    """Ours, then the others, setting by setting."""
+    rows = [_row(runs, output) for runs in ours]
+    for row in others:
+        source = f"[{row['source']}]({row['url']})"
+        cells = (row["setting"], row["model"], row["parameters"], row["test"])
+        rows.append([*cells, "", "", "published", "", source])
+    rows.sort(key=lambda row: natural(row[0]))
+    return tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def _row(runs: List[Run], output: Path) -> List[str]:
+    first = runs[0]
+    unit = first["test"]["metrics"][0]["unit"]
+    scores = [f"{_summary(runs, 'test', 0)} {unit}"]
+    for i, metric in enumerate(first["test"]["metrics"][1:], start=1):
+        scores.append(f"{_mean(runs, 'test', i):.4g} {metric['unit']}")
+    return [
+        setting_name(first),
+        model_name(first),
+        f"{first['parameters']:,} ({first['recurrent_parameters']:,})",
+        ", ".join(scores),
+        _summary(runs, "valid", 0),
+        f"{first['test']['baseline']['value']:.4g}",
+        _training(runs),
+        _machines(runs),
+        f"`{recipe(first)}`, {_seeds(runs, output)}",
+    ]
+
+
+def _mean(runs: List[Run], split: str, metric: int) -> float:
+    return sum(run[split]["metrics"][metric]["value"] for run in runs) / len(runs)
+
+
+def _summary(runs: List[Run], split: str, metric: int) -> str:
+    """One number, or the mean and the worst."""
+    mean = f"{_mean(runs, split, metric):.4g}"
+    if len(runs) == 1:
+        return mean
+    worst = min(runs, key=lambda run: improvement(run, split))
+    return f"{mean} (worst {worst[split]['metrics'][metric]['value']:.4g})"
+
+
+def _training(runs: List[Run]) -> str:
+    """Updates and mean time."""
+    updates = f"{max(run['training']['updates'] for run in runs):,} updates"
+    seconds = [run["training"]["seconds"] for run in runs]
+    return updates if None in seconds else f"{updates}, {_duration(sum(seconds) / len(seconds))}"
+
+
+def _machines(runs: List[Run]) -> str:
+    machines = [run["machine"] for run in runs]
+    names = {m["gpu"] or f"{m['processor']}, {m['cores']} cores" for m in machines}
+    return " and ".join(sorted(names))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _seeds(runs: List[Run], output: Path) -> str:
+    links = ", ".join(f"[{run['seed']}]({_link(run['path'], output)})" for run in runs)
+    return f"{'seed' if len(runs) == 1 else 'seeds'} {links}"
+
+
+def _failures(settings: List[List[Run]], output: Path) -> str:
+    """A line for each setting in which a run ended early or learned nothing."""
+    lines = []
+    for runs in settings:
+        for problem, failed in (
+            ("no better than the trivial baseline", [r for r in runs if not improvement(r) > 0.1]),
+            ("training ended early", [r for r in runs if not r["training"]["finished"]]),
+        ):
+            if failed:
+                name = f"{setting_name(runs[0])}, {model_name(runs[0])}, `{recipe(runs[0])}`"
+                share = f"{len(failed)} of {len(runs)} runs, {_seeds(failed, output)}"
+                lines.append(f"- {name}: {problem} in {share}.")
+    return "\n".join(lines or ["None of the recorded runs."]) + "\n"
+
+
+def _link(path: Path, output: Path) -> str:
+    return Path(relpath(path, output.parent)).as_posix()
