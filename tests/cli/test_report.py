@@ -1,0 +1,135 @@
+"""RESULTS.md holds what the committed records tell, and nothing else."""
+
+import json
+import shutil
+
+import pytest
+from matplotlib.testing.compare import compare_images
+
+from kron_plugin.cli.main import main
+
+from ..conftest import ROOT
+
+RESULTS = ROOT / "recipes" / "results"
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A copy of the committed records and published numbers, without the pictures."""
+    ignore = shutil.ignore_patterns("*.png")
+    return shutil.copytree(RESULTS, tmp_path / "recipes" / "results", ignore=ignore)
+
+
+@pytest.fixture
+def report(records):
+    """Make the report of the records; what it says, or the exit code."""
+
+    def call():
+        output = records.parent.parent / "RESULTS.md"
+        code = main(["report", "--results", str(records), "--output", str(output)])
+        return code or output.read_text(encoding="utf-8")
+
+    return call
+
+
+@pytest.fixture
+def add(records):
+    """Add a record: another's with changes, a function of its content."""
+
+    def call(name, change, other="adding_T200"):
+        run = json.loads((RESULTS / f"{other}.json").read_text())
+        change(run)
+        (records / f"{name}.json").write_text(json.dumps(run))
+
+    return call
+
+
+def rows(text, start):
+    """The table rows that start like this, as cells."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {start}")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_results_md_is_made_from_the_committed_records(report, records):
+    again = "; run kron-eval report"
+    text = report()
+    assert text == (ROOT / "RESULTS.md").read_text(encoding="utf-8"), again
+    pictures = {path.name: path.read_bytes() for path in records.glob("*.png")}
+    assert set(pictures) == {path.name for path in RESULTS.glob("*.png")}
+    for name in pictures:  # libraries of another version may draw a little differently
+        assert compare_images(RESULTS / name, records / name, tol=5) is None, again
+    assert report() == text
+    assert pictures == {path.name: path.read_bytes() for path in records.glob("*.png")}
+
+
+def test_seeds_are_told_together_by_mean_and_worst(report, add):
+    def second(run):
+        run["command"] += " --seed 2"
+        run["seed"] = 2
+        run["test"]["metrics"][0]["value"] = 0.001
+        run["training"]["seconds"] = 361.0
+        run["options"]["model"]["of_a_later_version"] = 1
+
+    add("adding_T200_seed2", second)
+    (row,) = rows(report(), "adding, T = 200 ")
+    assert row[3] == "0.0008032 (worst 0.001) mean squared error"
+    assert row[6] == "12,000 updates, 6 min"
+    assert row[8] == (
+        "`adding.sh quick`, seeds [1](recipes/results/adding_T200.json),"
+        " [2](recipes/results/adding_T200_seed2.json)"
+    )
+
+
+def test_more_is_better_for_accuracy_alone(report, add):
+    def second(run):
+        run["seed"] = 2
+        run["test"]["metrics"][0]["value"] = 93.0
+
+    add("seed2", second, "pixel_mnist_2_epochs")
+    row = rows(report(), "permuted pixel MNIST")[0]
+    assert row[3].startswith("92.48 (worst 91.96) %, ")
+
+
+def test_failed_settings_are_told(report, add):
+    def stuck(run):
+        run["command"] += " --steps 750"
+        run["options"]["task"]["steps"] = 750
+        run["options"]["model"].update(unitary="hard", num_layers=2)
+        run["factors"] = "16,32 complex"
+        run["test"]["metrics"][0]["value"] = 0.16
+        run["training"].update(finished=False, seconds=None)
+
+    add("stuck", stuck)
+    text = report()
+    name = "adding, T = 750, hard-unitary KRU(512, 2 layers, factors 16,32)"
+    command = "`adding.sh quick --steps 750`"
+    seed = "1 of 1 runs, seed [1](recipes/results/stuck.json)"
+    problems = ("no better than the trivial baseline", "training ended early")
+    failed = text.split("## Failed settings\n\n")[1].splitlines()
+    assert failed == [f"- {name}, {command}: {problem} in {seed}." for problem in problems]
+    assert [row[0] for row in rows(text, "adding")][:3] == [
+        *("adding, T = 200", "adding, T = 600", "adding, T = 600")
+    ]
+    assert rows(text, "adding, T = 750")[0][6] == "12,000 updates"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.pop("curve"), "odd.json: lacks curve; make it with kron-eval record"),
+        (lambda run: run.update(task="chess"), "odd.json: its task is 'chess'"),
+        (
+            lambda run: run["options"]["optimization"].update(clip_norm=5.0),
+            "odd.json: trained with clip_norm=5.0, but",
+        ),
+    ],
+)
+def test_odd_records_are_named(report, add, capsys, change, message):
+    add("odd", change)
+    assert report() == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_records_is_named(tmp_path, capsys):
+    assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path / "R.md")]) == 2
+    assert f"--results {tmp_path}: no records there" in capsys.readouterr().err
