@@ -14,19 +14,12 @@ from typing import Any, Dict, List
 from tabulate import tabulate
 
 from ..files import finished
-from .experiments import (
-    EXPERIMENTS,
-    improvement,
-    model_name,
-    natural,
-    recipe,
-    setting_name,
-)
+from .experiments import EXPERIMENTS, improvement, model_name, natural, recipe, setting_name
 from .pictures import draw_curves
 
 NEEDED = {
-    *("command", "seed", "machine", "task", "cell", "parameters", "recurrent_parameters"),
-    *("options", "training", "curve", "valid", "test"),
+    *("command", "seed", "commit", "machine", "versions", "task", "cell", "parameters"),
+    *("recurrent_parameters", "options", "training", "curve", "valid", "test"),
 }
 PUBLISHED = ["task", "setting", "model", "parameters", "test", "source", "url"]
 HEADERS = [
@@ -51,11 +44,15 @@ def report(folder: Path, output: Path) -> None:
     Raises:
         ValueError: the folder holds no records, or something else; the message names the file.
     """
-    settings = by_setting(read_runs(folder))
+    runs = read_runs(folder)
+    settings = by_setting(runs)
     published = read_published(folder / "published.csv")
     parts = [INTRODUCTION.format(folder=_link(folder, output))]
+    unknown = sum(run["commit"] is None for run in runs)
+    if unknown:
+        parts.append(f"{unknown} of the {len(runs)} records do not know their commit (`null`).\n")
     for task, experiment in EXPERIMENTS.items():
-        ours = [runs for runs in settings if runs[0]["task"] == task]
+        ours = [same for same in settings if same[0]["task"] == task]
         others = [row for row in published if row["task"] == task]
         if not ours:
             continue
