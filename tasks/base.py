@@ -5,6 +5,8 @@ that the criterion logs into the field's metrics (`metrics`). The training log a
 go through the same three.
 """
 
+import os
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
@@ -68,16 +70,53 @@ class SequenceTask(FairseqTask):
         )
         return super().build_criterion(cfg, from_checkpoint)
 
+    def begin_epoch(self, epoch: int, model) -> None:
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        require(
+            started == 1 or torch.distributed.is_initialized(),
+            f"$WORLD_SIZE={started}: as many processes were started, and each would train a model"
+            " of its own; start them by recipes/distributed.sh, or with --distributed-world-size"
+            f" {started} --distributed-init-method env:// --distributed-no-spawn"
+            " --distributed-rank $RANK",
+        )
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        is_filler = sample.get("is_filler", False)
+        result = super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad or is_filler
+        )
+        return _uncounted(*result) if is_filler else result
+
+    def valid_step(self, sample, model, criterion):
+        result = super().valid_step(sample, model, criterion)
+        return _uncounted(*result) if sample.get("is_filler", False) else result
+
     def reduce_metrics(self, logging_outputs, criterion) -> None:
+        """Log the metrics of all batches together, which are no means of those of each."""
         super().reduce_metrics(logging_outputs, criterion)
-        sums = add_up(logging_outputs)
-        for metric in self.metrics(sums):
-            fairseq_metrics.log_scalar(metric.name, metric.value, sums["sample_size"])
-        baseline = self.baseline(sums)
-        fairseq_metrics.log_scalar("baseline", baseline.value, sums["sample_size"])
+        for key, value in add_up(logging_outputs).items():
+            fairseq_metrics.log_scalar_sum(f"_{key}", value)
+        names = [metric.name for metric in self.metrics(defaultdict(float))]
+        for i, name in enumerate(names):
+            fairseq_metrics.log_derived(
+                name, lambda meters, i=i: self.metrics(_sums_in(meters))[i].value
+            )
+        fairseq_metrics.log_derived(
+            "baseline", lambda meters: self.baseline(_sums_in(meters)).value
+        )
 
     def max_positions(self) -> None:
         return None
+
+
+def _uncounted(loss: Tensor, count: int, log: Dict) -> Tuple[Tensor, int, Dict]:
+    """A step's result as it would be of no examples."""
+    return loss * 0, 0, dict.fromkeys(log, 0)
+
+
+def _sums_in(meters) -> Dict[str, float]:
+    """The sums that `reduce_metrics` has logged."""
+    return {key[1:]: meter.sum for key, meter in meters.items() if key.startswith("_")}
 
 
 def add_up(logging_outputs: List[Dict[str, float]]) -> Dict[str, float]:
@@ -101,6 +140,17 @@ class SequenceDataset(FairseqDataset):
     def ordered_indices(self) -> np.ndarray:
         # fairseq seeds numpy with its own seed plus the epoch around this call.
         return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+
+    def collate(self, samples: List[Dict]) -> Dict:
+        """A batch of these examples, at least one."""
+        raise NotImplementedError
+
+    def collater(self, samples: List[Dict]) -> Dict:
+        """A batch; of no examples, for a worker that has none left, one that does not count.
+
+        Where it is the second of an update the toolkit would forget the first, if left to itself.
+        """
+        return self.collate(samples) if samples else {**self.collate([self[0]]), "is_filler": True}
 
     def num_tokens(self, index: int) -> int:
         return self.size(index)
@@ -142,8 +192,6 @@ def require_split(split: str) -> None:
 
 def stack(samples: List[Dict]) -> Dict:
     """A batch of examples of one length; each has an id, a source and a target."""
-    if not samples:
-        return {}
     source = torch.stack([s["source"] for s in samples])
     return {
         "id": torch.tensor([s["id"] for s in samples]),
@@ -206,5 +254,5 @@ class GeneratedDataset(SequenceDataset):
         source, target = self.make(np.random.default_rng(seed))
         return {"id": index, "source": torch.from_numpy(source), "target": torch.from_numpy(target)}
 
-    def collater(self, samples: List[Dict]) -> Dict:
+    def collate(self, samples: List[Dict]) -> Dict:
         return stack(samples)

@@ -69,6 +69,7 @@ class CharLMTask(SequenceTask):
         counts = torch.bincount(self._tokens("train"), minlength=size) + 1.0
         self.piece_nll = -torch.log(counts / counts.sum())
         self.carried: Dict[str, Any] = {}
+        self.gathered: Any = None
 
     def _tokens(self, split: str) -> Tensor:
         return torch.tensor(self.tokenizer.encode(self.texts[split]))
@@ -76,21 +77,22 @@ class CharLMTask(SequenceTask):
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
         require_split(split)
         tokens, end_of_line = self._tokens(split), self.tokenizer.piece_to_id("\n")
+        workers = distributed.get_data_parallel_world_size()
+        rank = distributed.get_data_parallel_rank() if workers > 1 else 0
         if split == "train":
             require(bool(self.cfg.batch_size), "--batch-size: char_lm needs the number of streams")
             rows, window = self.cfg.batch_size, self.cfg.tokens_per_sample
-            workers = distributed.get_data_parallel_world_size()
-            rank = distributed.get_data_parallel_rank() if workers > 1 else 0
+            streams, own = rows * workers, slice(rank * rows, (rank + 1) * rows)
         else:
-            rows, window, workers, rank = 1, EVAL_WINDOW, 1, 0
+            rows, window, streams, own = 1, EVAL_WINDOW, 1, slice(0, 1)
         require(
-            len(tokens) >= rows * workers,
+            len(tokens) >= streams,
             f"--batch-size={rows}: more streams than the {len(tokens)} symbols of {split}.txt",
         )
-        own = slice(rank * rows, (rank + 1) * rows)
-        self.datasets[split] = StreamDataset(
-            tokens, end_of_line, split, rows * workers, window, own
-        )
+        dataset = StreamDataset(tokens, end_of_line, split, streams, window, own)
+        if split != "train" and rank > 0:
+            dataset.target.fill_(IGNORED)  # every worker reads the text, the first one counts
+        self.datasets[split] = dataset
 
     def get_batch_iterator(self, dataset, epoch: int = 1, num_workers: int = 0, **kwargs):
         """The windows in their order: an item of the dataset is a batch already."""
@@ -114,6 +116,12 @@ class CharLMTask(SequenceTask):
     def _carry(self, sample: Dict) -> None:
         """Start the window where the one before it ended, and the first one afresh."""
         state = None if sample["is_first"] else self.carried.get(sample["split"])
+        require(
+            state is not None or sample["is_first"],
+            "--batch-size, --tokens-per-sample: the checkpoint is from amid an epoch, with other"
+            " streams or windows or on another number of workers; keep these as they were, or begin"
+            " an epoch with --reset-dataloader",
+        )
         sample["net_input"]["state"] = _map(
             state, lambda t: t.to(sample["target"].device, non_blocking=True)
         )
@@ -140,13 +148,35 @@ class CharLMTask(SequenceTask):
         value = sums["baseline_sum"] / log(2) / max(sums["characters"], 1)
         return Metric("bpc", value, "bits per character")
 
-    def state_dict(self) -> Dict[str, Any]:
-        """The carried training state, so that a run resumed amid an epoch goes on exactly."""
-        return {"carried": _map(self.carried.get("train"), Tensor.cpu)}
+    def gather_states(self) -> None:
+        """Before a checkpoint is written: bring the streams of all workers together."""
+        state = _map(self.carried.get("train"), Tensor.cpu)
+        parts = [state]
+        workers = distributed.get_data_parallel_world_size()
+        if workers > 1:
+            parts = [None] * workers
+            torch.distributed.all_gather_object(parts, state)
+        if isinstance(state, tuple):
+            state = tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        elif state is not None:
+            state = torch.cat(parts, dim=1)
+        self.gathered = state
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        if state_dict.get("carried") is not None:
-            self.carried["train"] = state_dict["carried"]
+    def get_checkpoint_dict(self) -> Dict[str, Any]:
+        """The carried training state, so that a run resumed amid an epoch goes on exactly."""
+        window = self.cfg.tokens_per_sample
+        return {type(self).__name__: {"tokens_per_sample": window, "carried": self.gathered}}
+
+    def set_checkpoint_dict(self, state: Dict[str, Any]) -> None:
+        """This worker's rows of the carried state, if it was carried over the same windows."""
+        dataset, carried = self.dataset("train"), state["carried"]
+        first = carried[0] if isinstance(carried, tuple) else carried
+        fits = (
+            first is not None
+            and first.shape[1] == dataset.streams
+            and state["tokens_per_sample"] == dataset.window
+        )
+        self.carried["train"] = _map(carried, lambda t: t[:, dataset.rows]) if fits else None
 
 
 def _map(state: Any, function) -> Any:
@@ -173,7 +203,7 @@ class StreamDataset(SequenceDataset):
         rows: slice,
     ) -> None:
         super().__init__(shuffle=False)
-        self.split, self.window = split, window
+        self.split, self.streams, self.window, self.rows = split, streams, window, rows
         self.steps = ceil(len(tokens) / streams)
         missing = self.steps * streams - len(tokens)
         before = torch.cat([tokens.new_tensor([end_of_line]), tokens[:-1]])
@@ -194,12 +224,12 @@ class StreamDataset(SequenceDataset):
             "is_first": index == 0,
             "net_input": {"src_tokens": self.source[:, steps].contiguous()},
             "target": target.contiguous(),
-            "nsentences": len(target),
+            "nsentences": int((target != IGNORED).any(1).sum()),
             "ntokens": int((target != IGNORED).sum()),
         }
 
     def batch_by_size(self, indices, *args, **kwargs) -> List[List[int]]:
         return [[int(i)] for i in indices]
 
-    def collater(self, samples: List[Dict]) -> Dict:
-        return samples[0] if samples else {}
+    def collate(self, samples: List[Dict]) -> Dict:
+        return samples[0]

@@ -117,9 +117,7 @@ class MusicDataset(SequenceDataset):
     def __getitem__(self, index: int) -> Dict:
         return {"id": index, "roll": torch.from_numpy(self.rolls[index]).float()}
 
-    def collater(self, samples: List[Dict]) -> Dict:
-        if not samples:
-            return {}
+    def collate(self, samples: List[Dict]) -> Dict:
         lengths = torch.tensor([len(s["roll"]) - 1 for s in samples])
         roll = pad_sequence([s["roll"] for s in samples], batch_first=True)
         return {

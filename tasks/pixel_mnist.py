@@ -111,5 +111,5 @@ class PixelDataset(SequenceDataset):
         source = self.images[index].float().div(255).unsqueeze(-1)
         return {"id": index, "source": source, "target": self.labels[index].long()}
 
-    def collater(self, samples: List[Dict]) -> Dict:
+    def collate(self, samples: List[Dict]) -> Dict:
         return stack(samples)

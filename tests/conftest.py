@@ -80,6 +80,66 @@ def train(forked, tmp_path):
     return call
 
 
+@pytest.fixture(scope="session")
+def toolkit():
+    """Answers requests to `forked_train.py`."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("forked_train.py")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "KRON_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def call(workers):
+        print(json.dumps(workers), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    yield call
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+@pytest.fixture
+def forked_train(toolkit, tmp_path):
+    """Run fairseq-train into a folder, on as many workers as asked; returns the folder.
+
+    `kill` is the name of a function and the number of its call that the run does not survive.
+    """
+
+    def call(name, *args, workers=1, kill=None, expect=0):
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        (out / "meeting").unlink(missing_ok=True)
+        args = [
+            *(*args, "--user-dir", ROOT / "kron_plugin", "--cpu", "--save-dir", out, "--seed", 1),
+            *("--num-workers", 0, "--no-epoch-checkpoints", "--log-format", "json"),
+            *("--log-file", out / "train.log"),
+        ]
+        if workers > 1:
+            args += [
+                *("--distributed-world-size", workers, "--distributed-no-spawn"),
+                *("--distributed-init-method", f"file://{out / 'meeting'}"),
+                *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
+                "--load-checkpoint-on-all-dp-ranks",
+            ]
+        statuses = toolkit(
+            [
+                {
+                    "args": [str(a) for a in [*args, "--distributed-rank", rank]],
+                    "log": str(out / f"output_{rank}"),
+                    "kill": kill,
+                }
+                for rank in range(workers)
+            ]
+        )
+        output = (out / "output_0").read_text()
+        assert statuses == [-9 if kill else expect] * workers, output[-3000:]
+        return out
+
+    return call
+
+
 @pytest.fixture
 def kron_eval(forked):
     """Run kron-eval from another folder; returns the finished process."""
