@@ -21,7 +21,7 @@ def is_damaged(path: Path) -> bool:
     Such a file is a zip archive, with its table of contents at the end and checksums.
     """
     with open(path, "rb") as file:
-        if file.read(2) not in (b"PK", b""):
+        if not b"PK".startswith(file.read(2)):
             return False
     try:
         with zipfile.ZipFile(path) as archive:

@@ -84,7 +84,7 @@ def train(forked, tmp_path):
 def toolkit():
     """Answers requests to `forked_train.py`."""
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("forked_train.py")],
+        [sys.executable, ROOT / "tests" / "forked_train.py", ROOT / "kron_plugin"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "KRON_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

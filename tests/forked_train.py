@@ -12,12 +12,14 @@ import os
 import pkgutil
 import signal
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what imports and runs say is no answer
 
 import torch  # noqa: E402
+from fairseq.utils import import_user_module  # noqa: E402
 from fairseq_cli.train import cli_main  # noqa: E402
 
 SECONDS = 100  # after which a run that hangs ends
@@ -85,6 +87,7 @@ def fork(worker):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    import_user_module(Namespace(user_dir=sys.argv[1]))
     for line in sys.stdin:
         pids = [fork(worker) for worker in json.loads(line)]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

@@ -1,17 +1,21 @@
 """A run that was killed and started again ends as the run that was never stopped, bit for bit."""
 
+import os
 import shutil
 import sys
 
 import pytest
 import torch
 
+from kron_plugin.resume import is_damaged, latest_whole
+
 from .conftest import ROOT, run
 
-SIZES = ("--hidden-size", 8, "--batch-size", 4)
+SIZES = ("--hidden-size", 8, "--batch-size", 4, "--batch-size-valid", 1050)
+EXAMPLES = ("--train-examples", 22, "--eval-examples", 5)
 TASKS = {
-    "copy_memory": ("--delay", 3, "--copy-length", 2, "--train-examples", 22, "--arch", "kru"),
-    "adding": ("--steps", 6, "--train-examples", 22, "--arch", "kru"),
+    "copy_memory": ("--delay", 3, "--copy-length", 2, *EXAMPLES, "--arch", "kru"),
+    "adding": ("--steps", 6, *EXAMPLES, "--arch", "kru"),
     "pixel_mnist": ("--unverified", "--valid-images", 1028, "--arch", "kru"),
     "music": ("--arch", "kru"),
     "char_lm": ("--tokens-per-sample", 8, "--arch", "kru_lm"),
@@ -59,3 +63,81 @@ def test_killed_amid_an_epoch(task, forked_train, tmp_path):
     killed = load(tmp_path / "killed")
     assert killed["extra_state"]["train_iterator"]["iterations_in_epoch"] == 2
     assert_same_end(forked_train("killed", *args), straight)
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "damaged"),
+    [
+        ("torch.save", 2, None),
+        ("shutil.copyfile", 2, "checkpoint_last.pt"),
+        ("shutil.copyfile", 3, "checkpoint_best.pt"),
+        ("shutil.copyfile", 4, "checkpoint_last.pt"),
+    ],
+)
+def test_killed_while_a_checkpoint_is_written(function, number, damaged, straight, forked_train):
+    args, expected = straight
+    killed = forked_train("killed", *args, kill=(function, number))
+    assert [p.name for p in killed.glob("*.pt") if is_damaged(p)] == ([damaged] if damaged else [])
+    assert_same_end(forked_train("killed", *args), expected)
+    said = "checkpoint_last.pt is damaged; going on from checkpoint_"
+    assert (said in (killed / "output_0").read_text()) == (damaged == "checkpoint_last.pt")
+
+
+@pytest.fixture
+def straight(forked_train, tmp_path):
+    """A command and the folder of its run that was never stopped."""
+    args = command("char_lm", tmp_path)
+    return args, forked_train("straight", *args)
+
+
+def test_killed_on_two_workers(straight, forked_train):
+    args, _ = straight
+    expected = forked_train("two", *args, workers=2)
+    forked_train("killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 4))
+    assert_same_end(forked_train("killed", *args, workers=2), expected)
+
+
+@pytest.mark.parametrize("change", [("--batch-size", 2), ("--tokens-per-sample", 9)])
+def test_other_streams_amid_an_epoch_are_refused(change, straight, forked_train, tmp_path):
+    args, expected = straight
+    shutil.copytree(expected, tmp_path / "killed")
+    assert load(tmp_path / "killed")["extra_state"]["train_iterator"]["iterations_in_epoch"]
+    out = forked_train("killed", *args, *change, "--max-update", 12, expect=1)
+    last = (out / "output_0").read_text().splitlines()[-1]
+    assert last.startswith("fairseq-train: --batch-size, --tokens-per-sample: the checkpoint is")
+    forked_train("killed", *args, *change, "--max-update", 12, "--reset-dataloader")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "checkpoint_last.pt"
+    torch.save({"weight": torch.arange(1000.0)}, path)
+    return path
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 100, 2000, -1])
+def test_truncated_checkpoints_are_damaged(length, checkpoint):
+    assert not is_damaged(checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:length])
+    assert is_damaged(checkpoint)
+
+
+def test_altered_checkpoints_are_damaged(checkpoint):
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    assert is_damaged(checkpoint)
+
+
+def test_the_latest_whole_checkpoint_is_taken(checkpoint, caplog):
+    assert latest_whole(checkpoint) == checkpoint
+    assert latest_whole(checkpoint.with_name("absent.pt")).name == "absent.pt"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:100])
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: damaged, and no whole checkpoint"):
+        latest_whole(checkpoint)
+    for age, name in enumerate(["checkpoint_1_6.pt", "checkpoint_1_4.pt", "checkpoint_1_2.pt"]):
+        checkpoint.with_name(name).write_bytes(content[: 100 if age == 0 else None])
+        os.utime(checkpoint.with_name(name), (1000 - age, 1000 - age))
+    assert latest_whole(checkpoint).name == "checkpoint_1_4.pt"
+    assert "checkpoint_last.pt is damaged; going on from checkpoint_1_4.pt" in caplog.text

@@ -1,0 +1,75 @@
+"""Several processes train one model, the same as one process on the same examples."""
+
+import json
+
+import pytest
+import torch
+
+from kron_plugin import register
+
+from .test_resume import command
+
+register()
+
+from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
+
+WAYS = {
+    "one batch": (1, "--batch-size", 6),
+    "accumulated": (1, "--batch-size", 2, "--update-freq", 3),
+    "two workers": (2, "--batch-size", 3),
+    # Batches 0 and 2 on one worker; batch 1, then none on the other.
+    "two workers, accumulated": (2, "--batch-size", 2, "--update-freq", 2),
+}
+
+
+def numbers(out, tag):
+    """What a run's log says last of "train" or "valid", as numbers."""
+    lines = (out / "train.log").read_text().splitlines()
+    (*_, last) = [json.loads(line) for line in lines if f'"{tag}_loss"' in line]
+    return {key.removeprefix(f"{tag}_"): float(value) for key, value in last.items()}
+
+
+def test_every_way_to_take_the_same_examples_is_the_same(forked_train):
+    """Parameters after five updates, with a penalty that weighs much; and the metrics."""
+    outs = {}
+    for way, (workers, *sizes) in WAYS.items():
+        outs[way] = forked_train(
+            *(way, "--task", "copy_memory", "--delay", 3, "--copy-length", 2, "--arch", "kru"),
+            *("--hidden-size", 8, "--train-examples", 6, "--eval-examples", 5, *sizes),
+            *("--criterion", "soft_unitary", "--unitary-penalty", 2, "--max-epoch", 5),
+            *("--optimizer", "nag", "--lr", 0.05, "--batch-size-valid", 2),
+            workers=workers,
+        )
+    expected = torch.load(outs["one batch"] / "checkpoint_last.pt", weights_only=True)["model"]
+    for out in outs.values():
+        have = torch.load(out / "checkpoint_last.pt", weights_only=True)["model"]
+        torch.testing.assert_close(have, expected, rtol=1e-5, atol=1e-6)
+        for tag in ("train", "valid"):
+            want = numbers(outs["one batch"], tag)
+            found = numbers(out, tag)
+            for name in ("loss", "penalty", "bits", "recall", "baseline"):
+                assert found[name] == pytest.approx(want[name], rel=1e-4), (tag, name)
+
+
+@pytest.mark.parametrize("task", ["adding", "pixel_mnist", "music", "char_lm"])
+def test_metrics_count_every_example_once(task, forked_train, tmp_path):
+    """On one worker and on two, in batches that do not come out even, with a model that stays."""
+    args = (*command(task, tmp_path), "--max-update", 1, "--lr", 1e-12, "--unitary-penalty", 0)
+    batches = ("--batch-size-valid", 3 if task in ("adding", "music") else 10)
+    one = numbers(forked_train("one", *args), "valid")
+    two = numbers(forked_train("two", *args, *batches, workers=2), "valid")
+    timings = ("wps", "wpb", "bsz", "wall", "num_updates")
+    names = [name for name in one if name not in timings and name in two]
+    assert len(names) >= 5
+    for name in names:
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    if task == "char_lm":
+        assert two["wpb"] == one["wpb"]
+
+
+def test_processes_that_would_train_models_of_their_own_are_refused(monkeypatch):
+    task = CopyMemoryTask(CopyMemoryConfig())
+    task.begin_epoch(1, None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"\$WORLD_SIZE=2: .* recipes/distributed\.sh"):
+        task.begin_epoch(1, None)
