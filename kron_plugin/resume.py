@@ -49,7 +49,7 @@ def latest_whole(path: Path) -> Path:
 
 
 def make_exact() -> None:
-    """Have the toolkit's trainer save and load so that a run resumes exactly; harmless to repeat."""
+    """Have the toolkit save and load so that a run resumes exactly; harmless to repeat."""
     from fairseq import checkpoint_utils
     from fairseq.trainer import Trainer
 
