@@ -8,6 +8,7 @@ only the first of several workers saves, from which the others' states would be 
 import logging
 import zipfile
 from functools import wraps
+from math import inf
 from pathlib import Path
 
 from torch import distributed
@@ -71,6 +72,10 @@ def make_exact() -> None:
             path = latest_whole(path)
         extra_state = load(trainer, str(path), *args, **kwargs)
         _agree(trainer, path)
+        if trainer.get_num_updates() >= (trainer.cfg.optimization.max_update or inf):
+            # The toolkit would find out only after one more.
+            logger.info("%s: --max-update is reached, nothing is left to train", path)
+            raise SystemExit
         return extra_state
 
     checkpoint_utils.save_checkpoint, Trainer.load_checkpoint = save_all, load_whole

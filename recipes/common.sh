@@ -48,29 +48,36 @@ or set KRON_DATA to the folder that holds '$1'"
     fi
 }
 
+# distributed.sh brings one of its own.
+declare -F launch > /dev/null || launch() { "$venv/bin/fairseq-train" "$@"; }
+
 train() {
     # A folder for each set of options: the toolkit would go on from the checkpoint of another.
     out=$runs/${1}_$profile
     if [ ${#options[@]} -gt 0 ]; then
         out+=$(printf '_%s' "${options[@]}" | tr -c 'A-Za-z0-9._-' _)
     fi
+    out+=${KRON_WORKERS:+_on_${KRON_WORKERS}_workers}
     if [ -e "$out/result.json" ]; then
         printf '%s: trained already; remove %s to train anew\n' "$recipe" "$out"
         return
     fi
     mkdir -p "$out"
     # Without the multiple of 1 the toolkit drops the rest of an epoch.
-    "$venv/bin/fairseq-train" "${@:2}" \
+    launch "${@:2}" \
         --user-dir kron_plugin --save-dir "$out" --seed 1 \
         --required-batch-size-multiple 1 --num-workers 0 --no-epoch-checkpoints \
         --log-format json --log-file "$out/train.log" "${options[@]}"
 }
 
 report() {
+    [ "${KRON_NODE:-0}" = 0 ] || return 0
+    local script=("recipes/$recipe.sh")
+    [ -z "${KRON_PROCESSES:-}" ] || script=(recipes/distributed.sh "$KRON_PROCESSES" "$recipe")
     if [ -e "$out/result.json" ]; then  # it tells of the machine and the commit that trained
         "$venv/bin/kron-eval" "$out/checkpoint_best.pt"
     else
-        command=$(printf '%q ' bash "recipes/$recipe.sh" "$profile" "${options[@]}")
+        command=$(printf '%q ' bash "${script[@]}" "$profile" "${options[@]}")
         "$venv/bin/kron-eval" record "$out/checkpoint_best.pt" --log "$out/train.log" \
             --command "${command% }" --output "$out/result.json"
     fi

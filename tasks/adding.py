@@ -53,7 +53,7 @@ class AddingTask(SequenceTask):
         return source, source[marked, 0].sum(keepdims=True)
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
-        target = sample["target"]
+        target = sample["target"].float()
         total = F.mse_loss(output.float(), target, reduction="sum")
         sums = {
             "squared_error": float(total.detach()),

@@ -66,7 +66,7 @@ class MusicTask(SequenceTask):
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         valid = sample["valid"]
-        logits, target = output[valid].float(), sample["target"][valid]
+        logits, target = output[valid].float(), sample["target"][valid].float()
         total = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
         guess = self.key_probability.to(target).expand_as(target)
         said, sounds = logits > 0, target > 0

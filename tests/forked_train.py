@@ -1,8 +1,10 @@
-"""fairseq-train without its five seconds of start-up: forked from a process that has imported it.
+"""The toolkit's commands without their five seconds of start-up: forked from a process that has
+imported it all.
 
-A JSON line of standard input starts one run: a list of workers, each with `args`, `log` and, to be
-killed, `kill`: the name of a function and which of its calls is not survived. A JSON line of
-standard output answers with the workers' exit statuses, negative for a signal.
+A JSON line of standard input starts one run: a list of workers, each with `args`, `log`, the
+`command` if not fairseq-train and, to be killed, `kill`: the name of a function and which of its
+calls is not survived. A JSON line of standard output answers with the workers' exit statuses,
+negative for a signal.
 """
 
 import io
@@ -18,9 +20,9 @@ from pathlib import Path
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what imports and runs say is no answer
 
+import fairseq_cli.train  # noqa: E402, F401
 import torch  # noqa: E402
 from fairseq.utils import import_user_module  # noqa: E402
-from fairseq_cli.train import cli_main  # noqa: E402
 
 SECONDS = 100  # after which a run that hangs ends
 
@@ -56,7 +58,7 @@ def kill_in(name, number):
     setattr(owner, attribute, call)
 
 
-def work(args, log, kill=None):
+def work(args, log, command="fairseq_cli.train:cli_main", kill=None):
     """The life of a worker; does not return."""
     signal.alarm(SECONDS)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -64,10 +66,10 @@ def work(args, log, kill=None):
     os.dup2(output, 2)
     if kill:
         kill_in(*kill)
-    sys.argv = ["fairseq-train", *args]
+    sys.argv = [f"fairseq-{command[12:].split(':')[0].replace('_', '-')}", *args]
     status = 0
     try:
-        cli_main()
+        pkgutil.resolve_name(command)()
     except SystemExit as end:
         status = int(bool(end.code))
     except BaseException:

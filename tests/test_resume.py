@@ -93,8 +93,16 @@ def straight(forked_train, tmp_path):
 def test_killed_on_two_workers(straight, forked_train):
     args, _ = straight
     expected = forked_train("two", *args, workers=2)
-    forked_train("killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 4))
+    forked_train("killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 3))
     assert_same_end(forked_train("killed", *args, workers=2), expected)
+
+
+def test_a_finished_run_stays_as_it_is(straight, forked_train):
+    args, out = straight
+    before = (out / "checkpoint_last.pt").stat()
+    assert forked_train("straight", *args) == out
+    assert (out / "checkpoint_last.pt").stat() == before
+    assert "--max-update is reached" in (out / "output_0").read_text()
 
 
 @pytest.mark.parametrize("change", [("--batch-size", 2), ("--tokens-per-sample", 9)])

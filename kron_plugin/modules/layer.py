@@ -99,13 +99,9 @@ class KronLayer(nn.Module):
 
     def _trained(self) -> List[Tensor]:
         """The parameters as matrices (P_f, Q_f), complex if the layer is; views where possible."""
-        if not self.complex:
-            return list(self.factors)
-        # Half-precision complex numbers lack most operations.
-        return [
-            torch.view_as_complex(f if f.dtype == torch.float64 else f.float())
-            for f in self.factors
-        ]
+        # In half precision complex numbers lack most operations, and a penalty its small digits.
+        factors = [f if f.dtype == torch.float64 else f.float() for f in self.factors]
+        return [torch.view_as_complex(f) for f in factors] if self.complex else factors
 
     def matrices(self) -> List[Tensor]:
         """The factors W_f, shape (P_f, Q_f) each, those of the first product first."""

@@ -1,6 +1,7 @@
 """What the recurrences share in their arguments: three forms of input, types and lengths."""
 
-from typing import Dict, Optional
+from functools import wraps
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor
@@ -38,6 +39,27 @@ def add_input_gradient(
     d_weight += x.to(rows.dtype).flatten(0, 1).T @ rows
     if d_x.numel():
         d_x.copy_(delta @ weight.to(delta.dtype).T)
+
+
+def in_single(run: Callable) -> Callable:
+    """A recurrence that knows float32 and float64, made to take half precision as the CUDA kernels
+    do: results are stored in it and computed in float32."""
+
+    @wraps(run)
+    def call(*args):
+        bias = args[2]
+        if bias.dtype == compute_type(bias.dtype):
+            return run(*args)
+        return _cast(run(*(_cast(arg, torch.float32) for arg in args)), bias.dtype)
+
+    return call
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """The real numbers of a tensor, or of several, in another type; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def require(operation: str, condition: bool, message: str) -> None:

@@ -161,6 +161,24 @@ def test_single_precision_is_as_exact_as_the_reference(form, batch):
     assert worst_error(run(single, backend="cpu"), expected) < 3 * usual + 1e-6
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_half_precision_is_storage_only(backend):
+    """Equal to float32 of the same numbers, rounded at the end."""
+    case = random_case(with_lengths=True, dtype=torch.bfloat16)
+    single = Case(
+        x=case.x.detach().float().requires_grad_(),
+        factors=[[w.detach().float().requires_grad_() for w in gate] for gate in case.factors],
+        bias=case.bias.detach().float().requires_grad_(),
+        state=tuple(s.detach().float().requires_grad_() for s in case.state),
+        lengths=case.lengths,
+        weight=None,
+    )
+    results = run(case, backend=backend)
+    for have, want in zip(results, run(single, backend=backend), strict=True):
+        assert have.dtype == torch.bfloat16
+        torch.testing.assert_close(have.float(), want, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [1, 29])
 def test_sigmoid_and_tanh_are_exact_to_rounding(dtype, batch):

@@ -76,11 +76,24 @@ def test_both_ways_to_the_factors_gradient(dtype, monkeypatch):
     assert any(not torch.equal(a, b) for a, b in zip(results[0.0], results[1e3], strict=True))
 
 
-def test_half_precision_is_refused_by_name():
-    case = cast(random_case(), torch.float32)
-    half = [t.detach().half() for t in (case.x, case.bias, case.h0)]
-    with pytest.raises(RuntimeError, match="float32 and float64"):
-        kron_rnn(half[0], case.factors, half[1], half[2], backend="cpu")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_complex", [True, False])
+def test_half_precision_is_storage_only(backend, dtype, is_complex):
+    """Equal to float32 of the same numbers, rounded at the end."""
+    names = ("x", "bias", "h0", "weight", "d_states", "d_last")
+    case = cast(
+        random_case(form="features", is_complex=is_complex, with_lengths=True), torch.float32
+    )
+    half = {name: getattr(case, name).detach().to(dtype) for name in names}
+    single = {name: tensor.float() for name, tensor in half.items()}
+    results, expected = (
+        run(case._replace(**{n: t.requires_grad_() for n, t in tensors.items()}), backend=backend)
+        for tensors in (half, single)
+    )
+    assert [r.dtype for r in results].count(dtype) == 6
+    for have, want in zip(results, expected, strict=True):
+        torch.testing.assert_close(have, want.to(have.dtype))
 
 
 def test_tokens_out_of_range():

@@ -17,8 +17,8 @@ _BACKENDS = Backends(
     "kron_lstm",
     {
         "cuda": Backend("cuda", cuda_obstacle, kron_lstm_cuda),
-        "cpu": Backend("cpu", cpu.obstacle, cpu.kron_lstm_cpu),
-        "reference": Backend(None, lambda problem: None, kron_lstm_reference),
+        "cpu": Backend("cpu", cpu.obstacle, inputs.in_single(cpu.kron_lstm_cpu)),
+        "reference": Backend(None, lambda problem: None, inputs.in_single(kron_lstm_reference)),
     },
 )
 

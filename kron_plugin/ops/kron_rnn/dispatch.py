@@ -19,8 +19,8 @@ _BACKENDS = Backends(
     "kron_rnn",
     {
         "cuda": Backend("cuda", cuda_obstacle, kron_rnn_cuda),
-        "cpu": Backend("cpu", cpu.obstacle, cpu.kron_rnn_cpu),
-        "reference": Backend(None, lambda problem: None, kron_rnn_reference),
+        "cpu": Backend("cpu", cpu.obstacle, inputs.in_single(cpu.kron_rnn_cpu)),
+        "reference": Backend(None, lambda problem: None, inputs.in_single(kron_rnn_reference)),
     },
 )
 
@@ -53,7 +53,8 @@ def kron_rnn(
     """Run h_t = σ(W h_{t-1} + u_t) over a sequence, W = W_0 ⊗ … ⊗ W_{F-1} (KRU, "Formalism").
 
     States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
-    come first and imaginary parts second.
+    come first and imaginary parts second. In half precision they are stored, and computed in float32
+    (from complex64 or any real factors).
 
     Args:
         x: without `weight` the projected input u itself; with it, features (u_t = x_t @ weight)

@@ -9,7 +9,7 @@ from typing import Dict, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ..backends import Problem
+from ..backends import Problem, compute_type
 from . import compile as compiling
 
 
@@ -33,9 +33,7 @@ def library(
 
 def obstacle(source: Path, problem: Problem) -> Optional[str]:
     """What keeps a kernel from serving, or None. Compiles it to find out."""
-    if problem.dtype not in (torch.float32, torch.float64):
-        return f"it serves float32 and float64, not {problem.dtype}"
-    return library(source, problem.dtype, problem.is_complex)[1] or None
+    return library(source, compute_type(problem.dtype), problem.is_complex)[1] or None
 
 
 def run(

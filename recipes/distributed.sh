@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Train a recipe's model in N processes: on N GPUs, or on the CPU where there are none.
+#
+#   bash recipes/distributed.sh N RECIPE [smoke|quick|paper] [OPTION …]
+#
+# Every process takes batches of --batch-size, so that N of them take N times as much an update.
+# `--cpu` leaves the GPUs alone. On several machines call it on each, the first being number 0:
+#
+#   KRON_NODES=2 KRON_NODE=0 KRON_MASTER=HOST:PORT bash recipes/distributed.sh N RECIPE …
+#
+# with a free port of the first machine, and KRON_RUNS in a folder that all of them see.
+set -euo pipefail
+die() { printf 'distributed: %s\n' "$*" >&2; exit 2; }
+
+[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || die "first the number of processes on this machine, not '${1:-}'"
+export KRON_PROCESSES=$1 KRON_NODES=${KRON_NODES:-1} KRON_NODE=${KRON_NODE:-0}
+export KRON_WORKERS=$((KRON_PROCESSES * KRON_NODES))
+script=$(dirname "$0")/${2:-}.sh
+[ -n "${2:-}" ] && [ -f "$script" ] || die "no recipe '${2:-}'"
+if [ "$KRON_NODES" != 1 ] && [[ ${KRON_MASTER:-} != *:* ]]; then
+    die "KRON_NODES=$KRON_NODES wants KRON_MASTER=HOST:PORT"
+fi
+
+# Instead of fairseq-train in common.sh, whose names it uses.
+launch() {
+    local gpus place meeting=(--standalone)
+    gpus=$("$venv/bin/python" -c 'import torch; print(torch.cuda.device_count())')
+    case " $* " in
+        *" --distributed-"* | *" --ddp-backend"*) die "chooses --distributed-… and --ddp-backend" ;;
+        *" --cpu "*) gpus=0 ;;
+    esac
+    if [ "$gpus" = 0 ]; then
+        place=(--cpu --distributed-backend gloo)
+    elif [ "$gpus" -ge "$KRON_PROCESSES" ]; then
+        place=(--distributed-backend nccl)
+    else
+        die "$KRON_PROCESSES processes, but $gpus GPUs; add --cpu to train on the CPU"
+    fi
+    if [ "$KRON_NODES" != 1 ]; then
+        meeting=(--nnodes "$KRON_NODES" --node-rank "$KRON_NODE")
+        meeting+=(--master-addr "${KRON_MASTER%:*}" --master-port "${KRON_MASTER##*:}")
+    fi
+    # Cores that are asked for twice are many times slower.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + KRON_PROCESSES - 1) / KRON_PROCESSES))}
+    # Without any one of these the toolkit trains copies that know nothing of each other, fails, or
+    # does nothing and calls it success.
+    "$venv/bin/torchrun" --nproc-per-node "$KRON_PROCESSES" "${meeting[@]}" --no-python bash -c '
+        exec "$0" "$@" --distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" \
+            --device-id "$LOCAL_RANK" --distributed-init-method env:// --distributed-no-spawn' \
+        "$venv/bin/fairseq-train" "$@" "${place[@]}" \
+        --ddp-backend legacy_ddp --load-checkpoint-on-all-dp-ranks
+    local said
+    said=$(grep -o 'training on [0-9]* devices' "$out/train.log" | tail -n 1)
+    if [ "$KRON_NODE" = 0 ] && [ "$said" != "training on $KRON_WORKERS devices" ]; then
+        die "the $KRON_WORKERS processes were no one training: '$said' in $out/train.log"
+    fi
+}
+export -f launch
+
+exec bash "$script" "${@:3}"
