@@ -53,8 +53,8 @@ def kron_rnn(
     """Run h_t = σ(W h_{t-1} + u_t) over a sequence, W = W_0 ⊗ … ⊗ W_{F-1} (KRU, "Formalism").
 
     States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
-    come first and imaginary parts second. In half precision they are stored, and computed in float32
-    (from complex64 or any real factors).
+    come first and imaginary parts second. In half precision they are stored but not computed with:
+    that is float32.
 
     Args:
         x: without `weight` the projected input u itself; with it, features (u_t = x_t @ weight)
