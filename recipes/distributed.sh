@@ -16,7 +16,7 @@ die() { printf 'distributed: %s\n' "$*" >&2; exit 2; }
 export KRON_PROCESSES=$1 KRON_NODES=${KRON_NODES:-1} KRON_NODE=${KRON_NODE:-0}
 export KRON_WORKERS=$((KRON_PROCESSES * KRON_NODES))
 script=$(dirname "$0")/${2:-}.sh
-[ -n "${2:-}" ] && [ -f "$script" ] || die "no recipe '${2:-}'"
+grep -qs '^train ' "$script" || die "no recipe '${2:-}'"
 if [ "$KRON_NODES" != 1 ] && [[ ${KRON_MASTER:-} != *:* ]]; then
     die "KRON_NODES=$KRON_NODES wants KRON_MASTER=HOST:PORT"
 fi
@@ -50,9 +50,9 @@ launch() {
         "$venv/bin/fairseq-train" "$@" "${place[@]}" \
         --ddp-backend legacy_ddp --load-checkpoint-on-all-dp-ranks
     local said
-    said=$(grep -o 'training on [0-9]* devices' "$out/train.log" | tail -n 1)
+    said=$(grep -os 'training on [0-9]* devices' "$out/train.log" | tail -n 1) || true
     if [ "$KRON_NODE" = 0 ] && [ "$said" != "training on $KRON_WORKERS devices" ]; then
-        die "the $KRON_WORKERS processes were no one training: '$said' in $out/train.log"
+        die "$KRON_WORKERS processes did not train one model together; $out/train.log says '$said'"
     fi
 }
 export -f launch

@@ -69,6 +69,33 @@ def test_smoke_profile_beats_the_trivial_baseline(row, tmp_path):
         assert f"trained already; remove {out}" in again.stdout
 
 
+def test_two_processes_train_one_model(tmp_path):
+    venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
+    env = {"KRON_RUNS": str(tmp_path), "KRON_VENV": venv, "OMP_NUM_THREADS": "1"}
+    script = ("bash", "recipes/distributed.sh", 2, "copy_memory", "smoke", "--cpu")
+    result = run(*script, "--max-update", 4, cwd=ROOT, env=env)
+    assert result.returncode == 0, result.stdout[-3000:]
+    (out,) = tmp_path.glob("copy_memory_smoke_*_on_2_workers")
+    log = (out / "train.log").read_text()
+    assert log.count("training on 2 devices") == log.count('"train_loss"') == 1
+    assert '"train_bsz": "64"' in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["copy_memory"], "first the number of processes on this machine, not 'copy_memory'"),
+        (["0", "copy_memory"], "first the number of processes on this machine, not '0'"),
+        (["2", "copying"], "no recipe 'copying'"),
+        (["2", "common"], "no recipe 'common'"),
+    ],
+)
+def test_wrong_calls_of_distributed_end_at_once(arguments, message):
+    result = run("bash", "recipes/distributed.sh", *arguments, cwd=ROOT)
+    assert result.returncode == 2
+    assert message in result.stdout
+
+
 @pytest.mark.parametrize(
     ("recipe", "arguments", "message"),
     [

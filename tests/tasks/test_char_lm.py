@@ -104,12 +104,26 @@ def test_bits_are_per_character_whatever_the_vocabulary(folder, vocab, size):
     assert task.baseline(sums).value < log(symbols, 2)
 
 
-def test_state_of_the_training_stream_is_saved(folder):
+@pytest.mark.parametrize("cell", ["kru", "lstm"])
+def test_state_of_the_training_streams_is_saved(folder, cell):
     task, other = make(folder), make(folder)
-    task.carried = {"train": (torch.ones(1), torch.zeros(1)), "valid": torch.ones(2)}
-    other.load_state_dict(task.state_dict())
+    state = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    task.carried = {"train": state if cell == "lstm" else state[0], "valid": torch.ones(2)}
+    task.gather_states()
+    other.set_checkpoint_dict(task.get_checkpoint_dict()["CharLMTask"])
     assert list(other.carried) == ["train"]
-    assert torch.equal(other.carried["train"][0], torch.ones(1))
+    torch.testing.assert_close(other.carried["train"], task.carried["train"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"tokens_per_sample": 9}])
+def test_streams_that_are_not_those_of_a_checkpoint_are_named(folder, options):
+    task, other = make(folder), make(folder, **options)
+    task.carried["train"] = torch.zeros(1, 3, 4)
+    task.gather_states()
+    other.set_checkpoint_dict(task.get_checkpoint_dict()["CharLMTask"])
+    other._carry(other.dataset("train")[0])
+    with pytest.raises(ValueError, match="--batch-size, --tokens-per-sample: the checkpoint is"):
+        other._carry(other.dataset("train")[1])
 
 
 @pytest.mark.parametrize(
