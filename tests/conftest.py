@@ -80,28 +80,8 @@ def train(forked, tmp_path):
     return call
 
 
-@pytest.fixture(scope="session")
-def toolkit():
-    """Answers requests to `forked_train.py`."""
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "forked_train.py", ROOT / "kron_plugin"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "KRON_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def call(workers):
-        print(json.dumps(workers), file=process.stdin, flush=True)
-        return json.loads(process.stdout.readline())
-
-    yield call
-    process.stdin.close()
-    process.wait(timeout=60)
-
-
 @pytest.fixture
-def forked_train(toolkit, tmp_path):
+def train_on(server, tmp_path):
     """Run fairseq-train into a folder, on as many workers as asked; returns the folder.
 
     `kill` is the name of a function and the number of its call that the run does not survive.
@@ -112,7 +92,7 @@ def forked_train(toolkit, tmp_path):
         out.mkdir(exist_ok=True)
         (out / "meeting").unlink(missing_ok=True)
         args = [
-            *(*args, "--user-dir", ROOT / "kron_plugin", "--cpu", "--save-dir", out, "--seed", 1),
+            *(*args, "--user-dir", PACKAGE, "--cpu", "--save-dir", out, "--seed", 1),
             *("--num-workers", 0, "--no-epoch-checkpoints", "--log-format", "json"),
             *("--log-file", out / "train.log"),
         ]
@@ -123,16 +103,18 @@ def forked_train(toolkit, tmp_path):
                 *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
                 "--load-checkpoint-on-all-dp-ranks",
             ]
-        statuses = toolkit(
-            [
-                {
-                    "args": [str(a) for a in [*args, "--distributed-rank", rank]],
-                    "log": str(out / f"output_{rank}"),
-                    "kill": kill,
-                }
-                for rank in range(workers)
-            ]
-        )
+        commands = [
+            {
+                "module": "killed" if kill else "fairseq_cli.train",
+                "args": [str(a) for a in [*(kill or ()), *args, "--distributed-rank", rank]],
+                "cwd": str(tmp_path),
+                "env": {},
+                "output": str(out / f"output_{rank}"),
+            }
+            for rank in range(workers)
+        ]
+        print(json.dumps(commands), file=server.stdin, flush=True)
+        statuses = json.loads(server.stdout.readline())
         output = (out / "output_0").read_text()
         assert statuses == [-9 if kill else expect] * workers, output[-3000:]
         return out

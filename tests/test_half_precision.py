@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from kron_plugin import register
 
-from .conftest import ROOT
+from .conftest import PACKAGE
 
 register()
 
@@ -28,22 +28,21 @@ checkpoint: {{save_dir: {out}, no_epoch_checkpoints: true}}
 """
 
 
-def train_by_hydra(toolkit, out, bf16):
+def train_by_hydra(forked, out, bf16):
     """The checkpoint after forty updates."""
     out.mkdir()
-    text = HYDRA.format(user_dir=ROOT / "kron_plugin", bf16=bf16, out=out)
+    text = HYDRA.format(user_dir=PACKAGE, bf16=bf16, out=out)
     (out / "small.yaml").write_text(text)
-    args = ["--config-dir", str(out), "--config-name", "small", f"hydra.run.dir={out}"]
-    command, log = "fairseq_cli.hydra_train:cli_main", out / "output"
-    statuses = toolkit([{"command": command, "args": args, "log": str(log)}])
-    assert statuses == [0], log.read_text()[-3000:]
+    args = ("--config-dir", out, "--config-name", "small", f"hydra.run.dir={out}")
+    result = forked("fairseq_cli.hydra_train", *args)
+    assert result.returncode == 0, result.stdout[-3000:]
     return torch.load(out / "checkpoint_last.pt", weights_only=True)
 
 
-def test_bfloat16_through_fairseq_hydra_train(toolkit, tmp_path):
+def test_bfloat16_through_fairseq_hydra_train(forked, tmp_path):
     """After forty updates factors agree to 0.01, and the loss with its penalty to 5 %."""
-    single = train_by_hydra(toolkit, tmp_path / "single", "false")
-    half = train_by_hydra(toolkit, tmp_path / "half", "true")
+    single = train_by_hydra(forked, tmp_path / "single", "false")
+    half = train_by_hydra(forked, tmp_path / "half", "true")
     assert half["cfg"]["common"]["bf16"]
     for name in [name for name in single["model"] if "factors" in name]:
         have, want = half["model"][name], single["model"][name]
