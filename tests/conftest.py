@@ -80,15 +80,14 @@ def train(forked, tmp_path):
     return call
 
 
-@pytest.fixture
-def train_on(server, tmp_path):
+@pytest.fixture(scope="session")
+def train_on(server):
     """Run fairseq-train into a folder, on as many workers as asked; returns the folder.
 
     `kill` is the name of a function and the number of its call that the run does not survive.
     """
 
-    def call(name, *args, workers=1, kill=None, expect=0):
-        out = tmp_path / name
+    def call(out, *args, workers=1, kill=None, expect=0):
         out.mkdir(exist_ok=True)
         (out / "meeting").unlink(missing_ok=True)
         args = [
@@ -107,7 +106,7 @@ def train_on(server, tmp_path):
             {
                 "module": "killed" if kill else "fairseq_cli.train",
                 "args": [str(a) for a in [*(kill or ()), *args, "--distributed-rank", rank]],
-                "cwd": str(tmp_path),
+                "cwd": str(out),
                 "env": {},
                 "output": str(out / f"output_{rank}"),
             }

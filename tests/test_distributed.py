@@ -29,12 +29,13 @@ def numbers(out, tag):
     return {key.removeprefix(f"{tag}_"): float(value) for key, value in last.items()}
 
 
-def test_every_way_to_take_the_same_examples_is_the_same(train_on):
+def test_every_way_to_take_the_same_examples_is_the_same(train_on, tmp_path):
     """Parameters after five updates, with a penalty that weighs much; and the metrics."""
     outs = {}
     for way, (workers, *sizes) in WAYS.items():
         outs[way] = train_on(
-            *(way, "--task", "copy_memory", "--delay", 3, "--copy-length", 2, "--arch", "kru"),
+            tmp_path / way.replace(" ", "_"),
+            *("--task", "copy_memory", "--delay", 3, "--copy-length", 2, "--arch", "kru"),
             *("--hidden-size", 8, "--train-examples", 6, "--eval-examples", 5, *sizes),
             *("--criterion", "soft_unitary", "--unitary-penalty", 2, "--max-epoch", 5),
             *("--optimizer", "nag", "--lr", 0.05, "--batch-size-valid", 2),
@@ -56,8 +57,8 @@ def test_metrics_count_every_example_once(task, train_on, tmp_path):
     """On one worker and on two, in batches that do not come out even, with a model that stays."""
     args = (*command(task, tmp_path), "--max-update", 1, "--lr", 1e-12, "--unitary-penalty", 0)
     batches = ("--batch-size-valid", 3 if task in ("adding", "music") else 10)
-    one = numbers(train_on("one", *args), "valid")
-    two = numbers(train_on("two", *args, *batches, workers=2), "valid")
+    one = numbers(train_on(tmp_path / "one", *args), "valid")
+    two = numbers(train_on(tmp_path / "two", *args, *batches, workers=2), "valid")
     timings = ("wps", "wpb", "bsz", "wall", "num_updates")
     names = [name for name in one if name not in timings and name in two]
     assert len(names) >= 5

@@ -58,11 +58,11 @@ def assert_same_end(out, expected):
 @pytest.mark.parametrize("task", list(TASKS))
 def test_killed_amid_an_epoch(task, train_on, tmp_path):
     args = command(task, tmp_path)
-    straight = train_on("straight", *args)
-    train_on("killed", *args, kill=("fairseq.trainer.Trainer.train_step", 4))
+    straight = train_on(tmp_path / "straight", *args)
+    train_on(tmp_path / "killed", *args, kill=("fairseq.trainer.Trainer.train_step", 4))
     killed = load(tmp_path / "killed")
     assert killed["extra_state"]["train_iterator"]["iterations_in_epoch"] == 2
-    assert_same_end(train_on("killed", *args), straight)
+    assert_same_end(train_on(tmp_path / "killed", *args), straight)
 
 
 @pytest.mark.parametrize(
@@ -74,33 +74,36 @@ def test_killed_amid_an_epoch(task, train_on, tmp_path):
         ("shutil.copyfile", 4, "checkpoint_last.pt"),
     ],
 )
-def test_killed_while_a_checkpoint_is_written(function, number, damaged, straight, train_on):
+def test_killed_while_a_checkpoint_is_written(
+    function, number, damaged, straight, train_on, tmp_path
+):
     args, expected = straight
-    killed = train_on("killed", *args, kill=(function, number))
+    killed = train_on(tmp_path / "killed", *args, kill=(function, number))
     assert [p.name for p in killed.glob("*.pt") if is_damaged(p)] == ([damaged] if damaged else [])
-    assert_same_end(train_on("killed", *args), expected)
+    assert_same_end(train_on(tmp_path / "killed", *args), expected)
     said = "checkpoint_last.pt is damaged; going on from checkpoint_"
     assert (said in (killed / "output_0").read_text()) == (damaged == "checkpoint_last.pt")
 
 
-@pytest.fixture
-def straight(train_on, tmp_path):
+@pytest.fixture(scope="module")
+def straight(train_on, tmp_path_factory):
     """A command and the folder of its run that was never stopped."""
-    args = command("char_lm", tmp_path)
-    return args, train_on("straight", *args)
+    folder = tmp_path_factory.mktemp("straight")
+    args = command("char_lm", folder)
+    return args, train_on(folder / "run", *args)
 
 
-def test_killed_on_two_workers(straight, train_on):
+def test_killed_on_two_workers(straight, train_on, tmp_path):
     args, _ = straight
-    expected = train_on("two", *args, workers=2)
-    train_on("killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 3))
-    assert_same_end(train_on("killed", *args, workers=2), expected)
+    expected = train_on(tmp_path / "two", *args, workers=2)
+    train_on(tmp_path / "killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 3))
+    assert_same_end(train_on(tmp_path / "killed", *args, workers=2), expected)
 
 
-def test_a_finished_run_stays_as_it_is(straight, train_on):
+def test_a_finished_run_stays_as_it_is(straight, train_on, tmp_path):
     args, out = straight
     before = (out / "checkpoint_last.pt").stat().st_mtime_ns
-    assert train_on("straight", *args) == out
+    train_on(out, *args)
     assert (out / "checkpoint_last.pt").stat().st_mtime_ns == before
     assert "--max-update is reached" in (out / "output_0").read_text()
 
@@ -110,10 +113,10 @@ def test_other_streams_amid_an_epoch_are_refused(change, straight, train_on, tmp
     args, expected = straight
     shutil.copytree(expected, tmp_path / "killed")
     assert load(tmp_path / "killed")["extra_state"]["train_iterator"]["iterations_in_epoch"]
-    out = train_on("killed", *args, *change, "--max-update", 12, expect=1)
+    out = train_on(tmp_path / "killed", *args, *change, "--max-update", 12, expect=1)
     last = (out / "output_0").read_text().splitlines()[-1]
     assert ": --batch-size, --tokens-per-sample: the checkpoint is from amid an epoch" in last
-    train_on("killed", *args, *change, "--max-update", 12, "--reset-dataloader")
+    train_on(tmp_path / "killed", *args, *change, "--max-update", 12, "--reset-dataloader")
 
 
 @pytest.fixture
