@@ -1,6 +1,7 @@
 """Draw a training log as a picture: the metric against the trivial baseline."""
 
 import json
+from math import inf, isfinite
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -49,7 +50,9 @@ def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple
         ("validation", f"valid_{metric}", "valid_num_updates"),
     ):
         # A log repeats its lines in later epochs, and tells an update anew after a resumption.
-        values = {int(r[update]): r[key] for r in records if key in r and update in r}
+        values = {
+            int(r[update]): r[key] for r in records if key in r and isfinite(r.get(update, inf))
+        }
         found[name] = sorted(values.items())
     if not any(found.values()):
         raise ValueError(f"the log has no metric {metric!r}")
