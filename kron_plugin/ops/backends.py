@@ -92,9 +92,13 @@ class Backends:
         return self.table[_choose(self, name, *problem)].run
 
 
-@torch.compiler.assume_constant_result
 def _choose(backends: Backends, name: str, *problem) -> str:
     return backends.choose(name, Problem(*problem))
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the compiler: a second for
+# everybody, whether they compile or not.
+_choose._dynamo_marked_constant = True
 
 
 @cache
