@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ..files import finished
 from .experiments import model_name, natural, recipe, setting_name
+from .sweeps import Sweep
 
 
 def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
@@ -23,9 +24,7 @@ def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
     for axes, title in zip(panels, titles, strict=True):
         _draw_panel(axes, [runs for runs in settings if setting_name(runs[0]) == title])
         axes.set_title(title)
-    with finished(output) as unfinished:
-        # Without the version of the library in the file, the same records give the same bytes.
-        figure.savefig(unfinished, dpi=100, format="png", metadata={"Software": None})
+    _save(figure, output)
 
 
 def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
@@ -41,3 +40,30 @@ def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
     axes.set(xlabel="updates", ylabel=baseline["unit"], yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path) -> None:
+    """Write a PNG of the curves of an option, a mark for every run."""
+    runs = [run for same in settings for run in same]
+    metric = runs[0]["test"]["metrics"][0]
+    figure = Figure(figsize=(4.2 * len(sweep.panels), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(sweep.panels), squeeze=False)[0]
+    for axes, (x, y) in zip(panels, sweep.panels, strict=True):
+        points = sorted((x.value(run), y.value(run), sweep.point(run)) for run in runs)
+        axes.plot(*zip(*((a, b) for a, b, _ in points), strict=True), marker="o", markersize=4)
+        for a, b, text in points:
+            axes.annotate(text, (a, b), (3, 3), textcoords="offset points", fontsize=7)
+        axes.set(
+            xlabel=x.label, xscale="log", ylabel=y.label or f"{metric['name']}, {metric['unit']}"
+        )
+        if y.label:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    figure.suptitle(setting_name(runs[0]), fontsize=10)
+    _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
+    with finished(output) as unfinished:
+        # Without the version of the library in the file, the same records give the same bytes.
+        figure.savefig(unfinished, dpi=100, format="png", metadata={"Software": None})

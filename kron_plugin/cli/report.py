@@ -15,7 +15,8 @@ from tabulate import tabulate
 
 from ..files import finished
 from .experiments import EXPERIMENTS, improvement, model_name, natural, recipe, setting_name
-from .pictures import draw_curves
+from .pictures import draw_curves, draw_sweep
+from .sweeps import find_curves
 
 NEEDED = {
     *("command", "seed", "commit", "machine", "versions", "task", "cell", "parameters"),
@@ -51,8 +52,10 @@ def report(folder: Path, output: Path) -> None:
     unknown = sum(run["commit"] is None for run in runs)
     if unknown:
         parts.append(f"{unknown} of the {len(runs)} records do not know their commit (`null`).\n")
+    curves = find_curves(settings)
+    swept = [same for _, family in curves for same in family]
     for task, experiment in EXPERIMENTS.items():
-        ours = [same for same in settings if same[0]["task"] == task]
+        ours = [same for same in settings if same[0]["task"] == task and same not in swept]
         others = [row for row in published if row["task"] == task]
         if not ours:
             continue
@@ -62,6 +65,13 @@ def report(folder: Path, output: Path) -> None:
             picture = folder / f"{task}.png"
             draw_curves(ours, picture)
             parts.append(f"![{experiment.title}: {experiment.picture}]({_link(picture, output)})\n")
+    for sweep, family in curves:
+        name = setting_name(family[0][0])
+        picture = folder / f"{sweep.name}_{family[0][0]['task']}.png"
+        draw_sweep(sweep, family, picture)
+        parts.append(f"## {sweep.title}: {name}\n")
+        parts.append(_table(family, [], output))
+        parts.append(f"![{sweep.title}: {name}]({_link(picture, output)})\n")
     parts.append("## Failed settings\n")
     parts.append(_failures(settings, output))
     with finished(output) as unfinished:

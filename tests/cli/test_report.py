@@ -90,6 +90,40 @@ def test_more_is_better_for_accuracy_alone(report, add):
     assert row[3].startswith("92.48 (worst 91.96) %, ")
 
 
+def test_settings_that_differ_in_one_option_make_a_curve(report, records, add):
+    def with_factors(factors, recurrent):
+        def change(run):
+            run["command"] += f" --kron-factors {factors}"
+            run["options"]["model"]["kron_factors"] = factors
+            run["factors"] = f"{factors} complex"
+            run["recurrent_parameters"] = recurrent
+
+        return change
+
+    sizes = {"8,64": 8320, "16,32": 2560, "4,4,4,8": 224}
+    for factors, recurrent in sizes.items():
+        add(f"factors_{factors}", with_factors(factors, recurrent), "pixel_mnist_2_epochs")
+    text = report()
+    assert len(list(records.glob("factor_sizes_pixel_mnist.png"))) == 1
+    section = text.split("## Factor sizes: permuted pixel MNIST\n")[1].split("\n## ")[0]
+    assert len(rows(section, "permuted pixel MNIST")) == 4
+    assert "](recipes/results/factor_sizes_pixel_mnist.png)" in section
+    others = rows(text.split("## Factor sizes")[0], "permuted pixel MNIST")
+    assert not [row for row in others if row[8].startswith("`pixel_mnist.sh")]
+
+
+def test_settings_that_differ_in_more_make_no_curve(report, add):
+    for i in range(4):
+
+        def change(run, i=i):
+            run["command"] += f" --unitary-penalty {i}"
+            run["options"]["criterion"]["unitary_penalty"] = i
+            run["options"]["optimizer"]["weight_decay"] = i
+
+        add(f"strength_{i}", change, "pixel_mnist_2_epochs")
+    assert "Strength of the soft unitary constraint" not in report()
+
+
 def test_failed_settings_are_told(report, add):
     def stuck(run):
         run["command"] += " --steps 750"

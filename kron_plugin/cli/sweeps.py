@@ -1,0 +1,81 @@
+"""Settings that differ in one option alone: what the report tells as a curve of that option."""
+
+import json
+from collections import defaultdict
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+Run = Dict[str, Any]
+LEAST = 4  # settings that make a curve; fewer stay in the table of their experiment
+
+
+class Axis(NamedTuple):
+    """What one of a picture's axes shows of a run."""
+
+    label: str
+    value: Callable[[Run], float]
+
+
+class Sweep(NamedTuple):
+    """An option that is worth a curve.
+
+    option: section and name in a record's options.
+    panels: what the picture shows from left to right, x and y of each; an `Axis` without a label
+        is the headline metric on the test set.
+    point: what to write at a point of the curve.
+    """
+
+    name: str
+    title: str
+    option: Tuple[str, str]
+    panels: Tuple[Tuple[Axis, Axis], ...]
+    point: Callable[[Run], str]
+
+
+def _score(run: Run) -> float:
+    return run["test"]["metrics"][0]["value"]
+
+
+def _milliseconds(run: Run) -> float:
+    return 1e3 * run["training"]["seconds"] / run["training"]["updates"]
+
+
+SCORE = Axis("", _score)
+RECURRENT = Axis("recurrent parameters", lambda run: run["recurrent_parameters"])
+TIME = Axis("milliseconds per update", _milliseconds)
+STRENGTH = Axis("λ", lambda run: run["options"]["criterion"]["unitary_penalty"])
+DEVIATION = Axis("max ‖W_fᴴ W_f − I‖", lambda run: run["deviation_from_unitary"])
+
+SWEEPS = (
+    Sweep(
+        "factor_sizes",
+        "Factor sizes",
+        ("model", "kron_factors"),
+        ((RECURRENT, SCORE), (TIME, SCORE)),
+        lambda run: run["factors"].split()[0].replace(",", "·"),
+    ),
+    Sweep(
+        "unitary_penalty",
+        "Strength of the soft unitary constraint",
+        ("criterion", "unitary_penalty"),
+        ((STRENGTH, SCORE), (STRENGTH, DEVIATION)),
+        lambda run: "",
+    ),
+)
+
+
+def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]]:
+    """Each sweep with the settings, lists of runs, that differ in its option alone."""
+    curves = []
+    for sweep in SWEEPS:
+        families = defaultdict(list)
+        for runs in settings:
+            if "factors" in runs[0]:
+                families[_other_options(runs[0], sweep)].append(runs)
+        curves += [(sweep, family) for family in families.values() if len(family) >= LEAST]
+    return curves
+
+
+def _other_options(run: Run, sweep: Sweep) -> str:
+    section, name = sweep.option
+    others = {k: v for k, v in run["options"][section].items() if k != name}
+    return json.dumps({**run["options"], section: others}, sort_keys=True)
