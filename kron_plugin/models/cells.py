@@ -8,10 +8,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..modules import KRU, KRULSTM
+from ..modules.kru_lstm import chrono_
 from ..modules.layer import KronLayer
 from .options import CellConfig, ModelSpec
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+GATED = ("kru_lstm", "lstm", "gru")
 
 
 def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> nn.Module:
@@ -36,12 +38,12 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
     """
     _check_options(cfg, hidden_size, shape["num_layers"], shape["dropout"])
     if cfg.cell in BASELINES:
-        return BaselineCell(str(cfg.cell), input_size, hidden_size, **shape)
+        return BaselineCell(str(cfg.cell), input_size, hidden_size, chrono=cfg.chrono_init, **shape)
     options = {**shape, "backend": cfg.kron_backend}
     if cfg.unitary is not None:
         options["unitary"] = str(cfg.unitary)
     if cfg.cell == "kru_lstm":
-        return KRULSTM(input_size, hidden_size, cfg.kron_factors, **options)
+        return KRULSTM(input_size, hidden_size, cfg.kron_factors, chrono=cfg.chrono_init, **options)
     options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
     return KRU(input_size, hidden_size, cfg.kron_factors, **options)
 
@@ -56,6 +58,10 @@ def _check_options(cfg: CellConfig, hidden_size: int, num_layers: int, dropout: 
         raise ValueError(
             f"--kron-factors, --kron-real and --unitary: the cell {cfg.cell} has no factors"
         )
+    if cfg.chrono_init is not None and cfg.cell not in GATED:
+        raise ValueError(f"--chrono-init={cfg.chrono_init}: the cell {cfg.cell} has no gates")
+    if cfg.chrono_init is not None and cfg.chrono_init < 2:
+        raise ValueError(f"--chrono-init={cfg.chrono_init}: must be at least 2 steps")
     if cfg.cell != "kru" and cfg.kron_activation != "modrelu":
         raise ValueError(
             f"--kron-activation={cfg.kron_activation}: the cell {cfg.cell} has its own; only kru"
@@ -90,6 +96,7 @@ class BaselineCell(nn.Module):
         num_layers: int = 1,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        chrono: Optional[int] = None,
     ) -> None:
         super().__init__()
         self.input_size = input_size
@@ -102,6 +109,20 @@ class BaselineCell(nn.Module):
             dropout=dropout if num_layers > 1 else 0.0,  # torch warns of what has no effect
             bidirectional=bidirectional,
         )
+        if chrono is not None:
+            self._start_with_memories(chrono)
+
+    @torch.no_grad()
+    def _start_with_memories(self, steps: int) -> None:
+        """As `KRULSTM`; torch adds two biases up, and a GRU's second gate forgets and inputs."""
+        for name, bias in self.rnn.named_parameters():
+            size = self.rnn.hidden_size
+            if name.startswith("bias_hh"):
+                bias[: 2 * size] = 0
+            elif name.startswith("bias_ih"):
+                chrono_(bias[size : 2 * size], steps)
+                if isinstance(self.rnn, nn.LSTM):
+                    bias[:size] = -bias[size : 2 * size]
 
     def input_weights(self) -> List[Tensor]:  # shape: (input_size, gates · hidden_size) each
         """What each input contributes, one row an input and one matrix a direction."""

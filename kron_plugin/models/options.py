@@ -38,6 +38,13 @@ class CellConfig(FairseqDataclass):
     kron_activation: ChoiceEnum(ACTIVATIONS) = field(
         default="modrelu", metadata={"help": "nonlinearity of kru; tanh with --kron-real only"}
     )
+    chrono_init: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "kru_lstm, lstm and gru: start with memories that last from 1 to so many steps"
+            " (chrono initialisation)"
+        },
+    )
     unitary: Optional[ChoiceEnum(UNITARY)] = field(
         default=None,
         metadata={

@@ -15,6 +15,14 @@ from .stack import RecurrentStack
 GATES = 4  # input, forget, cell, output: torch's order
 
 
+@torch.no_grad()
+def chrono_(bias: Tensor, steps: int) -> Tensor:
+    """Fill the biases of forget gates with log U[1, steps − 1], so that memories last from 1 to
+    `steps` steps, evenly: a gate at σ(b) forgets in 1 + exp(b) of them (the chrono initialisation
+    of Tallec and Ollivier, ICLR 2018)."""
+    return bias.uniform_(1, max(steps - 1, 1)).log_()
+
+
 class KRULSTM(RecurrentStack):
     """An LSTM with W_k = W_{k,0} ⊗ … ⊗ W_{k,F-1} in each gate k (Jose, Cissé, Fleuret, 2018).
 
@@ -26,9 +34,11 @@ class KRULSTM(RecurrentStack):
     Args:
         factors: sizes whose products are N, the same for every gate; as for `KRU`.
         unitary: as for `KRU`; gates keep gradients in bounds, so there is no penalty by default.
+        chrono: the longest dependency that is expected, in steps: units start with memories of 1 to
+            so many steps (`chrono_`). Without it the bias of every forget gate starts at 1.
 
-    The other arguments are those of `KRU`. Factors are real and start orthogonal; the bias of the
-    forget gate starts at 1. States start at 0, as those of `torch.nn.LSTM`.
+    The other arguments are those of `KRU`. Factors are real and start orthogonal. States start at
+    0, as those of `torch.nn.LSTM`.
 
     Raises:
         ValueError: sizes that do not fit together; the message says which would.
@@ -44,6 +54,7 @@ class KRULSTM(RecurrentStack):
         bidirectional: bool = False,
         dropout: float = 0.0,
         unitary: str = "none",
+        chrono: Optional[int] = None,
         batch_first: bool = False,
         backend: str = "auto",
         checkpoint_every: int = 1,
@@ -54,6 +65,7 @@ class KRULSTM(RecurrentStack):
                 features,
                 hidden_size,
                 factors,
+                chrono=chrono,
                 unitary=unitary,
                 backend=backend,
                 checkpoint_every=checkpoint_every,
@@ -73,9 +85,18 @@ class KRULSTMLayer(KronLayer):
     state_parts = 2
 
     def __init__(
-        self, input_size: int, hidden_size: int, factors: FactorSpec = None, **options
+        self,
+        input_size: int,
+        hidden_size: int,
+        factors: FactorSpec = None,
+        *,
+        chrono: Optional[int] = None,
+        **options,
     ) -> None:
+        if chrono is not None and chrono < 2:
+            raise ValueError(f"chrono={chrono}: must be at least 2 steps")
         super().__init__(input_size, hidden_size, factors, products=GATES, complex=False, **options)
+        self.chrono = chrono
         self.weight = nn.Parameter(torch.empty(input_size, GATES * hidden_size))
         self.bias = nn.Parameter(torch.empty(GATES * hidden_size))
         self.reset_parameters()
@@ -86,8 +107,12 @@ class KRULSTMLayer(KronLayer):
         bound = 1 / sqrt(self.hidden_size)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
-        # Remember at first (Jozefowicz, Zaremba, Sutskever, ICML 2015).
-        self.bias[self.hidden_size : 2 * self.hidden_size] = 1
+        of_input, of_forget, _, _ = self.bias.chunk(GATES)
+        if self.chrono is not None:
+            chrono_(of_forget, self.chrono)
+            of_input.copy_(-of_forget)
+        else:  # remember at first (Jozefowicz, Zaremba, Sutskever, ICML 2015)
+            of_forget.fill_(1)
 
     def start(self, batch: int) -> State:
         zeros = self.bias.new_zeros(batch, self.hidden_size)

@@ -19,7 +19,7 @@ CELLS = ["kru", "kru_lstm", "rnn", "lstm", "gru"]
 
 
 def build(spec, **options):
-    return KRUModel.build_model(KRUConfig(hidden_size=8, **options), Task(spec))
+    return KRUModel.build_model(KRUConfig(**{"hidden_size": 8, **options}), Task(spec))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -75,6 +75,21 @@ def test_only_factors_are_penalised():
     assert unitary_penalty(lstm) == unitary_deviation(lstm) == 0
 
 
+def test_chrono_init_is_that_of_every_gated_cell():
+    spec = ModelSpec(5, 3, True, True)
+    lstm = build(spec, cell="lstm", hidden_size=256, chrono_init=50).cell.rnn
+    of_input, of_forget, *_ = (lstm.bias_ih_l0 + lstm.bias_hh_l0).chunk(4)
+    gru = build(spec, cell="gru", hidden_size=256, chrono_init=50).cell.rnn
+    of_reset, of_update, _ = (gru.bias_ih_l0 + gru.bias_hh_l0).chunk(3)
+    kru_lstm = build(spec, cell="kru_lstm", hidden_size=256, chrono_init=50).cell
+    for remember in (of_forget, of_update, kru_lstm.layers[0].bias[256:512]):
+        steps = 1 + remember.exp()
+        assert 2 <= steps.min() < 4
+        assert 47 < steps.max() <= 50
+    assert torch.equal(of_input, -of_forget)
+    assert of_reset.abs().max() <= 1 / 16  # as torch starts it
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -83,6 +98,8 @@ def test_only_factors_are_penalised():
         ({"cell": "gru", "kron_real": True}, "the cell gru has no factors"),
         ({"cell": "rnn", "unitary": "soft"}, "the cell rnn has no factors"),
         ({"cell": "kru_lstm", "kron_activation": "tanh"}, "--kron-activation=tanh: the cell kru_"),
+        ({"chrono_init": 9}, "--chrono-init=9: the cell kru has no gates"),
+        ({"cell": "lstm", "chrono_init": 1}, "--chrono-init=1: must be at least 2 steps"),
         ({"num_layers": 0}, "--num-layers=0: must be at least 1"),
     ],
 )

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from kron_plugin.modules import KRULSTM
@@ -39,3 +40,20 @@ def test_starts_orthogonal_remembering_and_without_penalty():
         layer.factors[0].mul_(2)
     assert kru_lstm.unitary_penalty() == 0
     assert {p.param_group for p in kru_lstm.factors} == {"factors"}
+
+
+def test_chrono_spreads_memories_over_the_steps():
+    (layer,) = KRULSTM(3, 1024, chrono=100).layers
+    of_input, of_forget, of_cell, of_output = layer.bias.chunk(4)
+    steps = 1 + of_forget.exp()
+    assert 2 <= steps.min() < 4
+    assert 98 < steps.max() <= 100
+    assert steps.mean().item() == pytest.approx(51, abs=3)
+    assert torch.equal(of_input, -of_forget)
+    assert not of_cell.any()
+    assert not of_output.any()
+
+
+def test_chrono_of_less_than_two_steps_is_named():
+    with pytest.raises(ValueError, match="chrono=1: must be at least 2 steps"):
+        KRULSTM(3, 8, chrono=1)
