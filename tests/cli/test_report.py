@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from matplotlib.testing.compare import compare_images
@@ -11,13 +12,13 @@ from kron_plugin.cli.main import main
 from ..conftest import ROOT
 
 RESULTS = ROOT / "recipes" / "results"
+EXAMPLES = Path(__file__).parent / "records"
 
 
 @pytest.fixture
 def records(tmp_path):
-    """A copy of the committed records and published numbers, without the pictures."""
-    ignore = shutil.ignore_patterns("*.png")
-    return shutil.copytree(RESULTS, tmp_path / "recipes" / "results", ignore=ignore)
+    """Two records and some published numbers."""
+    return shutil.copytree(EXAMPLES, tmp_path / "recipes" / "results")
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def report(records):
 def add(records):
     """Add a record: another's with changes, a function of its content."""
 
-    def call(name, change, other="adding_T200"):
-        run = json.loads((RESULTS / f"{other}.json").read_text())
+    def call(name, change, other="adding"):
+        run = json.loads((EXAMPLES / f"{other}.json").read_text())
         change(run)
         (records / f"{name}.json").write_text(json.dumps(run))
 
@@ -51,6 +52,8 @@ def rows(text, start):
 
 
 def test_results_md_is_made_from_the_committed_records(report, records):
+    shutil.rmtree(records)
+    shutil.copytree(RESULTS, records, ignore=shutil.ignore_patterns("*.png"))
     again = "; run kron-eval report"
     text = report()
     assert text == (ROOT / "RESULTS.md").read_text(encoding="utf-8"), again
@@ -70,13 +73,13 @@ def test_seeds_are_told_together_by_mean_and_worst(report, add):
         run["training"]["seconds"] = 361.0
         run["options"]["model"]["of_a_later_version"] = 1
 
-    add("adding_T200_seed2", second)
+    add("adding_seed2", second)
     (row,) = rows(report(), "adding, T = 200 ")
     assert row[3] == "0.0008032 (worst 0.001) mean squared error"
     assert row[6] == "12,000 updates, 6 min"
     assert row[8] == (
-        "`adding.sh quick`, seeds [1](recipes/results/adding_T200.json),"
-        " [2](recipes/results/adding_T200_seed2.json)"
+        "`adding.sh quick`, seeds [1](recipes/results/adding.json),"
+        " [2](recipes/results/adding_seed2.json)"
     )
 
 
@@ -85,7 +88,7 @@ def test_more_is_better_for_accuracy_alone(report, add):
         run["seed"] = 2
         run["test"]["metrics"][0]["value"] = 93.0
 
-    add("seed2", second, "pixel_mnist_2_epochs")
+    add("seed2", second, "pixel_mnist")
     row = rows(report(), "permuted pixel MNIST")[0]
     assert row[3].startswith("92.48 (worst 91.96) %, ")
 
@@ -102,7 +105,7 @@ def test_settings_that_differ_in_one_option_make_a_curve(report, records, add):
 
     sizes = {"8,64": 8320, "16,32": 2560, "4,4,4,8": 224}
     for factors, recurrent in sizes.items():
-        add(f"factors_{factors}", with_factors(factors, recurrent), "pixel_mnist_2_epochs")
+        add(f"factors_{factors}", with_factors(factors, recurrent), "pixel_mnist")
     text = report()
     assert len(list(records.glob("factor_sizes_pixel_mnist.png"))) == 1
     section = text.split("## Factor sizes: permuted pixel MNIST\n")[1].split("\n## ")[0]
@@ -120,7 +123,7 @@ def test_settings_that_differ_in_more_make_no_curve(report, add):
             run["options"]["criterion"]["unitary_penalty"] = i
             run["options"]["optimizer"]["weight_decay"] = i
 
-        add(f"strength_{i}", change, "pixel_mnist_2_epochs")
+        add(f"strength_{i}", change, "pixel_mnist")
     assert "Strength of the soft unitary constraint" not in report()
 
 
