@@ -10,14 +10,13 @@ need_data music '*.pickle' jsb
 
 case $profile in
     smoke) sizes=(--hidden-size 64 --max-epoch 20); updates=60 ;;
-    quick) sizes=(--max-epoch 20); updates=300 ;;
-    paper) sizes=(--max-epoch 60); updates=900 ;;
+    quick) sizes=(--hidden-size 256 --dropout 0.5 --max-epoch 20); updates=300 ;;
+    paper) sizes=(--hidden-size 256 --dropout 0.5 --max-epoch 30); updates=450 ;;
 esac
 
-train music "$folder" --task music --music-set "JSB Chorales" \
-    --arch kru --hidden-size 256 "${sizes[@]}" \
+train music "$folder" --task music --music-set "JSB Chorales" --arch kru --cell kru_lstm "${sizes[@]}" \
     --criterion soft_unitary --unitary-penalty 0.01 \
-    --optimizer kron_adam --lr 1e-2 --factor-lr-scale 0.1 --clip-norm 1 \
+    --optimizer kron_adam --lr 3e-2 --factor-lr-scale 1 --clip-norm 1 \
     --lr-scheduler polynomial_decay --total-num-update "$updates" \
     --batch-size 16 --log-interval 10 --best-checkpoint-metric nll
 report nll "Polyphonic music ($profile)"
