@@ -20,6 +20,12 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
     """The recurrent layers that the options ask for, on the inputs of a task."""
     shape = {"num_layers": cfg.num_layers, "dropout": cfg.dropout, "bidirectional": bidirectional}
     cell = make_cell(cfg, spec.input_size, cfg.hidden_size, **shape)
+    if spec.tokens and cfg.cell != "kru":
+        with torch.no_grad():
+            for weight in cell.input_weights():
+                # What an embedding of N(0, 1) through weights of U(±1/√N) gives: alone those leave
+                # gates blind to the one symbol that they see.
+                weight.normal_(0, 3**-0.5)
     if spec.silent_token is not None:
         with torch.no_grad():
             for weight in cell.input_weights():

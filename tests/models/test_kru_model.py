@@ -75,6 +75,15 @@ def test_only_factors_are_penalised():
     assert unitary_penalty(lstm) == unitary_deviation(lstm) == 0
 
 
+@pytest.mark.parametrize("cell", ["kru_lstm", "rnn", "lstm", "gru"])
+def test_symbols_start_as_an_embedding_would(cell):
+    symbols = build(ModelSpec(50, 3, True, True), cell=cell, hidden_size=64)
+    features = build(ModelSpec(50, 3, False, True), cell=cell, hidden_size=64)
+    (of_symbols,), (of_features,) = symbols.cell.input_weights(), features.cell.input_weights()
+    assert of_symbols.std().item() == pytest.approx(3**-0.5, rel=0.05)
+    assert of_features.abs().max() <= 1 / 8
+
+
 def test_chrono_init_is_that_of_every_gated_cell():
     spec = ModelSpec(5, 3, True, True)
     lstm = build(spec, cell="lstm", hidden_size=256, chrono_init=50).cell.rnn
