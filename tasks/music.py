@@ -20,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kron_plugin.models.options import ModelSpec
 
-from .base import Loss, Metric, SequenceDataset, SequenceTask, require_seed, require_split
+from .base import (
+    Loss,
+    Metric,
+    SequenceDataset,
+    SequenceTask,
+    require_positive,
+    require_seed,
+    require_split,
+)
 from .midi_set import has_midi, load_midi
 from .rolls import KEYS, Rolls, load_rolls
 
@@ -34,6 +42,13 @@ class MusicConfig(FairseqDataclass):
     music_set: Optional[str] = field(
         default=None,
         metadata={"help": "which .pickle, such as 'JSB Chorales' (default: the only one)"},
+    )
+    segment_steps: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "training: cut sequences into segments of at most so many predicted steps, each"
+            " from the initial state on (default: whole sequences)"
+        },
     )
     steps_per_beat: int = field(
         default=2, metadata={"help": "MIDI files: time steps in a quarter note"}
@@ -55,6 +70,8 @@ class MusicTask(SequenceTask):
     def __init__(self, cfg: MusicConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
         require_seed(cfg, "midi_seed")
+        if cfg.segment_steps is not None:
+            require_positive(cfg, "segment_steps")
         self.rolls = _load(cfg)
         steps = np.concatenate(self.rolls["train"])
         # How often each key sounds in the training set, never quite 0 or 1.
@@ -62,7 +79,11 @@ class MusicTask(SequenceTask):
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
         require_split(split)
-        self.datasets[split] = MusicDataset(self.rolls[split], shuffle=split == "train")
+        training = split == "train"
+        rolls = self.rolls[split]
+        if training and self.cfg.segment_steps is not None:
+            rolls = [part for roll in rolls for part in segments(roll, self.cfg.segment_steps)]
+        self.datasets[split] = MusicDataset(rolls, shuffle=training)
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         valid = sample["valid"]
@@ -98,6 +119,15 @@ def _load(cfg: MusicConfig) -> Rolls:
     if pickles or not has_midi(folder):
         return load_rolls(folder, cfg.music_set)
     return load_midi(folder, cfg.steps_per_beat, cfg.midi_split, cfg.midi_seed)
+
+
+def segments(
+    roll: np.ndarray,  # shape: (T, 88)
+    steps: int,
+) -> List[np.ndarray]:  # shape: (up to steps + 1, 88) each
+    """Pieces of a roll that predict each of its steps but the first once: one begins with the step
+    that the one before has predicted last."""
+    return [roll[start : start + steps + 1] for start in range(0, len(roll) - 1, steps)]
 
 
 class MusicDataset(SequenceDataset):

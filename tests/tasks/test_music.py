@@ -77,6 +77,24 @@ def test_batch_size_does_not_change_the_sums(rolls_pickle):
     assert nll(1) == pytest.approx(nll(64), rel=1e-5)
 
 
+def test_segments_predict_every_step_once(rolls_pickle):
+    task = MusicTask(MusicConfig(data=str(rolls_pickle.parent), segment_steps=6))
+    for split in ("train", "test"):
+        task.load_dataset(split)
+    parts = task.dataset("train").rolls
+    assert max(map(len, parts)) == 7
+    whole = task.rolls["train"]
+    assert sum(len(part) - 1 for part in parts) == sum(len(roll) - 1 for roll in whole)
+    first = np.concatenate([parts[0], *(part[1:] for part in parts[1:4])])
+    assert np.array_equal(first, whole[0])
+    assert len(task.dataset("test")) == 7
+
+
+def test_segments_without_a_step_are_named(rolls_pickle):
+    with pytest.raises(ValueError, match="--segment-steps=0"):
+        MusicTask(MusicConfig(data=str(rolls_pickle.parent), segment_steps=0))
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
