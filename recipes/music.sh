@@ -3,7 +3,8 @@
 #
 #   bash recipes/music.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# `--music-set Nottingham` takes another of the sets in $KRON_DATA/music.
+# `--music-set MuseData` takes another of the sets in $KRON_DATA/music; their pieces are long, so add
+# `--segment-steps 200`. RESULTS.md tells the settings that were best for each.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
 need_data music '*.pickle' jsb
