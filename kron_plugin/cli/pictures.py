@@ -50,14 +50,16 @@ def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path)
     panels = figure.subplots(1, len(sweep.panels), squeeze=False)[0]
     for axes, (x, y) in zip(panels, sweep.panels, strict=True):
         points = sorted((x.value(run), y.value(run), sweep.point(run)) for run in runs)
-        axes.plot(*zip(*((a, b) for a, b, _ in points), strict=True), marker="o", markersize=4)
-        for a, b, text in points:
-            axes.annotate(text, (a, b), (3, 3), textcoords="offset points", fontsize=7)
+        at, values, texts = zip(*points, strict=True)
+        axes.plot(at, values, marker="o", markersize=4)
+        for place, text in zip(zip(at, values, strict=True), texts, strict=True):
+            axes.annotate(text, place, (3, 3), textcoords="offset points", fontsize=7)
         axes.set(
             xlabel=x.label, xscale="log", ylabel=y.label or f"{metric['name']}, {metric['unit']}"
         )
-        if y.label:
-            axes.set_yscale("log")
+        if y.label:  # a range of its own would make much of nothing
+            axes.set(yscale="log", ylim=(min(values) / 3, max(values) * 3))
+        axes.margins(x=0.12)  # for what is written beside the last point
         axes.grid(alpha=0.3)
     figure.suptitle(setting_name(runs[0]), fontsize=10)
     _save(figure, output)

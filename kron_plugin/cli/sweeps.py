@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from itertools import groupby
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 Run = Dict[str, Any]
@@ -39,6 +40,14 @@ def _milliseconds(run: Run) -> float:
     return 1e3 * run["training"]["seconds"] / run["training"]["updates"]
 
 
+def _sizes(run: Run) -> str:
+    """Such as "2⁷" or "4³·2"."""
+    runs = ((size, len(list(same))) for size, same in groupby(run["factors"].split()[0].split(",")))
+    powers = (f"{size}{str(n).translate(SUPERSCRIPTS) if n > 1 else ''}" for size, n in runs)
+    return "·".join(powers)
+
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 SCORE = Axis("", _score)
 RECURRENT = Axis("recurrent parameters", lambda run: run["recurrent_parameters"])
 TIME = Axis("milliseconds per update", _milliseconds)
@@ -51,7 +60,7 @@ SWEEPS = (
         "Factor sizes",
         ("model", "kron_factors"),
         ((RECURRENT, SCORE), (TIME, SCORE)),
-        lambda run: run["factors"].split()[0].replace(",", "·"),
+        _sizes,
     ),
     Sweep(
         "unitary_penalty",
@@ -71,7 +80,10 @@ def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]
         for runs in settings:
             if "factors" in runs[0]:
                 families[_other_options(runs[0], sweep)].append(runs)
-        curves += [(sweep, family) for family in families.values() if len(family) >= LEAST]
+        order = sweep.panels[0][0].value
+        for family in families.values():
+            if len(family) >= LEAST:
+                curves.append((sweep, sorted(family, key=lambda runs: order(runs[0]))))
     return curves
 
 

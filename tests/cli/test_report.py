@@ -109,7 +109,8 @@ def test_settings_that_differ_in_one_option_make_a_curve(report, records, add):
     text = report()
     assert len(list(records.glob("factor_sizes_pixel_mnist.png"))) == 1
     section = text.split("## Factor sizes: permuted pixel MNIST\n")[1].split("\n## ")[0]
-    assert len(rows(section, "permuted pixel MNIST")) == 4
+    recurrent = [row[2].split()[1] for row in rows(section, "permuted pixel MNIST")]
+    assert recurrent == ["(72)", "(224)", "(2,560)", "(8,320)"]
     assert "](recipes/results/factor_sizes_pixel_mnist.png)" in section
     others = rows(text.split("## Factor sizes")[0], "permuted pixel MNIST")
     assert not [row for row in others if row[8].startswith("`pixel_mnist.sh")]
