@@ -20,7 +20,7 @@ def chrono_(bias: Tensor, steps: int) -> Tensor:
     """Fill the biases of forget gates with log U[1, steps − 1], so that memories last from 1 to
     `steps` steps, evenly: a gate at σ(b) forgets in 1 + exp(b) of them (the chrono initialisation
     of Tallec and Ollivier, ICLR 2018)."""
-    return bias.uniform_(1, max(steps - 1, 1)).log_()
+    return bias.uniform_(1, steps - 1).log_()
 
 
 class KRULSTM(RecurrentStack):
