@@ -4,7 +4,8 @@
 #   smoke   seconds, on small data that the recipe makes itself
 #   quick   minutes on two cores, on the real data (the default)
 #   paper   the setting of the experiment in the literature
-# and OPTIONs of fairseq-train, which override the recipe's own.
+# and OPTIONs of fairseq-train, which override the recipe's own; `--no-SWITCH` takes a switch of the
+# recipe's away.
 #
 # Sets up the environment and defines
 #   $profile, $options      what the recipe was called with
@@ -63,11 +64,16 @@ train() {
         return
     fi
     mkdir -p "$out"
-    # Without the multiple of 1 the toolkit drops the rest of an epoch.
-    launch "${@:2}" \
-        --user-dir kron_plugin --save-dir "$out" --seed 1 \
-        --required-batch-size-multiple 1 --num-workers 0 --no-epoch-checkpoints \
-        --log-format json --log-file "$out/train.log" "${options[@]}"
+    set -- "${@:2}" --user-dir kron_plugin --save-dir "$out" --seed 1 \
+        --num-workers 0 --no-epoch-checkpoints --log-format json --log-file "$out/train.log"
+    local word words=()
+    for word in "$@"; do
+        [[ " ${options[*]} " == *" --no-${word#--} "* ]] || words+=("$word")
+    done
+    for word in "${options[@]}"; do
+        [[ $word == --no-* && " $* " == *" --${word#--no-} "* ]] || words+=("$word")
+    done
+    launch "${words[@]}"
 }
 
 report() {
