@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+import zipfile
 from argparse import Namespace
 from functools import wraps
 from pathlib import Path
@@ -16,6 +17,25 @@ import torch
 PLAIN_TYPES = (Namespace,)
 
 
+def is_damaged(path: Union[Path, str]) -> bool:
+    """Whether a file of `torch.save` is incomplete or altered; other files are left to the loader.
+
+    Such a file is a zip archive, with its table of contents at the end and checksums, which torch
+    itself does not compare.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not any(start):  # empty, or what a file system leaves of a file after a loss of power
+        return True
+    if not b"PK".startswith(start):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except Exception:  # the parser raises whatever it stumbles over
+        return True
+
+
 def load(path: Path) -> Any:
     """The content of a file that `torch.save` wrote: tensors, plain containers, PLAIN_TYPES.
 
@@ -24,6 +44,8 @@ def load(path: Path) -> Any:
     """
     admit_plain_data_only()
     try:
+        if is_damaged(path):
+            raise UnpicklingError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickles that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -62,6 +84,8 @@ def name_refused_checkpoints() -> None:
     @wraps(load)
     def load_or_name(path, *args, **kwargs):
         try:
+            if os.path.isfile(path) and is_damaged(path):
+                raise UnpicklingError
             return load(path, *args, **kwargs)
         except UnpicklingError as error:
             raise refusal(path, error) from error

@@ -1,34 +1,22 @@
 """What the toolkit lacks to go on from a checkpoint exactly, whenever the run before was killed.
 
 It writes a checkpoint under another name and renames it, but makes those after the first by copying
-over them: a process killed meanwhile leaves `checkpoint_last.pt` truncated, beside a whole one. And
-only the first of several workers saves, from which the others' states would be missing.
+over them: a process killed meanwhile would leave `checkpoint_last.pt` truncated, beside a whole
+one. And only the first of several workers saves, from which the others' states would be missing.
 """
 
 import logging
-import zipfile
 from functools import wraps
 from math import inf
 from pathlib import Path
 
 from torch import distributed
 
+from .checkpoints import is_damaged
+from .files import finished
+
+NOTHING_LEFT = "nothing is left to train"  # said of a run that had come to its end
 logger = logging.getLogger(__name__)
-
-
-def is_damaged(path: Path) -> bool:
-    """Whether a file of `torch.save` is incomplete or altered; other files are left to the loader.
-
-    Such a file is a zip archive, with its table of contents at the end and checksums.
-    """
-    with open(path, "rb") as file:
-        if not b"PK".startswith(file.read(2)):
-            return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (zipfile.BadZipFile, EOFError, RuntimeError):
-        return True
 
 
 def latest_whole(path: Path) -> Path:
@@ -52,11 +40,20 @@ def latest_whole(path: Path) -> Path:
 def make_exact() -> None:
     """Have the toolkit save and load so that a run resumes exactly; harmless to repeat."""
     from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
+    copy = PathManager.copy
     save, load = checkpoint_utils.save_checkpoint, Trainer.load_checkpoint
     if hasattr(load, "__wrapped__"):
         return
+
+    @wraps(copy)
+    def copy_whole(src_path, dst_path, overwrite=False):
+        if "://" in str(dst_path):
+            return copy(src_path, dst_path, overwrite)
+        with finished(Path(dst_path)) as unfinished:
+            return copy(src_path, str(unfinished), overwrite)
 
     @wraps(save)
     def save_all(cfg, trainer, *args, **kwargs):
@@ -70,14 +67,17 @@ def make_exact() -> None:
         path = Path(filename)
         if path.name.startswith("checkpoint_last"):  # not one that the user has named
             path = latest_whole(path)
+            if path != Path(filename) and trainer.is_data_parallel_master:
+                copy_whole(str(path), filename, overwrite=True)
         extra_state = load(trainer, str(path), *args, **kwargs)
         _agree(trainer, path)
         if trainer.get_num_updates() >= (trainer.cfg.optimization.max_update or inf):
             # The toolkit would find out only after one more.
-            logger.info("%s: --max-update is reached, nothing is left to train", path)
+            logger.info("%s: --max-update is reached, %s", path, NOTHING_LEFT)
             raise SystemExit
         return extra_state
 
+    PathManager.copy = staticmethod(copy_whole)
     checkpoint_utils.save_checkpoint, Trainer.load_checkpoint = save_all, load_whole
 
 

@@ -40,6 +40,8 @@ launch() {
         meeting=(--nnodes "$KRON_NODES" --node-rank "$KRON_NODE")
         meeting+=(--master-addr "${KRON_MASTER%:*}" --master-port "${KRON_MASTER##*:}")
     fi
+    local told=0  # a resumed run's log begins with what the one before it said
+    [ ! -e "$out/train.log" ] || told=$(wc -c < "$out/train.log")
     # Cores that are asked for twice are many times slower.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + KRON_PROCESSES - 1) / KRON_PROCESSES))}
     # Without any one of these the toolkit trains copies that know nothing of each other, fails, or
@@ -50,7 +52,7 @@ launch() {
         "$venv/bin/fairseq-train" "$@" "${place[@]}" \
         --ddp-backend legacy_ddp --load-checkpoint-on-all-dp-ranks
     local said
-    said=$(grep -os 'training on [0-9]* devices' "$out/train.log" | tail -n 1) || true
+    said=$(tail -c +$((told + 1)) "$out/train.log" | grep -o 'training on [0-9]* devices') || true
     if [ "$KRON_NODE" = 0 ] && [ "$said" != "training on $KRON_WORKERS devices" ]; then
         die "$KRON_WORKERS processes did not train one model together; $out/train.log says '$said'"
     fi

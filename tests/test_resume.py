@@ -7,7 +7,10 @@ import sys
 import pytest
 import torch
 
-from kron_plugin.resume import is_damaged, latest_whole
+from kron_plugin.checkpoints import is_damaged
+from kron_plugin.cli.curve import read_log
+from kron_plugin.cli.record import training
+from kron_plugin.resume import latest_whole
 
 from .conftest import ROOT, run
 
@@ -66,23 +69,29 @@ def test_killed_amid_an_epoch(task, train_on, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("function", "number", "damaged"),
-    [
-        ("torch.save", 2, None),
-        ("shutil.copyfile", 2, "checkpoint_last.pt"),
-        ("shutil.copyfile", 3, "checkpoint_best.pt"),
-        ("shutil.copyfile", 4, "checkpoint_last.pt"),
-    ],
+    ("function", "number"),
+    [("torch.save", 2), ("shutil.copyfile", 2), ("shutil.copyfile", 3), ("shutil.copyfile", 8)],
 )
-def test_killed_while_a_checkpoint_is_written(
-    function, number, damaged, straight, train_on, tmp_path
-):
+def test_killed_while_a_checkpoint_is_written(function, number, straight, train_on, tmp_path):
     args, expected = straight
     killed = train_on(tmp_path / "killed", *args, kill=(function, number))
-    assert [p.name for p in killed.glob("*.pt") if is_damaged(p)] == ([damaged] if damaged else [])
+    assert not any(is_damaged(path) for path in killed.glob("*.pt"))
     assert_same_end(train_on(tmp_path / "killed", *args), expected)
-    said = "checkpoint_last.pt is damaged; going on from checkpoint_"
-    assert (said in (killed / "output_0").read_text()) == (damaged == "checkpoint_last.pt")
+
+
+def test_truncated_last_checkpoint(straight, train_on, tmp_path):
+    """The one before it is taken, at the end of training too; the file is made whole again."""
+    args, expected = straight
+    out = tmp_path / "damaged"
+    train_on(out, *args, "--max-update", 6)
+    for updates in (6, 9):
+        last = out / "checkpoint_last.pt"
+        last.write_bytes(last.read_bytes()[:5000])
+        train_on(out, *args, "--max-update", updates)
+        assert "checkpoint_last.pt is damaged; going on from checkpoint_" in (
+            (out / "output_0").read_text()
+        )
+    assert_same_end(out, expected)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,9 @@ def test_a_finished_run_stays_as_it_is(straight, train_on, tmp_path):
     train_on(out, *args)
     assert (out / "checkpoint_last.pt").stat().st_mtime_ns == before
     assert "--max-update is reached" in (out / "output_0").read_text()
+    said = (out / "train.log").read_text().splitlines()
+    (out / "train.log").write_text("\n".join(x for x in said if "done training in" not in x))
+    assert training(read_log(out / "train.log"), out / "train.log")["finished"]
 
 
 @pytest.mark.parametrize("change", [("--batch-size", 2), ("--tokens-per-sample", 9)])

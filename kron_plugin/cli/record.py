@@ -12,6 +12,7 @@ import fairseq
 import torch
 
 from .. import __version__
+from ..resume import NOTHING_LEFT
 from .curve import curves, read_log
 from .evaluate import evaluate
 
@@ -86,10 +87,12 @@ def training(entries: List[Dict[str, float]], log: Path) -> Dict[str, Any]:
     updates += [e["train_num_updates"] for e in epochs]
     seconds = [e["wall"] for e in entries if "wall" in e]
     seconds += [e["train_wall"] for e in epochs if "train_wall" in e]
+    said = log.read_text(encoding="utf-8")
     return {
         "updates": int(max(updates, default=0)),
         "seconds": max(seconds, default=None),
-        "finished": "done training in" in log.read_text(encoding="utf-8"),
+        # The second where a run that was killed after its last checkpoint is called again.
+        "finished": "done training in" in said or NOTHING_LEFT in said,
     }
 
 

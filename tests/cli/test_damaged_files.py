@@ -41,7 +41,9 @@ def test_checkpoints(tmp_path, zipped):
     def check(content):
         path.write_bytes(content)
         state = ends_well(read, path, says=path)
-        if state is not None:
+        if state is not None and zipped:  # torch's older format has no checksums
+            assert str(state) == str(STATE)
+        elif state is not None:
             assert state["cfg"]["model"]["_name"] in ARCHITECTURES
             assert state["cfg"]["task"]["_name"] in TASKS
 
