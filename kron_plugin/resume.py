@@ -16,7 +16,7 @@ from .checkpoints import is_damaged
 from .files import finished
 
 NOTHING_LEFT = "nothing is left to train"  # said of a run that had come to its end
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fairseq_cli.train")  # the toolkit's, which writes into --log-file
 
 
 def latest_whole(path: Path) -> Path:
