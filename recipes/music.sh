@@ -3,8 +3,9 @@
 #
 #   bash recipes/music.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# `--music-set MuseData` takes another of the sets in $KRON_DATA/music; their pieces are long, so add
-# `--segment-steps 200`. RESULTS.md tells the settings that were best for each.
+# `--music-set MuseData` takes another of the sets in $KRON_DATA/music, where `kron-data prepare muse`
+# puts it beside the others; their pieces are long, so add `--segment-steps 200`. RESULTS.md tells the
+# settings that were best for each.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
 need_data music '*.pickle' jsb

@@ -1,4 +1,4 @@
-"""`kron-data prepare TASK …` verifies the published data of a task and puts them into a folder."""
+"""`kron-data prepare SET …` verifies the published data of a task and puts them into a folder."""
 
 import argparse
 import logging
@@ -31,7 +31,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if args.mirror and not args.download:
         raise ValueError(f"--mirror {args.mirror}: only together with --download")
-    print(prepare(args.task, args.source, args.dest, args.mirror))
+    print(prepare(args.set, args.source, args.dest, args.mirror))
     return 0
 
 
@@ -42,14 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the data sets, their files, locations and licences")
     prepare = commands.add_parser("prepare", help="verify a data set and put it into a folder")
-    prepare.add_argument("task", metavar="TASK", help="a data set that `kron-data list` names")
+    prepare.add_argument("set", metavar="SET", help="a data set that `kron-data list` names")
     origin = prepare.add_mutually_exclusive_group(required=True)
     origin.add_argument("--source", type=Path, metavar="FOLDER", help="where its files lie")
     origin.add_argument(
         "--download", action="store_true", help="fetch them where they are published"
     )
     prepare.add_argument("--mirror", metavar="URL", help="fetch them from below this address")
-    prepare.add_argument("--dest", type=Path, required=True, metavar="FOLDER", help="made anew")
+    prepare.add_argument(
+        "--dest", type=Path, required=True, metavar="FOLDER", help="made, or shared"
+    )
     return parser
 
 

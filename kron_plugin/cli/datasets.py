@@ -37,7 +37,8 @@ class Dataset(NamedTuple):
     """A data set.
 
     checksum: of a file's content. place: puts a verified file into a folder, in the form in which
-    the task reads it. finish: makes the rest in that folder, and tells what it holds.
+    the task reads it. finish: makes the rest in that folder, and tells what it holds. shares: may
+    be put beside others, from which the task tells it apart.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Dataset(NamedTuple):
     checksum: Callable[[Path], str]
     place: Callable[[Path, Path], Any]
     finish: Callable[[Path], List[Row]]
+    shares: bool = False
 
 
 def _md5(chunks: Iterator[bytes]) -> str:
@@ -197,6 +199,7 @@ def _rolls(name: str, checksum: str, licence: str) -> Dataset:
         _notes_checksum,
         _copy,
         _finish_rolls,
+        shares=True,
     )
 
 

@@ -28,7 +28,8 @@ def overview() -> str:
 
 
 def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str] = None) -> str:
-    """Make the folder `dest`, which training reads; what it holds, as people read it.
+    """Make the folder `dest`, which training reads; what is put there, as people read it. The sets
+    of piano rolls may share one.
 
     Args:
         name: which data set.
@@ -42,10 +43,7 @@ def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str]
     require(name in DATASETS, f"{name!r}: no data set; choose one of {', '.join(DATASETS)}")
     dataset = DATASETS[name]
     dest = dest.resolve()
-    require(
-        not dest.exists() or (dest.is_dir() and not any(dest.iterdir())),
-        f"--dest {dest}: exists already; choose a new folder, or remove it",
-    )
+    _check_dest(dataset, dest)
     if source is not None:
         rows = _build(dataset, source, dest)
     else:
@@ -62,8 +60,20 @@ def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str]
     return f"{dataset.title}\nlicence: {dataset.licence}\n\n{table}\n\nin {dest}"
 
 
+def _check_dest(dataset: Dataset, dest: Path) -> None:
+    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
+        return
+    shared = dataset.shares and dest.is_dir()
+    require(shared, f"--dest {dest}: exists already; choose a new folder, or remove it")
+    for file in dataset.files:
+        exists = (dest / file.name).exists()
+        require(
+            not exists, f"--dest {dest}: has {file.name!r} already; remove it to prepare it anew"
+        )
+
+
 def _build(dataset: Dataset, source: Path, dest: Path) -> List[Row]:
-    """Verify the files and make `dest`, which appears whole or not at all."""
+    """Verify the files and make `dest`; its content appears whole or not at all."""
     require(source.is_dir(), f"--source {source}: no such folder")
     paths = [_find(source, file) for file in dataset.files]
     for file, path in zip(dataset.files, paths, strict=True):
@@ -75,7 +85,11 @@ def _build(dataset: Dataset, source: Path, dest: Path) -> List[Row]:
         for path in paths:
             dataset.place(path, folder)
         rows = dataset.finish(folder)
-        os.replace(folder, dest)
+        if dest.exists() and any(dest.iterdir()):
+            (path,) = folder.iterdir()
+            os.replace(path, dest / path.name)
+        else:
+            os.replace(folder, dest)
     return rows
 
 

@@ -12,7 +12,7 @@ from kron_plugin.cli.curve import draw, read_log
 from kron_plugin.cli.datasets import DATASETS
 
 from ..fuzz import damaged, ends_well, fuzzed
-from .test_kron_data import archive
+from .conftest import archive
 
 STATE = {
     "cfg": {"model": {"_name": "kru"}, "task": {"_name": "adding"}},
