@@ -1,4 +1,4 @@
-VENV ?= $(if $(KRON_VENV),$(KRON_VENV),.venv)
+export KRON_VENV := $(or $(KRON_VENV),.venv)
 
 .PHONY: setup test lint installed-test sanitize bench gpu-test gpu-bench
 
@@ -6,30 +6,30 @@ setup:
 	bash recipes/setup.sh test
 
 test: setup lint
-	"$(VENV)/bin/python" -m pytest -n auto --maxprocesses 4
+	"$(KRON_VENV)/bin/python" -m pytest -n auto --maxprocesses 4
 
 lint: setup
-	"$(VENV)/bin/ruff" check .
-	"$(VENV)/bin/ruff" format --check .
+	"$(KRON_VENV)/bin/python" -m ruff check .
+	"$(KRON_VENV)/bin/python" -m ruff format --check .
 
 # The whole suite against a wheel made from the source distribution; some minutes.
 installed-test: setup
 	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
-	bash tests/installed.sh "$$folder/kron" "$$(realpath -s "$(VENV)")/bin/python" -n auto --maxprocesses 4
+	bash tests/installed.sh "$$folder/kron" "$$(realpath -s "$(KRON_VENV)")/bin/python" -n auto --maxprocesses 4
 
 # Every test of the kernels, with AddressSanitizer and UndefinedBehaviorSanitizer; some minutes.
 # ThreadSanitizer does not go with them, and has a test of its own.
 sanitize: setup
-	bash tests/sanitize.sh "$(VENV)/bin/python" -m pytest -s tests/ops -k "not sanitizer"
+	bash tests/sanitize.sh "$(KRON_VENV)/bin/python" -m pytest -s tests/ops -k "not sanitizer"
 
 bench:
 	bash recipes/setup.sh bench
-	"$(VENV)/bin/python" benchmarks/recurrence.py
+	"$(KRON_VENV)/bin/python" benchmarks/recurrence.py
 
 gpu-test: setup
-	"$(VENV)/bin/python" benchmarks/gpu.py test
+	"$(KRON_VENV)/bin/python" benchmarks/gpu.py test
 
 gpu-bench:
 	bash recipes/setup.sh test
 	bash recipes/setup.sh bench
-	"$(VENV)/bin/python" benchmarks/gpu.py bench
+	"$(KRON_VENV)/bin/python" benchmarks/gpu.py bench

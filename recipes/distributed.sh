@@ -46,7 +46,7 @@ launch() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + KRON_PROCESSES - 1) / KRON_PROCESSES))}
     # Without any one of these the toolkit trains copies that know nothing of each other, fails, or
     # does nothing and calls it success.
-    "$venv/bin/torchrun" --nproc-per-node "$KRON_PROCESSES" "${meeting[@]}" --no-python bash -c '
+    "$venv/bin/python" recipes/torchrun.py --nproc-per-node "$KRON_PROCESSES" "${meeting[@]}" --no-python bash -c '
         exec "$0" "$@" --distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" \
             --device-id "$LOCAL_RANK" --distributed-init-method env:// --distributed-no-spawn' \
         "$venv/bin/fairseq-train" "$@" "${place[@]}" \

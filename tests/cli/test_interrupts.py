@@ -13,12 +13,12 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin.checkpoints import is_damaged  # noqa: E402
 from kron_plugin.cli import checkpoint, data, evaluate, main  # noqa: E402
 from kron_plugin.files import finished  # noqa: E402
 from kron_plugin.tasks.midi import write_midi  # noqa: E402
 
 from ..conftest import ROOT  # noqa: E402
-from .test_kron_data import site, source  # noqa: E402, F401  (fixtures)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
 
 @pytest.mark.parametrize("origin", ["--source", "--download"])
 @pytest.mark.parametrize("name", ["ptb", "mnist", "nottingham-midi"])
-def test_kron_data(tmp_path, capsys, monkeypatch, site, name, origin):  # noqa: F811
+def test_kron_data(tmp_path, capsys, monkeypatch, site, name, origin):
     """At every moment at which a file or folder gets its name."""
     replace, moments = os.replace, 0
     where = (origin, str(site.folder)) if origin == "--source" else (origin, "--mirror", site.url)
@@ -116,14 +116,19 @@ def test_while_the_toolkit_is_imported(tmp_path):
     assert "kron-data: interrupted" in interrupt(process)
 
 
-def test_a_recipe(tmp_path):
-    out = tmp_path / "runs" / "copy_memory_smoke_--max-update_1000000"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_recipe(tmp_path, workers):
+    script, end = ("recipes/copy_memory.sh",), ("smoke", "--max-update", "1000000")
+    if workers > 1:
+        script, end = ("recipes/distributed.sh", workers, "copy_memory"), (*end, "--cpu")
     venv = os.environ.get("KRON_VENV", os.path.dirname(os.path.dirname(sys.executable)))
     env = {"KRON_RUNS": str(tmp_path / "runs"), "KRON_VENV": venv}
-    recipe = ("bash", "recipes/copy_memory.sh", "smoke", "--max-update", "1000000")
-    process = start(*recipe, cwd=ROOT, env=env)
-    log = out / "train.log"
-    while process.poll() is None and not (log.exists() and "num_updates" in log.read_text()):
+    process = start("bash", *script, *end, cwd=ROOT, env=env)
+    logs = tmp_path.glob("runs/*/train.log")
+    while process.poll() is None and not any("num_updates" in log.read_text() for log in logs):
         time.sleep(0.1)
+        logs = tmp_path.glob("runs/*/train.log")
     assert interrupt(process)[-1] == "copy_memory: interrupted"
+    (out,) = (tmp_path / "runs").iterdir()
     assert {path.suffix for path in out.iterdir()} <= {".log", ".pt"}
+    assert not any(is_damaged(path) for path in out.glob("*.pt"))
