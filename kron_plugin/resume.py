@@ -2,7 +2,8 @@
 
 It writes a checkpoint under another name and renames it, but makes those after the first by copying
 over them: a process killed meanwhile would leave `checkpoint_last.pt` truncated, beside a whole
-one. And only the first of several workers saves, from which the others' states would be missing.
+one. Only the first of several workers saves, from which the others' states would be missing. And in
+half precision it saves the rounded parameters, not those in float32 that it trains.
 """
 
 import logging
@@ -43,6 +44,7 @@ def make_exact() -> None:
     from fairseq.file_io import PathManager
     from fairseq.trainer import Trainer
 
+    _keep_masters()
     copy = PathManager.copy
     save, load = checkpoint_utils.save_checkpoint, Trainer.load_checkpoint
     if hasattr(load, "__wrapped__"):
@@ -79,6 +81,30 @@ def make_exact() -> None:
 
     PathManager.copy = staticmethod(copy_whole)
     checkpoint_utils.save_checkpoint, Trainer.load_checkpoint = save_all, load_whole
+
+
+def _keep_masters() -> None:
+    """Have half precision's float32 parameters saved and loaded with the optimiser's state."""
+    from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
+
+    save, load = _FP16OptimizerMixin.state_dict, _FP16OptimizerMixin.load_state_dict
+
+    def masters(optimizer) -> list:
+        params = optimizer.fp32_params
+        return list(params.values()) if optimizer.has_flat_params else params
+
+    @wraps(save)
+    def state_dict(self):
+        return {**save(self), "fp32_params": [p.detach() for p in masters(self)]}
+
+    @wraps(load)
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        load(self, state_dict, optimizer_overrides)
+        for param, saved in zip(masters(self), state_dict.get("fp32_params", ()), strict=False):
+            param.data.copy_(saved)
+
+    _FP16OptimizerMixin.state_dict = state_dict
+    _FP16OptimizerMixin.load_state_dict = load_state_dict
 
 
 def _agree(trainer, path: Path) -> None:

@@ -28,12 +28,13 @@ checkpoint: {{save_dir: {out}, no_epoch_checkpoints: true}}
 """
 
 
-def train_by_hydra(forked, out, bf16):
-    """The checkpoint after forty updates."""
-    out.mkdir()
+def train_by_hydra(forked, out, bf16, updates=40):
+    """The checkpoint after so many updates."""
+    out.mkdir(exist_ok=True)
     text = HYDRA.format(user_dir=PACKAGE, bf16=bf16, out=out)
     (out / "small.yaml").write_text(text)
     args = ("--config-dir", out, "--config-name", "small", f"hydra.run.dir={out}")
+    args += (f"optimization.max_update={updates}",)
     result = forked("fairseq_cli.hydra_train", *args)
     assert result.returncode == 0, result.stdout[-3000:]
     return torch.load(out / "checkpoint_last.pt", weights_only=True)
@@ -50,6 +51,17 @@ def test_bfloat16_through_fairseq_hydra_train(forked, tmp_path):
         torch.testing.assert_close(have, want, rtol=0, atol=0.01)
     have, want = (state["extra_state"]["val_loss"] for state in (half, single))
     assert have == pytest.approx(want, rel=0.05)
+
+
+def test_bfloat16_resumes_exactly(forked, tmp_path):
+    straight = train_by_hydra(forked, tmp_path / "straight", "true", 6)
+    train_by_hydra(forked, tmp_path / "resumed", "true", 3)
+    resumed = train_by_hydra(forked, tmp_path / "resumed", "true", 6)
+    for name, value in straight["model"].items():
+        assert torch.equal(resumed["model"][name], value)
+    have, want = (s["last_optimizer_state"]["fp32_params"] for s in (resumed, straight))
+    assert len(want) > 3
+    assert all(map(torch.equal, have, want))
 
 
 def steps(kru, optimiser, x, dtype):
