@@ -1,7 +1,6 @@
 """Criterion `soft_unitary`: the task's own loss plus λ Σ_f ‖W_fᴴ W_f − I‖_F²."""
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Dict, List, Tuple
 
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -12,6 +11,8 @@ from torch.nn import functional as F
 
 from ..models.cells import unitary_deviation, unitary_penalty
 from ..tasks.base import Loss, SequenceTask
+
+MAX_PENALTY = 1e6  # λ; times the terms of a batch it stays finite in single precision
 
 
 @dataclass
@@ -32,8 +33,10 @@ class SoftUnitaryCriterion(FairseqCriterion):
 
     def __init__(self, task, unitary_penalty: float) -> None:
         super().__init__(task)
-        if not 0 <= unitary_penalty < inf:
-            raise ValueError(f"--unitary-penalty={unitary_penalty}: must be 0 or more, and finite")
+        if not 0 <= unitary_penalty <= MAX_PENALTY:
+            raise ValueError(
+                f"--unitary-penalty={unitary_penalty}: must be from 0 to {MAX_PENALTY:.0e}"
+            )
         self.weight = unitary_penalty
 
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:

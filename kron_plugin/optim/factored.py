@@ -39,21 +39,27 @@ class KronAdamConfig(FactoredConfig):
     kron_adam_eps: float = field(default=1e-8, metadata={"help": "Adam's epsilon"})
 
 
+def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> None:
+    """Raise a ValueError unless an option, or each of a list of them, is from 0 to below `end`."""
+    value = getattr(cfg, name)
+    numbers = [value] if isinstance(value, (int, float)) else value
+    if not all(0 <= number < end for number in numbers):
+        raise ValueError(f"--{name.replace('_', '-')}={value}: must be {range_}")
+
+
 class FactoredOptimizer(FairseqOptimizer):
     """Two groups: the parameters marked `param_group = "factors"`, and all others before them."""
 
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
-        if not 0 <= cfg.factor_lr_scale < inf:
-            raise ValueError(
-                f"--factor-lr-scale={cfg.factor_lr_scale}: must be 0 or more, and finite"
-            )
+        for name in ("factor_lr_scale", "weight_decay"):
+            _require_range(cfg, name, inf, "0 or more, and finite")
         params = list(params)
         factors = [p for p in params if getattr(p, "param_group", None) == "factors"]
-        if not factors and len(params) == 1 and cfg.factor_lr_scale != 1:
+        if len(params) == 1 and not factors:
             raise ValueError(
                 "--factor-lr-scale: --fp16 has flattened all parameters into one, so the factors"
-                " cannot be told apart; add --fp16-no-flatten-grads, or --factor-lr-scale 1"
+                " cannot be told apart; add --fp16-no-flatten-grads"
             )
         others = [p for p in params if getattr(p, "param_group", None) != "factors"]
         groups = [{"params": others}, {"params": factors}] if factors else [{"params": others}]
@@ -84,6 +90,8 @@ class KronRMSprop(FactoredOptimizer):
 
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:
         cfg = self.cfg
+        _require_range(cfg, "rmsprop_decay", 1, "at least 0 and below 1")
+        _require_range(cfg, "rmsprop_eps", inf, "0 or more, and finite")
         return torch.optim.RMSprop(
             groups, alpha=cfg.rmsprop_decay, eps=cfg.rmsprop_eps, weight_decay=cfg.weight_decay
         )
@@ -95,6 +103,10 @@ class KronAdam(FactoredOptimizer):
 
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:
         cfg = self.cfg
+        if len(cfg.kron_adam_betas) != 2:
+            raise ValueError(f"--kron-adam-betas={cfg.kron_adam_betas}: must be two, as 0.9,0.999")
+        _require_range(cfg, "kron_adam_betas", 1, "at least 0 and below 1")
+        _require_range(cfg, "kron_adam_eps", inf, "0 or more, and finite")
         return torch.optim.Adam(
             groups,
             betas=tuple(cfg.kron_adam_betas),

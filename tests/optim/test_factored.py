@@ -65,3 +65,14 @@ def test_what_cannot_work_is_said():
     flat = [torch.nn.Parameter(torch.zeros(10))]
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
         KronAdam(KronAdamConfig(lr=[0.01]), flat)
+    for options in (
+        {"kron_adam_betas": [0.9]},
+        {"kron_adam_betas": [0.9, 1.0]},
+        {"kron_adam_eps": -1.0},
+        {"weight_decay": float("nan")},
+    ):
+        name = next(iter(options)).replace("_", "-")
+        with pytest.raises(ValueError, match=f"--{name}="):
+            KronAdam(KronAdamConfig(lr=[0.01], **options), list(KRU(1, 2).parameters()))
+    with pytest.raises(ValueError, match=r"--rmsprop-decay=1\.5"):
+        KronRMSprop(KronRMSpropConfig(lr=[0.01], rmsprop_decay=1.5), list(KRU(1, 2).parameters()))
