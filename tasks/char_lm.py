@@ -63,7 +63,7 @@ class CharLMTask(SequenceTask):
         self.texts = load_text(folder)
         self.tokenizer = load_tokenizer(folder, self.texts, str(cfg.vocab_type), cfg.vocab_size)
         size = self.tokenizer.vocab_size()
-        self.spec = ModelSpec(input_size=size, output_size=size, tokens=True, per_step=True)
+        self.spec = ModelSpec(size, size, tokens=True, per_step=True, arch="kru_lm")
         pieces = [self.tokenizer.id_to_piece(i) for i in range(size)]
         self.piece_characters = torch.tensor([len(piece) for piece in pieces])
         counts = torch.bincount(self._tokens("train"), minlength=size) + 1.0

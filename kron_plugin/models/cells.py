@@ -8,12 +8,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..modules import KRU, KRULSTM
+from ..modules.factors import MAX_SIZE
 from ..modules.kru_lstm import chrono_
 from ..modules.layer import KronLayer
 from .options import CellConfig, ModelSpec
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 GATED = ("kru_lstm", "lstm", "gru")
+MAX_LAYERS = 1000
 
 
 def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> nn.Module:
@@ -55,9 +57,16 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
 
 
 def _check_options(cfg: CellConfig, hidden_size: int, num_layers: int, dropout: float) -> None:
-    for name, value in (("hidden-size", hidden_size), ("num-layers", num_layers)):
-        if value < 1:
-            raise ValueError(f"--{name}={value}: must be at least 1")
+    for name, value, most in (
+        ("hidden-size", hidden_size, MAX_SIZE),
+        ("num-layers", num_layers, MAX_LAYERS),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"--{name}={value}: must be at least 1, and at most {most}")
+    if cfg.cell in BASELINES and 4 * hidden_size**2 > MAX_SIZE:
+        raise ValueError(
+            f"--hidden-size={hidden_size}: too large for the dense matrices of {cfg.cell}"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"--dropout={dropout}: must be at least 0 and below 1")
     if cfg.cell in BASELINES and (cfg.kron_factors or cfg.kron_real or cfg.unitary is not None):

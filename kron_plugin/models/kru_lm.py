@@ -18,8 +18,6 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: CellConfig, task) -> "KRULanguageModel":
         spec = spec_of(task, "kru_lm")
-        if not (spec.tokens and spec.per_step):
-            raise ValueError(f"--arch kru_lm: {type(task).__name__} is no task of symbols; use kru")
         return cls(KRUDecoder(task.target_dictionary, build_cell(cfg, spec), spec, cfg.dropout))
 
     @property

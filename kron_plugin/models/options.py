@@ -136,6 +136,7 @@ class ModelSpec(NamedTuple):
     tokens: inputs are integers below input_size instead of vectors.
     per_step: an output for every step instead of one for the sequence.
     silent_token: a symbol that stands for "nothing"; its input vector starts at 0.
+    arch: the architecture that takes such batches.
     """
 
     input_size: int
@@ -143,6 +144,7 @@ class ModelSpec(NamedTuple):
     tokens: bool
     per_step: bool
     silent_token: Optional[int] = None
+    arch: str = "kru"
 
 
 def is_translation(task) -> bool:
@@ -156,14 +158,19 @@ def spec_of(task, arch: str) -> ModelSpec:
     """What a task asks of a model: our tasks say it, others have a dictionary of symbols.
 
     Raises:
-        ValueError: the task says neither.
+        ValueError: the task says neither, or wants another architecture.
     """
+    name, dictionary = type(task).__name__, getattr(task, "target_dictionary", None)
     if hasattr(task, "spec"):
-        return task.spec
-    dictionary = getattr(task, "target_dictionary", None)
-    if dictionary is None:
+        spec = task.spec
+    elif dictionary is not None:
+        size, silent = len(dictionary), dictionary.pad()
+        spec = ModelSpec(size, size, True, True, silent_token=silent, arch="kru_lm")
+    else:
         raise ValueError(
-            f"--arch {arch}: the task {type(task).__name__} neither says what model it needs nor"
-            " has a dictionary of symbols"
+            f"--arch {arch}: the task {name} neither says what model it needs nor has a dictionary"
+            " of symbols"
         )
-    return ModelSpec(len(dictionary), len(dictionary), True, True, silent_token=dictionary.pad())
+    if spec.arch != arch:
+        raise ValueError(f"--arch {arch}: the task {name} needs --arch {spec.arch}")
+    return spec

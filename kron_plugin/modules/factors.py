@@ -6,7 +6,7 @@ from typing import List, Sequence, Tuple, Union
 MAX_SIZE = 1 << 31  # of a state, and of what is allocated at once: 8 GiB in single precision
 
 FactorSizes = Tuple[Tuple[int, int], ...]
-FactorSpec = Union[None, str, Sequence[Union[int, Sequence[int]]]]
+FactorSpec = Union[None, str, int, Sequence[Union[int, Sequence[int]]]]
 
 
 def default_factors(hidden_size: int) -> FactorSizes:
@@ -18,8 +18,8 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
     """The (P_f, Q_f) that `spec` asks for, checked against the hidden size N.
 
     Args:
-        spec: None for the default; a string such as "16,32" or "2x4,4x2"; or a sequence of sizes
-            such as (16, 32) or ((2, 4), (4, 2)).
+        spec: None for the default; a string such as "16,32" or "2x4,4x2"; a sequence of sizes such
+            as (16, 32) or ((2, 4), (4, 2)); or one size.
 
     Raises:
         ValueError: not sizes, or their products are not N; the message says what would fit.
@@ -30,7 +30,7 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
         raise ValueError(f"hidden_size: must be at most {MAX_SIZE}")
     if spec is None or spec == "":
         return _allocatable(default_factors(hidden_size))
-    parts = spec.split(",") if isinstance(spec, str) else spec
+    parts = spec.split(",") if isinstance(spec, str) else [spec] if _is_integer(spec) else spec
     sizes = tuple(_one_size(part, spec) for part in parts)
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
     if rows != hidden_size or columns != hidden_size:
@@ -62,7 +62,7 @@ def _one_size(part: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[i
         if isinstance(part, str):
             numbers = [int(s) for s in part.split("x")]
         else:
-            numbers = [part] if isinstance(part, int) else [int(s) for s in part]
+            numbers = [int(part)] if _is_integer(part) else [int(s) for s in part]
         p, q = numbers * 2 if len(numbers) == 1 else numbers
     except (TypeError, ValueError):
         p = q = 0
@@ -72,6 +72,10 @@ def _one_size(part: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[i
             " factors or '2x4,4x2' for rectangular ones"
         )
     return p, q
+
+
+def _is_integer(value: object) -> bool:
+    return hasattr(value, "__index__")
 
 
 def _prime_factors(n: int) -> List[int]:

@@ -27,8 +27,9 @@ class KRU(RecurrentStack):
     Args:
         input_size: features per step; or, for integer inputs, the number of symbols.
         hidden_size: N, the size of the state (complex numbers for complex factors).
-        factors: sizes whose products are N: "16,32", (16, 32), rectangular "2x4,4x2". Default:
-            the prime factors of N, so 2x2 for a power of two.
+        factors: sizes whose products are N: "16,32", (16, 32), 512 for a single one. Default: the
+            prime factors of N, so 2x2 for a power of two. Rectangular ones, "2x4,4x2", give a W
+            of rank ∏ min(P_f, Q_f) < N, which cannot be unitary.
         num_layers: layers upon each other, each with parameters of its own.
         bidirectional: every layer reads in both directions.
         dropout: probability with which outputs are dropped between layers.
@@ -44,8 +45,8 @@ class KRU(RecurrentStack):
         check_finite: after every call make sure that the state holds no NaN or infinity.
 
     Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
-    Every factor starts exactly unitary. Every layer and direction learns its initial state `h0`,
-    which starts away from 0, where modReLU has no direction and no bound on its gradient.
+    Every square factor starts exactly unitary. Every layer and direction learns its initial state
+    `h0`, which starts away from 0, where modReLU has no direction and no bound on its gradient.
 
     Raises:
         ValueError: sizes that do not fit together; the message says which would.
@@ -133,7 +134,7 @@ class KRULayer(KronLayer):
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
-    ) -> Tuple[Optional[Tensor], State]:
+    ) -> Tuple[Tensor, State]:
         output, h_n = kron_rnn(
             x,
             self.matrices(),

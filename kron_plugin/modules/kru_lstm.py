@@ -120,7 +120,7 @@ class KRULSTMLayer(KronLayer):
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
-    ) -> Tuple[Optional[Tensor], State]:
+    ) -> Tuple[Tensor, State]:
         matrices, count = self.matrices(), len(self.factor_sizes)
         return kron_lstm(
             x,

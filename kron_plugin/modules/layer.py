@@ -1,9 +1,11 @@
 """What one layer in one direction is, whatever it computes: its factors and its start."""
 
-from typing import List, Optional, Tuple
+from functools import partial, wraps
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..ops import check_backend
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
@@ -14,11 +16,32 @@ UNITARY = ("none", "soft", "hard")
 State = Tuple[Tensor, ...]  # shape: (B, W) each; the output of a step comes first
 
 
+def without_autocast(method: Callable) -> Callable:
+    """A method of `KronLayer` that computes in the parameters' own precision under autocast too:
+    rounded to half of it at every step, a long memory would be lost, as would a small penalty."""
+
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        device, dtype = self.weight.device.type, self.weight.dtype
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return method(self, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            args, kwargs = tree_map(partial(_in_type, dtype=dtype), (args, kwargs))
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _in_type(value: Any, dtype: torch.dtype) -> Any:
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_real else value
+
+
 class KronLayer(nn.Module):
     """One recurrent layer in one direction whose recurrent matrices are Kronecker products.
 
     Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
-    Every factor starts exactly unitary, and is marked with `param_group = "factors"`.
+    Every square factor starts exactly unitary; all are marked with `param_group = "factors"`.
 
     Args:
         products: how many recurrent matrices there are; `factors` gives the sizes of each.
@@ -64,6 +87,12 @@ class KronLayer(nn.Module):
         self.backend = backend
         self.checkpoint_every = checkpoint_every
         self.check_finite = check_finite
+
+        if unitary == "hard" and any(p != q for p, q in self.factor_sizes):
+            raise ValueError(
+                f"factors={format_factors(self.factor_sizes)!r}: unitary='hard' needs square ones;"
+                " a product with rectangular factors has a null space"
+            )
 
         sizes = self.factor_sizes * products
         tail = (2,) if complex else ()
@@ -115,7 +144,7 @@ class KronLayer(nn.Module):
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
-    ) -> Tuple[Optional[Tensor], State]:
+    ) -> Tuple[Tensor, State]:
         """The recurrence from a state on."""
         raise NotImplementedError
 
@@ -123,13 +152,14 @@ class KronLayer(nn.Module):
         """What can run the recurrence where the parameters are, fastest first."""
         raise NotImplementedError
 
+    @without_autocast
     def forward(
         self,
         x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers below input_size
         state: Optional[State] = None,
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
-    ) -> Tuple[Optional[Tensor], State]:  # shape: (T, B, output_size)
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """The output of every step, and the last state; arguments as `RecurrentStack` tells."""
         state = self.start(x.shape[1]) if state is None else state
         output, last = self.run(x, state, lengths, need_output)
@@ -145,12 +175,14 @@ class KronLayer(nn.Module):
         name = type(self).__name__.removesuffix("Layer")
         raise RuntimeError(f"{name}: the state holds a NaN or an infinity after step {step}")
 
+    @without_autocast
     def unitary_penalty(self) -> Tensor:
         """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar; 0 unless the layer is to be softly unitary."""
         if self.unitary != "soft":
             return self.factors[0].new_zeros(())
         return unitary_penalty(self.matrices())
 
+    @without_autocast
     def unitary_deviation(self) -> Tensor:
         """max_f ‖W_fᴴ W_f − I‖_F, a scalar."""
         return unitary_deviation(self.matrices())

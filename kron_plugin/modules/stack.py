@@ -40,6 +40,8 @@ class RecurrentStack(nn.Module):
             raise ValueError(f"num_layers={num_layers}: must be at least 1")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: must be between 0 and 1")
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
         self.directions = 2 if bidirectional else 1
         self.dropout = dropout
         self.batch_first = batch_first
@@ -56,7 +58,7 @@ class RecurrentStack(nn.Module):
         state: Optional[StackedState] = None,
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
-    ) -> Tuple[Optional[Sequences], StackedState]:  # shape: (T, B, output_size)
+    ) -> Tuple[Sequences, StackedState]:  # shape: (T, B, output_size)
         """The output of every step, and the last states, as torch's layers return them.
 
         Args:
@@ -64,11 +66,12 @@ class RecurrentStack(nn.Module):
             state: where to start; default the layers' own start.
             lengths: steps that count in each sequence; a finished one keeps its last state. The
                 other direction begins at the last step that counts.
-            need_output: False if the last state is all that is wanted; the output then is None, and
-                less memory is written.
+            need_output: False if the last state is all that is wanted; the output then is empty,
+                and less memory is written.
 
         Raises:
             ValueError: sizes that do not fit.
+            IndexError: a symbol that is not below input_size.
             RuntimeError: `check_finite` found a NaN or an infinity; the message names the step, in
                 the order in which the layer's direction reads.
         """
@@ -77,13 +80,14 @@ class RecurrentStack(nn.Module):
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
             x, lengths = pad_packed_sequence(packed)
-            lengths = lengths.to(x.device)
         elif self.batch_first:
             x = x.transpose(0, 1)
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=x.device)
         output, last = self._run(x, self._starts(state), lengths, need_output)
-        if output is not None and packed is not None:
+        if need_output and packed is not None:
             output = _pack_like(packed, output, lengths)
-        elif output is not None and self.batch_first:
+        elif need_output and self.batch_first:
             output = output.transpose(0, 1)
         return output, _stacked(last)
 
@@ -132,7 +136,7 @@ class RecurrentStack(nn.Module):
         starts: List[Optional[State]],
         lengths: Optional[Tensor],
         need_output: bool,
-    ) -> Tuple[Optional[Tensor], List[State]]:
+    ) -> Tuple[Tensor, List[State]]:
         last: List[State] = []
         for first in range(0, len(self.layers), self.directions):
             if first > 0:
@@ -144,9 +148,8 @@ class RecurrentStack(nn.Module):
                 source = _reverse(x, lengths) if is_backwards else x
                 output, state = self.layers[k](source, starts[k], lengths, wanted)
                 last.append(state)
-                if output is not None:
-                    outputs.append(_reverse(output, lengths) if is_backwards else output)
-            x = _side_by_side(outputs)
+                outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
+            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         return x, last
 
     @property
@@ -178,11 +181,6 @@ class RecurrentStack(nn.Module):
 def _stacked(last: List[State]) -> StackedState:
     parts = tuple(torch.stack(part) for part in zip(*last, strict=True))
     return parts if len(parts) > 1 else parts[0]
-
-
-def _side_by_side(outputs: List[Tensor]) -> Optional[Tensor]:
-    """The outputs of both directions as one, of one as it is, of none as None."""
-    return torch.cat(outputs, dim=-1) if len(outputs) > 1 else next(iter(outputs), None)
 
 
 def _reverse(

@@ -12,8 +12,9 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin.models.kru import KRUModel  # noqa: E402
 from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
-from kron_plugin.models.options import CELLS, CellConfig, ModelSpec  # noqa: E402
+from kron_plugin.models.options import CELLS, CellConfig, KRUConfig, ModelSpec  # noqa: E402
 
 from ..conftest import PACKAGE  # noqa: E402
 
@@ -61,8 +62,13 @@ def test_a_beam_search_scores_as_the_whole_text_does():
 
 def test_a_task_of_vectors_is_told_to_use_kru():
     task = type("Vectors", (), {"spec": ModelSpec(2, 1, tokens=False, per_step=False)})()
-    with pytest.raises(ValueError, match="--arch kru_lm: Vectors is no task of symbols; use kru"):
+    with pytest.raises(ValueError, match=r"--arch kru_lm: the task Vectors needs --arch kru$"):
         KRULanguageModel.build_model(CellConfig(), task)
+
+
+def test_a_task_of_symbols_is_told_to_use_kru_lm():
+    with pytest.raises(ValueError, match=r"--arch kru: the task Task needs --arch kru_lm$"):
+        KRUModel.build_model(KRUConfig(), Task())
 
 
 def test_language_modeling_scores_as_eval_lm_does(train, forked, kron_eval, tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from fairseq.nan_detector import NanDetector
 
 import kron_plugin
 
@@ -120,3 +121,14 @@ def test_options_that_do_not_fit_are_named(options, message):
 def test_a_task_without_a_spec_is_told():
     with pytest.raises(ValueError, match="--arch kru: the task object neither says"):
         KRUModel.build_model(KRUConfig(), object())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_toolkit_finds_where_a_nan_comes_from(cell, caplog):
+    """It looks at the first output of every module, forwards and backwards."""
+    model = build(ModelSpec(5, 3, tokens=False, per_step=False), cell=cell)
+    with torch.no_grad():
+        next(model.cell.parameters()).fill_(float("nan"))
+    with NanDetector(model):
+        model(torch.randn(2, 4, 5)).sum().backward()
+    assert "NaN detected in output of cell" in caplog.text

@@ -1,5 +1,6 @@
 """Layers, directions, packing and starts: KRU and KRULSTM against themselves and torch's LSTM."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -79,7 +80,7 @@ def test_shapes_are_those_of_torch_lstm(cell):
     assert output.shape == expected.shape == (4, 6, layer.output_size)
     assert parts(state)[0].shape == expected_state[0].shape
     nothing, last = layer(x, need_output=False)
-    assert nothing is None
+    assert nothing.numel() == 0
     torch.testing.assert_close(parts(last)[0], parts(state)[0])
 
 
@@ -162,3 +163,39 @@ def test_every_layer_counts_and_trains(cell):
 def test_what_does_not_fit_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call(make(KRU, num_layers=2), batch())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast_leaves_the_recurrence_its_own_precision(cell):
+    layer, into = cell(3, 4, bidirectional=True, unitary="soft"), torch.nn.Linear(3, 3)
+    x = into(torch.rand(5, 2, 3))
+    _, start = layer(x)
+    start = [part.detach() for part in parts(start)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = into(torch.rand(5, 2, 3))
+        assert halved.dtype == torch.bfloat16
+        given = tuple(part.bfloat16() for part in start)
+        output, state = layer(halved, given if len(given) > 1 else given[0])
+        penalty, deviation = layer.unitary_penalty(), layer.unitary_deviation()
+        (output.sum() + penalty).backward()
+    assert {t.dtype for t in (output, *parts(state))} == {torch.float32}
+    given = tuple(part.float() for part in given)
+    expected, _ = layer(halved.float(), given if len(given) > 1 else given[0])
+    assert torch.equal(output, expected)
+    assert torch.equal(penalty, layer.unitary_penalty())
+    assert penalty.item() < 1e-10
+    assert torch.equal(deviation, layer.unitary_deviation())
+    assert all(p.grad.isfinite().all() for p in (*layer.parameters(), into.weight))
+
+
+def test_it_is_asked_as_a_layer_of_torch():
+    layer = KRU(3, 4, 4, num_layers=2, bidirectional=True)
+    assert (layer.num_layers, layer.bidirectional, layer.batch_first) == (2, True, False)
+    x = torch.randn(6, 2, 3)
+    given, tensor = layer(x, lengths=[6, 2])[1], layer(x, lengths=torch.tensor([6, 2]))[1]
+    assert torch.equal(given, tensor)
+    with pytest.raises(ValueError, match="factors='2' multiply to 2, but hidden_size is 4"):
+        KRU(3, 4, 2)
+    assert KRU(3, 4, [np.int64(2), 2]).layers[0].factor_sizes == ((2, 2), (2, 2))
+    with pytest.raises(IndexError):
+        layer(torch.tensor([[3]]))

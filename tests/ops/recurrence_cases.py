@@ -131,7 +131,7 @@ def run(case: Case, function=kron_rnn, **options) -> List[Tensor]:
         **options,
     )
     results, gradients = [last], [case.d_last]
-    if states is not None:
+    if states.numel():
         results, gradients = [states, last], [case.d_states, case.d_last]
     return [*results, *torch.autograd.grad(results, case.leaves(), gradients)]
 

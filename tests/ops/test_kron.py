@@ -81,3 +81,11 @@ def test_split_and_join_are_inverse():
     z = torch.randn(3, 4, dtype=torch.complex64)
     assert torch.equal(join(split(z)), z)
     assert torch.equal(split(z)[..., :4], z.real)
+
+
+def test_the_widest_type_among_vectors_and_factors_is_computed_in():
+    x, real = torch.ones(4, dtype=torch.float64), torch.eye(2)
+    for factors in ([real, 1j * real], [1j * real, real]):
+        y = kron_matmul(x, factors)
+        assert y.dtype == torch.complex128
+        assert torch.equal(y, 1j * x)

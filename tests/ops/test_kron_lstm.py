@@ -82,7 +82,7 @@ def run(case: Case, function=kron_lstm, **options) -> List[Tensor]:
     outputs, state = function(
         case.x, case.factors, case.bias, case.state, case.lengths, weight=case.weight, **options
     )
-    results = [*state] if outputs is None else [*state, outputs]
+    results = [*state, outputs] if outputs.numel() else [*state]
     generator = torch.Generator().manual_seed(1)
     upstream = [
         torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r.dtype) for r in results
@@ -110,7 +110,7 @@ def dense_lstm(x, factors, bias, state, lengths=None, *, weight=None, need_outpu
         outputs.append(torch.stack(states + [h] * (x.shape[0] - steps)))
         last.append((h, c))
     h_n, c_n = (torch.stack(parts) for parts in zip(*last, strict=True))
-    return (torch.stack(outputs, 1) if need_output else None), (h_n, c_n)
+    return (torch.stack(outputs, 1) if need_output else h_n.new_empty(0)), (h_n, c_n)
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -1,5 +1,6 @@
 """The backends of the product, and the one place where its arguments are checked."""
 
+from functools import reduce
 from math import prod
 from typing import Sequence
 
@@ -44,7 +45,7 @@ def kron_matmul(
         raise ValueError(
             f"kron_matmul: factors {sizes} take vectors of size {n_in}, but x has {x.shape[-1]}"
         )
-    dtype = torch.promote_types(x.dtype, factors[0].dtype)
+    dtype = reduce(torch.promote_types, (w.dtype for w in factors), x.dtype)
     factors = [w.to(dtype) for w in factors]
     problem = Problem(x.device, dtype.to_real(), dtype.is_complex)
     return _BACKENDS.run(backend, problem)(x.to(dtype), factors)

@@ -39,7 +39,7 @@ def kron_lstm(
     need_output: bool = True,
     checkpoint_every: int = 1,
     backend: str = "auto",
-) -> Tuple[Optional[Tensor], Tuple[Tensor, Tensor]]:  # shapes: (T, B, N), twice (B, N)
+) -> Tuple[Tensor, Tuple[Tensor, Tensor]]:  # shapes: (T, B, N), twice (B, N)
     """Run an LSTM over a sequence, its four recurrent matrices Kronecker products (KRU-LSTM).
 
     With z_k = W_k h_{t-1} + u_k + b_k for the gates k = i, f, g, o, in the order of torch.nn.LSTM::
@@ -56,7 +56,7 @@ def kron_lstm(
         state: h and c before the first input.
         lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
             keeps its last h and c, and its later inputs receive no gradient.
-        need_output: False when only the last state is wanted; the first result then is None.
+        need_output: False when only the last state is wanted; the first result then is empty.
         checkpoint_every: keep every so many-th state for the backward pass, and compute the others
             again. Same gradients; memory for T/k + k states rather than T, and more time.
         backend: "auto" for the fastest that can serve, "cuda", "cpu", or "reference", which alone

@@ -125,7 +125,7 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         outputs, _, h_n, c_n = operator(
             *tensors, lengths, shapes, counts, need_output, checkpoint_every, keep
         )
-        return (outputs if need_output else None), (h_n, c_n)
+        return outputs, (h_n, c_n)
 
     run.operator = operator
     return run

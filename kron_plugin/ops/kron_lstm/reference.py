@@ -18,7 +18,7 @@ def kron_lstm_reference(
     weight: Optional[Tensor],  # shape: (I, 4N)
     need_output: bool,
     checkpoint_every: int,
-) -> Tuple[Optional[Tensor], Tuple[Tensor, Tensor]]:  # shapes: (T, B, N), twice (B, N)
+) -> Tuple[Tensor, Tuple[Tensor, Tensor]]:  # shapes: (T, B, N), twice (B, N)
     """One step after the other, with arguments as `kron_lstm` describes and has checked them.
 
     `checkpoint_every` is ignored: autograd keeps what it needs of every step.
@@ -36,4 +36,4 @@ def kron_lstm_reference(
             new_h, new_c = torch.where(live, new_h, h), torch.where(live, new_c, c)
         h, c = new_h, new_c
         outputs.append(h)
-    return (torch.stack(outputs) if need_output else None), (h, c)
+    return (torch.stack(outputs) if need_output else h.new_empty(0)), (h, c)

@@ -49,7 +49,7 @@ def kron_rnn(
     need_output: bool = True,
     checkpoint_every: int = 1,
     backend: str = "auto",
-) -> Tuple[Optional[Tensor], Tensor]:  # shapes: (T, B, W), (B, W)
+) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, W), (B, W)
     """Run h_t = σ(W h_{t-1} + u_t) over a sequence, W = W_0 ⊗ … ⊗ W_{F-1} (KRU, "Formalism").
 
     States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
@@ -65,7 +65,8 @@ def kron_rnn(
         h0: the state before the first input.
         lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
             keeps its last state, and its later inputs receive no gradient.
-        need_output: False when only the last state is wanted; the first result then is None.
+        need_output: False when only the last state is wanted; the first result then is
+            empty.
         checkpoint_every: keep every so many-th state for the backward pass, and compute the others
             again. Same gradients; memory for T/k + k states rather than T, and a second forward.
         backend: "auto" for the fastest that can serve, or a name of `available_backends()`.

@@ -115,7 +115,7 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         states, _, last = operator(
             *tensors, lengths, shapes, is_complex, activation, need_output, checkpoint_every, keep
         )
-        return (states if need_output else None), last
+        return states, last
 
     run.operator = operator
     return run

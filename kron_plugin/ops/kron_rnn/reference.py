@@ -20,7 +20,7 @@ def kron_rnn_reference(
     activation: str,
     need_output: bool,
     checkpoint_every: int,
-) -> Tuple[Optional[Tensor], Tensor]:  # shapes: (T, B, W), (B, W)
+) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, W), (B, W)
     """h_t = σ(W h_{t-1} + u_t), with arguments as `kron_rnn` describes and has checked them.
 
     `checkpoint_every` is ignored: autograd keeps what it needs of every step.
@@ -39,7 +39,7 @@ def kron_rnn_reference(
             new = torch.where((t < lengths).unsqueeze(1), new, h)
         h = new
         states.append(h)
-    return (torch.stack(states) if need_output else None), h
+    return (torch.stack(states) if need_output else h.new_empty(0)), h
 
 
 def activate(z: Tensor, bias: Tensor, activation: str, is_complex: bool) -> Tensor:
