@@ -1,12 +1,14 @@
 """What the recurrences share in their arguments: three forms of input, types and lengths."""
 
 from functools import wraps
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from .backends import compute_type
+
+MAX_FEATURES = 8  # that a fused kernel projects itself
 
 
 def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
@@ -16,6 +18,13 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
     if x.is_floating_point():
         return x @ weight
     return torch.nn.functional.embedding(x, weight)
+
+
+def project_wide(x: Tensor, weight: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    """What a fused kernel is given: many features are faster projected by a matrix product."""
+    if weight is None or not x.is_floating_point() or weight.shape[0] <= MAX_FEATURES:
+        return x, weight
+    return x @ weight, None
 
 
 def add_input_gradient(
@@ -114,6 +123,17 @@ def check_types(
             operation,
             tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype,
             f"{other} has another type than {name}, {dtype}",
+        )
+
+
+def check_factor_types(operation: str, factors: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Raise a ValueError unless factors have the type of a state, or that it is computed with."""
+    fitting = {dtype, compute_type(dtype)}
+    for factor in factors:
+        require(
+            operation,
+            factor.dtype.to_real() in fitting,
+            f"a factor has the type {factor.dtype}, which does not fit a state of {dtype}",
         )
 
 

@@ -76,6 +76,12 @@ def test_modrelu_gradients_are_right_and_finite_where_it_has_none(dtype):
     assert z.grad.abs().eq(0).all()
     assert bias.grad.isfinite().all()
 
+    z = torch.tensor([3, 3 + 4j] if dtype.is_complex else [3, -5], dtype=dtype, requires_grad=True)
+    bias = torch.tensor([-3.0, -5.0], dtype=torch.float64, requires_grad=True)  # at the edge
+    modrelu(z, bias).abs().sum().backward()
+    assert z.grad.isfinite().all()
+    assert bias.grad.isfinite().all()
+
 
 def test_split_and_join_are_inverse():
     z = torch.randn(3, 4, dtype=torch.complex64)

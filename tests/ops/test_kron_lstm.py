@@ -304,6 +304,7 @@ def test_a_token_without_a_row_is_refused(backend):
         ({"factors": [[torch.eye(4)], [], *[[torch.eye(4)]] * 2]}, "gate f must be real matrices"),
         ({"factors": [[torch.eye(4) + 0j]] * 4}, "gate i must be real matrices"),
         ({"factors": [[torch.eye(4)]] * 3 + [[torch.ones(2, 4)]]}, "gate o make a 2x4 matrix"),
+        ({"factors": [[torch.eye(4).double()]] * 4}, "a factor has the type torch.float64"),
         ({"bias": torch.zeros(15)}, "with a bias of 4·3 it must be 3x3"),
         ({"bias": torch.zeros(17)}, r"bias has shape \(17,\), expected \(16,\)"),
         ({"state": (torch.zeros(3, 4), torch.zeros(2, 4))}, "c0 has shape"),

@@ -142,6 +142,23 @@ def test_dead_units_have_no_gradient_and_zero_states_no_direction(backend):
 
 
 @fast
+@pytest.mark.parametrize("bias", [-5.0, 0.0])
+def test_gradients_are_finite_where_modrelu_has_its_edge(backend, bias):
+    """|z| = −b at the first step, and z = 0 at the second."""
+    case = random_case([(2, 2)], batch=2, steps=2)
+    with torch.no_grad():
+        case.h0.zero_()
+        case.bias.fill_(bias)
+        case.x[0] = torch.tensor([3.0, 3.0, 4.0, 4.0]) if bias else 0.0
+        case.x[1] = 0.0
+    results, expected = run(case, backend=backend), run(case, backend="reference")
+    assert worst_error(results, expected) < 1e-11
+    assert all(
+        torch.isfinite(torch.view_as_real(r) if r.is_complex() else r).all() for r in results
+    )
+
+
+@fast
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_what_is_not_finite_stays_so(backend, bad, kind):
@@ -207,3 +224,10 @@ def test_checkpoint_every_is_checked(bad):
     case = random_case()
     with pytest.raises(ValueError, match="checkpoint_every"):
         kron_rnn(case.x, case.factors, case.bias, case.h0, checkpoint_every=bad)
+
+
+def test_factors_of_another_type_are_refused():
+    case = random_case()
+    factors = [*case.factors[:-1], case.factors[-1].to(torch.complex64)]
+    with pytest.raises(ValueError, match=r"a factor has the type torch\.complex64"):
+        kron_rnn(case.x, factors, case.bias, case.h0)

@@ -17,6 +17,7 @@ from ..cuda_kernels import (
     kernels_for,
     launch,
 )
+from ..operators import register, register_backward
 from .flat import flatten, unflatten
 from .reference import factor_gradients as factor_gradients_reference
 
@@ -111,17 +112,5 @@ def _differentiate(ctx, g):
     return *_backward_operator(g, *ctx.saved_tensors, ctx.shapes, ctx.is_complex), None, None
 
 
-def _refuse(ctx, *gradients):
-    raise RuntimeError(
-        "the cuda kernel of kron_matmul has no second derivative; use backend='reference' for one"
-    )
-
-
-_backward_operator = torch.library.custom_op(
-    "kron_plugin::kron_matmul_cuda_backward", _backward, mutates_args=()
-)
-_backward_operator.register_fake(_backward_fake)
-_backward_operator.register_autograd(_refuse)
-_operator = torch.library.custom_op("kron_plugin::kron_matmul_cuda", _forward, mutates_args=())
-_operator.register_fake(_forward_fake)
-_operator.register_autograd(_differentiate, setup_context=_setup_context)
+_backward_operator = register_backward("kron_matmul", "cuda", _backward, _backward_fake)
+_operator = register("kron_matmul", "cuda", _forward, _forward_fake, _differentiate, _setup_context)

@@ -98,6 +98,8 @@ def _check(
     inputs.check_input("kron_lstm", x, weight, 4 * n)
     others = {"x": x, "bias": bias, "weight": weight, "c0": state[1]}
     inputs.check_types("kron_lstm", others, "h0", state[0].dtype)
+    gates = [w for gate in factors for w in gate]
+    inputs.check_factor_types("kron_lstm", gates, state[0].dtype)
     inputs.check_lengths("kron_lstm", lengths, x)
 
 

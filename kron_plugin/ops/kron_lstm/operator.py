@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ..backends import compute_type
+from ..inputs import project_wide
 from ..kron.flat import flatten
-
-# With more features than this, projecting them first with a matrix product is faster.
-MAX_FEATURES = 8
+from ..operators import register, register_backward
 
 
 def split_gates(shapes: List[int], counts: List[int]) -> List[List[int]]:
@@ -105,18 +104,11 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         d_x, d_weight = d_x if needs_x else None, d_weight if needs_weight else None
         return d_x, d_factors, d_bias, d_h0, d_c0, d_weight, *[None] * 6
 
-    def _refuse(ctx, *gradients):
-        raise RuntimeError(
-            f"the {name} kernel of kron_lstm has no second derivative; use backend='reference' for"
-            " one"
-        )
-
-    backward_operator = _register(f"{name}_backward", _backward, _backward_fake, _refuse)
-    operator = _register(name, _forward, _forward_fake, _differentiate, _setup_context)
+    backward_operator = register_backward("kron_lstm", name, _backward, _backward_fake)
+    operator = register("kron_lstm", name, _forward, _forward_fake, _differentiate, _setup_context)
 
     def run(x, factors, bias, state, lengths, weight, need_output, checkpoint_every):
-        if weight is not None and x.is_floating_point() and weight.shape[0] > MAX_FEATURES:
-            x, weight = x @ weight, None
+        x, weight = project_wide(x, weight)
         flat = flatten([w for gate in factors for w in gate]).to(compute_type(state[0].dtype))
         shapes = [size for gate in factors for w in gate for size in w.shape]
         counts = [len(gate) for gate in factors]
@@ -156,10 +148,3 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.settings = (shapes, counts, every)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], *tensors)
-
-
-def _register(name, function, fake, backward, setup_context=lambda ctx, inputs, output: None):
-    operator = torch.library.custom_op(f"kron_plugin::kron_lstm_{name}", function, mutates_args=())
-    operator.register_fake(fake)
-    operator.register_autograd(backward, setup_context=setup_context)
-    return operator

@@ -9,11 +9,11 @@ from torch import Tensor
 from .. import inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
-from . import cpu
+from . import cpu, operator
 from .cuda import kron_rnn_cuda
 from .reference import kron_rnn_reference
 
-ACTIVATIONS = ("modrelu", "tanh", "identity")
+ACTIVATIONS = tuple(operator.ACTIVATIONS)
 
 _BACKENDS = Backends(
     "kron_rnn",
@@ -117,4 +117,5 @@ def _check(
     inputs.check_shape("kron_rnn", "h0", h0, (x.shape[1], width))
     inputs.check_input("kron_rnn", x, weight, width)
     inputs.check_types("kron_rnn", {"x": x, "bias": bias, "weight": weight}, "h0", h0.dtype)
+    inputs.check_factor_types("kron_rnn", factors, h0.dtype)
     inputs.check_lengths("kron_rnn", lengths, x)

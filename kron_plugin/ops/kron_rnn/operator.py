@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from ..backends import compute_type
+from ..inputs import project_wide
 from ..kron.flat import flatten
-
-# With more features than this, projecting them first with a matrix product is faster.
-MAX_FEATURES = 8
+from ..operators import register, register_backward
 
 ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}  # enum Activation of the kernels
 
@@ -96,19 +95,12 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         d_weight = d_weight if ctx.needs_input_grad[4] else None
         return d_x, d_factors, d_bias, d_h0, d_weight, *[None] * 7
 
-    def _refuse(ctx, *gradients):
-        raise RuntimeError(
-            f"the {name} kernel of kron_rnn has no second derivative; use backend='reference' for"
-            " one"
-        )
-
-    backward_operator = _register(f"{name}_backward", _backward, _backward_fake, _refuse)
-    operator = _register(name, _forward, _forward_fake, _differentiate, _setup_context)
+    backward_operator = register_backward("kron_rnn", name, _backward, _backward_fake)
+    operator = register("kron_rnn", name, _forward, _forward_fake, _differentiate, _setup_context)
 
     def run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every):
         is_complex = factors[0].is_complex()
-        if weight is not None and x.is_floating_point() and weight.shape[0] > MAX_FEATURES:
-            x, weight = x @ weight, None
+        x, weight = project_wide(x, weight)
         tensors = (x, flatten(factors).to(compute_type(h0.dtype)), bias, h0, weight)
         shapes = [size for w in factors for size in w.shape]
         keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -152,10 +144,3 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.settings = (shapes, is_complex, activation, every)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(states, kept, x, factors, bias, h0, weight, lengths)
-
-
-def _register(name, function, fake, backward, setup_context=lambda ctx, inputs, output: None):
-    operator = torch.library.custom_op(f"kron_plugin::kron_rnn_{name}", function, mutates_args=())
-    operator.register_fake(fake)
-    operator.register_autograd(backward, setup_context=setup_context)
-    return operator
