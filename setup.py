@@ -1,14 +1,18 @@
 """Packaging of kron-plugin: the fairseq plugin `kron_plugin` and its commands."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
+HERE = Path(__file__).parent
+INIT = (HERE / "kron_plugin" / "__init__.py").read_text(encoding="utf-8")
+
 setup(
     name="kron-plugin",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT)[1],
     description="Kronecker Recurrent Units for fairseq and PyTorch",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",

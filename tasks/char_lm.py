@@ -20,17 +20,10 @@ from omegaconf import II, MISSING
 from torch import Tensor
 from torch.nn import functional as F
 
+from kron_plugin.checks import require, require_positive, require_split
 from kron_plugin.models.options import ModelSpec
 
-from .base import (
-    Loss,
-    Metric,
-    SequenceDataset,
-    SequenceTask,
-    require,
-    require_positive,
-    require_split,
-)
+from .base import Loss, Metric, SequenceDataset, SequenceTask
 from .text import VOCAB_TYPES, load_text, load_tokenizer
 
 IGNORED = -100

@@ -13,9 +13,10 @@ from fairseq.tasks import register_task
 from torch import Tensor
 from torch.nn import functional as F
 
+from kron_plugin.checks import require_positive
 from kron_plugin.models.options import ModelSpec
 
-from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask, require_positive
+from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask
 
 BLANK = 0
 

@@ -9,7 +9,7 @@ from typing import Optional, Tuple
 
 import numpy as np
 
-from .base import require
+from kron_plugin.checks import require
 
 # MD5 of the decompressed files. The published archives have others, as gzip keeps a date.
 PUBLISHED = {
@@ -19,6 +19,7 @@ PUBLISHED = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 UNSIGNED_BYTE = 8
+VALID_IMAGES = 5000  # of the training files, kept to validate unless an option says otherwise
 
 
 def load_images(folder: Path, part: str, verify: bool = True) -> Tuple[np.ndarray, np.ndarray]:

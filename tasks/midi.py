@@ -10,9 +10,9 @@ import numpy as np
 from mido import MetaMessage, MidiFile
 from pretty_midi import Instrument, Note, PrettyMIDI
 
+from kron_plugin.checks import require
 from kron_plugin.files import finished
 
-from .base import require
 from .rolls import KEYS, LOWEST_NOTE
 
 SUFFIXES = (".mid", ".midi")

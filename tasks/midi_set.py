@@ -9,15 +9,17 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from kron_plugin.cache import cache_folder
+from kron_plugin.checks import SPLITS, require
 from kron_plugin.files import finished
 from kron_plugin.progress import progress
 
-from .base import SPLITS, require
 from .midi import MAX_STEPS_PER_BEAT, head, midi_files, parse_midi
 from .rolls import KEYS, Rolls
 
 logger = logging.getLogger(__name__)
 
+# What the options of the task are by default, and `kron-data` counts.
+STEPS_PER_BEAT, MIDI_SPLIT, MIDI_SEED = 2, (0.7, 0.15, 0.15), 1
 FORMAT = "1"  # of the cached files, and of the way in which rolls are made
 
 

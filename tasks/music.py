@@ -18,18 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from kron_plugin.checks import require_positive, require_seed, require_split
 from kron_plugin.models.options import ModelSpec
 
-from .base import (
-    Loss,
-    Metric,
-    SequenceDataset,
-    SequenceTask,
-    require_positive,
-    require_seed,
-    require_split,
-)
-from .midi_set import has_midi, load_midi
+from .base import Loss, Metric, SequenceDataset, SequenceTask
+from .midi_set import MIDI_SEED, MIDI_SPLIT, STEPS_PER_BEAT, has_midi, load_midi
 from .rolls import KEYS, Rolls, load_rolls
 
 
@@ -51,16 +44,16 @@ class MusicConfig(FairseqDataclass):
         },
     )
     steps_per_beat: int = field(
-        default=2, metadata={"help": "MIDI files: time steps in a quarter note"}
+        default=STEPS_PER_BEAT, metadata={"help": "MIDI files: time steps in a quarter note"}
     )
     midi_split: List[float] = field(
-        default_factory=lambda: [0.7, 0.15, 0.15],
+        default_factory=lambda: list(MIDI_SPLIT),
         metadata={
             "help": "MIDI files in no folders train, valid and test: the share of each, such as"
             " 0.7,0.15,0.15"
         },
     )
-    midi_seed: int = field(default=1, metadata={"help": "seed of that split"})
+    midi_seed: int = field(default=MIDI_SEED, metadata={"help": "seed of that split"})
 
 
 @register_task("music", dataclass=MusicConfig)

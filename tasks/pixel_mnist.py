@@ -13,19 +13,11 @@ from omegaconf import MISSING
 from torch import Tensor
 from torch.nn import functional as F
 
+from kron_plugin.checks import require, require_seed, require_split
 from kron_plugin.models.options import ModelSpec
 
-from .base import (
-    Loss,
-    Metric,
-    SequenceDataset,
-    SequenceTask,
-    require,
-    require_seed,
-    require_split,
-    stack,
-)
-from .idx import load_images
+from .base import Loss, Metric, SequenceDataset, SequenceTask, stack
+from .idx import VALID_IMAGES, load_images
 
 
 @dataclass
@@ -36,7 +28,8 @@ class PixelMNISTConfig(FairseqDataclass):
         default=92916, metadata={"help": "the order; the default is that of uRNN and expRNN"}
     )
     valid_images: int = field(
-        default=5000, metadata={"help": "images of the training files that are kept to validate"}
+        default=VALID_IMAGES,
+        metadata={"help": "images of the training files that are kept to validate"},
     )
     unverified: bool = field(
         default=False, metadata={"help": "take IDX files other than the published ones"}

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from .base import SPLITS, require
+from kron_plugin.checks import SPLITS, require
 
 KEYS = 88
 LOWEST_NOTE = 21  # the A0 of a piano, as MIDI numbers it

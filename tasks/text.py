@@ -6,9 +6,8 @@ from typing import Dict, Optional
 
 import sentencepiece
 
+from kron_plugin.checks import SPLITS, require
 from kron_plugin.files import finished
-
-from .base import SPLITS, require
 
 VOCAB_TYPES = ("char", "unigram", "bpe")
 SPACE = "▁"  # what SentencePiece writes for a blank

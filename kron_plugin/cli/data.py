@@ -23,7 +23,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Only now: it imports the toolkit, which takes five seconds.
+    # Only now: it imports what reads and writes MIDI files and tokenizers.
     from .prepare import overview, prepare
 
     if args.command == "list":

@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
 
-from ..tasks.base import SPLITS
-from ..tasks.idx import PUBLISHED, load_images
+from ..checks import SPLITS
+from ..tasks.idx import PUBLISHED, VALID_IMAGES, load_images
 from ..tasks.midi import MAX_BYTES
-from ..tasks.midi_set import load_midi
-from ..tasks.music import MusicConfig
-from ..tasks.pixel_mnist import PixelMNISTConfig
+from ..tasks.midi_set import MIDI_SEED, MIDI_SPLIT, STEPS_PER_BEAT, load_midi
 from ..tasks.rolls import load_rolls
 from ..tasks.text import load_text, load_tokenizer
 
@@ -113,10 +111,9 @@ def _copy(path: Path, folder: Path) -> None:
 def _finish_images(folder: Path) -> List[Row]:
     images = "train-images-idx3-ubyte"
     train, test = (len(load_images(folder, part, verify=False)[1]) for part in ("train", "t10k"))
-    valid = PixelMNISTConfig().valid_images
     return [
-        ("train", train - valid, "images", f"{images}, the first"),
-        ("valid", valid, "images", f"{images}, the rest"),
+        ("train", train - VALID_IMAGES, "images", f"{images}, the first"),
+        ("valid", VALID_IMAGES, "images", f"{images}, the rest"),
         ("test", test, "images", "t10k-images-idx3-ubyte"),
     ]
 
@@ -144,9 +141,8 @@ def _finish_rolls(folder: Path) -> List[Row]:
 
 def _finish_songs(folder: Path) -> List[Row]:
     """Reads them once as the task does, so that its first run finds them in the cache."""
-    cfg = MusicConfig()
-    rolls = load_midi(folder, cfg.steps_per_beat, cfg.midi_split, cfg.midi_seed)
-    where = f"chosen by --midi-seed {cfg.midi_seed} from {len(list(folder.iterdir()))} MIDI files"
+    rolls = load_midi(folder, STEPS_PER_BEAT, MIDI_SPLIT, MIDI_SEED)
+    where = f"chosen by --midi-seed {MIDI_SEED} from {len(list(folder.iterdir()))} MIDI files"
     return [(split, len(rolls[split]), "sequences", where) for split in SPLITS]
 
 

@@ -112,6 +112,7 @@ def table(result: Dict[str, Any]) -> str:
         elif key == "baseline":
             rows.append(("trivial baseline", f"{value['value']:.6g} {value['unit']}"))
         else:
-            text = f"{value:.3g}" if isinstance(value, float) and value < 1 else f"{value}"
+            digits = ".3g" if isinstance(value, float) and value < 1 else ".6g"
+            text = f"{value:{digits}}" if isinstance(value, float) else f"{value}"
             rows.append((key.replace("_", " "), text))
     return tabulate(rows, tablefmt="plain", disable_numparse=True)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from tabulate import tabulate
 
-from ..tasks.base import require
+from ..checks import require
 from .datasets import DATASETS, Dataset, File, Row
 from .download import download, part_of
 

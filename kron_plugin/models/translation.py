@@ -1,13 +1,13 @@
 """Translation with `--arch kru`: an encoder and a decoder built from its options."""
 
 from pathlib import Path
-from typing import Optional
 
 from fairseq import utils
 from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.models.lstm import Embedding
 from torch import nn
 
+from ..checks import require
 from .cells import make_cell
 from .decoder import KRUTranslationDecoder
 from .encoder import KRUEncoder
@@ -26,18 +26,10 @@ class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
             ValueError: options that do not fit together.
         """
         _check_options(cfg, task)
-        source_embed = _embedding(
-            task.source_dictionary,
-            _or(cfg.encoder_embed_dim, cfg.hidden_size),
-            cfg.encoder_embed_path,
-        )
+        source_embed = _embedding(task.source_dictionary, cfg, "encoder")
         target_embed = source_embed
         if not cfg.share_all_embeddings:
-            target_embed = _embedding(
-                task.target_dictionary,
-                _or(cfg.decoder_embed_dim, cfg.hidden_size),
-                cfg.decoder_embed_path,
-            )
+            target_embed = _embedding(task.target_dictionary, cfg, "decoder")
         source_embed.weight.requires_grad &= not cfg.encoder_freeze_embed
         target_embed.weight.requires_grad &= not cfg.decoder_freeze_embed
         encoder = _build_encoder(cfg, task.source_dictionary, source_embed)
@@ -45,10 +37,6 @@ class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
 
 
 def _check_options(cfg: KRUConfig, task) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(message)
-
     require(not cfg.bidirectional, "--bidirectional: in translation, --encoder-bidirectional")
     encoder_dim = _or(cfg.encoder_embed_dim, cfg.hidden_size)
     decoder_dim = _or(cfg.decoder_embed_dim, cfg.hidden_size)
@@ -127,17 +115,18 @@ def _build_decoder(
     )
 
 
-def _embedding(dictionary, size: int, path: Optional[str]) -> nn.Embedding:
-    """Embeddings that start at random, or as a file in the format of GloVe has them."""
+def _embedding(dictionary, cfg: KRUConfig, side: str) -> nn.Embedding:
+    """Embeddings of "encoder" or "decoder": random ones, or those of a file in GloVe's format."""
+    size = _or(getattr(cfg, f"{side}_embed_dim"), cfg.hidden_size)
+    path = getattr(cfg, f"{side}_embed_path")
+    option = f"--{side}-embed-path {path}"
     embed_tokens = Embedding(len(dictionary), size, dictionary.pad())
     if path is None:
         return embed_tokens
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file of embeddings")
+    require(Path(path).is_file(), f"{option}: no such file")
     pretrained = utils.parse_embedding(path)
     have = len(next(iter(pretrained.values()), ()))
-    if have != size:
-        raise ValueError(f"{path}: holds embeddings of {have} numbers; {size} are asked for")
+    require(have == size, f"{option}: holds embeddings of {have} numbers; {size} are asked for")
     utils.print_embed_overlap(pretrained, dictionary)
     return utils.load_embedding(pretrained, dictionary, embed_tokens)
 

@@ -128,11 +128,12 @@ def check_types(
 
 def check_factor_types(operation: str, factors: Sequence[Tensor], dtype: torch.dtype) -> None:
     """Raise a ValueError unless factors have the type of a state, or that it is computed with."""
-    fitting = {dtype, compute_type(dtype)}
+    fitting = [dtype, compute_type(dtype)]
+    fitting.append(torch.promote_types(fitting[1], torch.complex64))
     for factor in factors:
         require(
             operation,
-            factor.dtype.to_real() in fitting,
+            factor.dtype in fitting,
             f"a factor has the type {factor.dtype}, which does not fit a state of {dtype}",
         )
 

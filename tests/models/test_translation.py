@@ -181,7 +181,7 @@ class TwoDictionaries(Task):
         ),
         ({"bidirectional": True}, "--bidirectional: in translation, --encoder-bidirectional"),
         ({"dropout": 1.0}, r"--dropout=1.0: must be at least 0 and below 1"),
-        ({"encoder_embed_path": "absent.txt"}, "absent.txt: no such file of embeddings"),
+        ({"encoder_embed_path": "absent.txt"}, r"--encoder-embed-path absent\.txt: no such file"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options, message):
@@ -192,5 +192,8 @@ def test_options_that_do_not_fit_are_named(options, message):
 def test_embeddings_of_another_size_are_refused(tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_text("1 2\nb 1 2\n")
-    with pytest.raises(ValueError, match=r"vectors.txt: holds embeddings of 2 numbers; 4 are"):
+    with pytest.raises(
+        ValueError,
+        match=r"--encoder-embed-path .*vectors.txt: holds embeddings of 2 numbers; 4 are",
+    ):
         build(encoder_embed_path=str(path))
