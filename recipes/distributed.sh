@@ -51,9 +51,10 @@ launch() {
             --device-id "$LOCAL_RANK" --distributed-init-method env:// --distributed-no-spawn' \
         "$venv/bin/fairseq-train" "$@" "${place[@]}" \
         --ddp-backend legacy_ddp --load-checkpoint-on-all-dp-ranks
+    [ "$KRON_NODE" = 0 ] || return 0
     local said
     said=$(tail -c +$((told + 1)) "$out/train.log" | grep -o 'training on [0-9]* devices') || true
-    if [ "$KRON_NODE" = 0 ] && [ "$said" != "training on $KRON_WORKERS devices" ]; then
+    if [ "$said" != "training on $KRON_WORKERS devices" ]; then
         die "$KRON_WORKERS processes did not train one model together; $out/train.log says '$said'"
     fi
 }
