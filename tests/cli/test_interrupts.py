@@ -107,13 +107,12 @@ def interrupt(process):
 
 
 def test_while_the_toolkit_is_imported(tmp_path):
-    (tmp_path / "source").mkdir()
-    command = ("kron_plugin.cli.data", "prepare", "ptb", "--source", "source", "--dest", "out")
+    command = ("kron_plugin.cli.main", "checkpoint_best.pt")
     process = start(sys.executable, "-v", "-m", *command, cwd=tmp_path)
     for line in process.stdout:  # tells what is being imported
         if line.startswith("import 'torch"):
             break
-    assert "kron-data: interrupted" in interrupt(process)
+    assert "kron-eval: interrupted" in interrupt(process)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
