@@ -100,7 +100,11 @@ def start(*command, cwd, env=None):
 
 def interrupt(process):
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    try:
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, printed[-2000:]
     assert "Traceback" not in printed
     return printed.splitlines()
