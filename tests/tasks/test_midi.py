@@ -3,7 +3,6 @@ import logging
 import os
 import random
 import shutil
-import tarfile
 import time
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +16,7 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin.cli.datasets import DATASETS  # noqa: E402
 from kron_plugin.tasks import midi_set  # noqa: E402
 from kron_plugin.tasks.midi import parse_midi, read_midi  # noqa: E402
 from kron_plugin.tasks.midi_set import load_midi, prepare_midi  # noqa: E402
@@ -303,8 +303,7 @@ def test_a_model_is_trained_and_scored_on_midi(train, kron_eval, folder):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the music is not in $KRON_DATA")
 def test_real_midi_files_all_give_rolls(tmp_path):
-    with tarfile.open(REAL / "nottingham_midi.tar.gz") as archive:
-        archive.extractall(tmp_path / "songs", filter="data")
-    prepared = prepare_midi(tmp_path / "songs", 2)
+    DATASETS["nottingham-midi"].place(REAL / "nottingham_midi.tar.gz", tmp_path)
+    prepared = prepare_midi(tmp_path, 2)
     assert len(prepared.rolls) == 1034
     assert prepared.remarks == []
