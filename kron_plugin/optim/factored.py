@@ -5,13 +5,14 @@ rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300
 """
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import List
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
+
+MOST = 1e6  # of any strength; torch turns them into single precision
 
 
 @dataclass
@@ -53,7 +54,7 @@ class FactoredOptimizer(FairseqOptimizer):
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
         for name in ("factor_lr_scale", "weight_decay"):
-            _require_range(cfg, name, inf, "0 or more, and finite")
+            _require_range(cfg, name, MOST, "0 or more, and below 1e6")
         params = list(params)
         factors = [p for p in params if getattr(p, "param_group", None) == "factors"]
         if len(params) == 1 and not factors:
@@ -91,7 +92,7 @@ class KronRMSprop(FactoredOptimizer):
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:
         cfg = self.cfg
         _require_range(cfg, "rmsprop_decay", 1, "at least 0 and below 1")
-        _require_range(cfg, "rmsprop_eps", inf, "0 or more, and finite")
+        _require_range(cfg, "rmsprop_eps", MOST, "0 or more, and below 1e6")
         return torch.optim.RMSprop(
             groups, alpha=cfg.rmsprop_decay, eps=cfg.rmsprop_eps, weight_decay=cfg.weight_decay
         )
@@ -106,7 +107,7 @@ class KronAdam(FactoredOptimizer):
         if len(cfg.kron_adam_betas) != 2:
             raise ValueError(f"--kron-adam-betas={cfg.kron_adam_betas}: must be two, as 0.9,0.999")
         _require_range(cfg, "kron_adam_betas", 1, "at least 0 and below 1")
-        _require_range(cfg, "kron_adam_eps", inf, "0 or more, and finite")
+        _require_range(cfg, "kron_adam_eps", MOST, "0 or more, and below 1e6")
         return torch.optim.Adam(
             groups,
             betas=tuple(cfg.kron_adam_betas),

@@ -31,6 +31,7 @@ BATCH = TASK.dataset("train").collater([TASK.dataset("train")[i] for i in range(
 def test_strengths_of_the_penalty(value):
     criterion = ends_well(SoftUnitaryCriterion, TASK, value, says="--unitary-penalty=")
     if criterion is not None:
+        assert 0 <= value <= 1e6
         model = KRUModel.build_model(KRUConfig(hidden_size=4), TASK)
         loss, _, _ = criterion(model, BATCH)
         loss.backward()
@@ -52,6 +53,7 @@ def test_optimisers(config, shared, of_adam, of_rmsprop):
     parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
     optimiser = ends_well(factored.KronAdam if is_adam else factored.KronRMSprop, cfg, parameters)
     if optimiser is not None:
+        assert all(0 <= number < 1e6 for number in shared.values())
         parameters[0].grad = torch.ones(3)
         optimiser.step()
 
@@ -68,4 +70,5 @@ def test_models(cell, sizes, dropout):
     cfg = KRUConfig(**{"cell": cell, "hidden_size": 8, "dropout": dropout, **sizes})
     model = ends_well(KRUModel.build_model, cfg, TASK)
     if model is not None:
+        assert 0 <= dropout < 1
         assert model(**BATCH["net_input"]).isfinite().all()
