@@ -26,6 +26,7 @@
 #include "../native/input.h"
 #include "../native/lanes.h"
 #include "../native/product.h"
+#include "../native/sums.h"
 #include "cpu_step.h"
 
 namespace {
@@ -99,21 +100,11 @@ class History {
   int64_t entered_ = -1;
 };
 
-// A thread's share of the gradients that are sums over the batch.
-struct Sums {
-  std::vector<double> factors, bias;
-  WeightSums weight;
-
-  explicit Sums(const Call& call) : bias(kGates * call.size), weight(call.input()) {
-    const GateFactors last = gate_factors(call).back();
-    factors.resize(last.offset + factor_entries(last.count, last.shapes));
-  }
-  void add(const Sums& other) {
-    add_to(other.factors, factors);
-    add_to(other.bias, bias);
-    weight.add(other.weight);
-  }
-};
+Sums no_sums(const Call& call) {
+  const GateFactors last = gate_factors(call).back();
+  const int64_t entries = last.offset + factor_entries(last.count, last.shapes);
+  return Sums(entries, kGates * call.size, call.input());
+}
 
 // From delta_t (4N cells) to gamma_{t-1}, and to the factors of all gates.
 template <int L>
@@ -217,17 +208,8 @@ extern "C" int kron_lstm_forward(const Call* call) {
 extern "C" int kron_lstm_backward(const Call* call) {
   if (call->inputs == 0)
     use_huge_pages(call->d_x, call->steps * call->batch * kGates * call->size * sizeof(real));
-  std::vector<std::unique_ptr<Sums>> sums(call->threads);
-  const auto work = [&](auto width, const Block& block, int64_t thread) {
-    if (!sums[thread]) sums[thread] = std::make_unique<Sums>(*call);
-    backward_block<decltype(width)::value>(*call, block, *sums[thread]);
-  };
-  if (!for_blocks(call->batch, call->threads, work)) return 1;
-  Sums total(*call);
-  for (const auto& share : sums)
-    if (share) total.add(*share);
-  std::copy(total.factors.begin(), total.factors.end(), call->d_factors);
-  std::copy(total.bias.begin(), total.bias.end(), call->d_bias);
-  total.weight.store(call->d_weight);
-  return 0;
+  const auto zero = [&] { return no_sums(*call); };
+  return !sum_over_blocks(*call, zero, [&](auto width, const Block& block, Sums& sums) {
+    backward_block<decltype(width)::value>(*call, block, sums);
+  });
 }

@@ -23,14 +23,13 @@
 // A sequence that has ended keeps its state: gamma is carried past its last steps, and delta is 0 there.
 
 #include <algorithm>
-#include <memory>
-#include <vector>
 
 #include "../native/blocks.h"
 #include "../native/gradient.h"
 #include "../native/input.h"
 #include "../native/lanes.h"
 #include "../native/product.h"
+#include "../native/sums.h"
 #include "cpu_step.h"
 
 namespace {
@@ -111,21 +110,10 @@ class History {
   int64_t entered_ = -1, loaded_ = -1;
 };
 
-// A thread's share of the gradients that are sums over the batch.
-struct Sums {
-  std::vector<double> factors, bias;
-  WeightSums weight;
-
-  explicit Sums(const Call& call)
-      : factors(factor_entries(call.count, call.shapes)),
-        bias((call.activation == kModrelu ? 1 : C) * call.size),
-        weight(call.input()) {}
-  void add(const Sums& other) {
-    add_to(other.factors, factors);
-    add_to(other.bias, bias);
-    weight.add(other.weight);
-  }
-};
+Sums no_sums(const Call& call) {
+  const int64_t biases = (call.activation == kModrelu ? 1 : C) * call.size;
+  return Sums(factor_entries(call.count, call.shapes), biases, call.input());
+}
 
 template <int L>
 void backward_block(const Call& call, const Block& block, Sums& sums) {
@@ -185,17 +173,8 @@ extern "C" int kron_rnn_forward(const Call* call) {
 extern "C" int kron_rnn_backward(const Call* call) {
   if (call->inputs == 0)
     use_huge_pages(call->d_x, call->steps * call->batch * C * call->size * sizeof(real));
-  std::vector<std::unique_ptr<Sums>> sums(call->threads);
-  const auto work = [&](auto width, const Block& block, int64_t thread) {
-    if (!sums[thread]) sums[thread] = std::make_unique<Sums>(*call);
-    backward_block<decltype(width)::value>(*call, block, *sums[thread]);
-  };
-  if (!for_blocks(call->batch, call->threads, work)) return 1;
-  Sums total(*call);
-  for (const auto& share : sums)
-    if (share) total.add(*share);
-  std::copy(total.factors.begin(), total.factors.end(), call->d_factors);
-  std::copy(total.bias.begin(), total.bias.end(), call->d_bias);
-  total.weight.store(call->d_weight);
-  return 0;
+  const auto zero = [&] { return no_sums(*call); };
+  return !sum_over_blocks(*call, zero, [&](auto width, const Block& block, Sums& sums) {
+    backward_block<decltype(width)::value>(*call, block, sums);
+  });
 }
