@@ -90,6 +90,31 @@ def test_two_processes_train_one_model(tmp_path):
     assert '"train_bsz": "64"' in log
 
 
+def test_processes_that_trained_models_of_their_own_are_an_error(tmp_path):
+    """A toolkit that says so, where the log of an earlier call of the recipe is without fault."""
+    setup = "cat setup.py constraints.txt recipes/setup.sh | cksum; echo $PWD"
+    log = tmp_path / "copy_memory_smoke_on_2_workers" / "train.log"
+    log.parent.mkdir()
+    log.write_text("training on 2 devices\n")
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs.parent / ".kron-setup").write_text(run("bash", "-c", setup, cwd=ROOT).stdout)
+    for name, does in {
+        "python": f'exec "{sys.executable}" "$@"',
+        "fairseq-train": f'echo "training on 1 devices" >> "{log}"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    result = run(
+        *("bash", "recipes/distributed.sh", 2, "copy_memory", "smoke"),
+        cwd=ROOT,
+        env={"KRON_RUNS": str(tmp_path), "KRON_VENV": str(programs.parent)},
+    )
+    assert result.returncode == 2, result.stdout
+    message = f"2 processes did not train one model together; {log} says 'training on 1 devices"
+    assert message in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
