@@ -155,6 +155,8 @@ def launch(
     kernels: Kernels, function: str, device: torch.device, geometry: Geometry, **fields
 ) -> None:
     """Start a kernel on torch's current stream; tensors (None: null) and numbers by field name."""
+    if geometry.grid == 0:  # a batch of no sequences, which CUDA refuses to launch
+        return
     import cupy
 
     call = np.zeros(1, LSTM_CALL if kernels.kind == "lstm" else CALL)

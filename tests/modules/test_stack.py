@@ -199,3 +199,15 @@ def test_it_is_asked_as_a_layer_of_torch():
     assert KRU(3, 4, [np.int64(2), 2]).layers[0].factor_sizes == ((2, 2), (2, 2))
     with pytest.raises(IndexError):
         layer(torch.tensor([[3]]))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_batch_of_no_sequences(cell, backend):
+    """What is left to a worker at the end of an epoch; as torch.nn.LSTM, gradients are zero."""
+    layer = make(cell, backend=backend)
+    output, state = layer(torch.zeros(6, 0, 3, dtype=torch.float64))
+    assert output.shape == (6, 0, layer.output_size)
+    assert all(part.shape == (1, 0, layer.output_size) for part in parts(state))
+    loss(output, parts(state)).backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())

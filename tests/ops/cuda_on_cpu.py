@@ -69,6 +69,7 @@ class Kernel:
         self.function = function
 
     def __call__(self, grid, block, args, *, shared_mem):
+        assert all(grid)
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         sizes = (ctypes.c_uint * 3)(*grid, *block)
         (call,) = args

@@ -46,6 +46,9 @@ CASES = [
     ([(2, 2)] * 11, 1, 1, SINGLE, True, "modrelu", "dense", False, {}),
     ([(2, 2)], 3, 5, DOUBLE, True, "modrelu", "dense", True, {}),
     ([(1, 1)], 3, 5, DOUBLE, True, "modrelu", "features", True, {}),
+    # No sequence at all.
+    ([(2, 2)] * 4, 0, 5, DOUBLE, True, "modrelu", "features", True, {}),
+    ([(3, 3), (2, 2)], 0, 5, DOUBLE, True, "modrelu", "tokens", False, {"checkpoint_every": 2}),
 ]
 
 
@@ -167,6 +170,7 @@ LSTM_CASES = [
     ("each its own", 3, 5, "features", True, {"need_output": False}),
     ("one", 3, 1, "dense", False, {}),
     ("3,137", 1, 1, "dense", False, {}),
+    ("2x2s", 0, 5, "features", True, {}),
 ]
 
 

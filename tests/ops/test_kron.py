@@ -46,6 +46,11 @@ def test_kron_matmul_takes_real_vectors_with_complex_factors():
     torch.testing.assert_close(kron_matmul(x, factors), x.to(torch.complex128) @ dense(factors).T)
 
 
+def test_kron_matmul_of_no_vectors():
+    factors = make_factors([(2, 3), (3, 2)], torch.float64)
+    assert kron_matmul(torch.ones(2, 0, 6, dtype=torch.float64), factors).shape == (2, 0, 6)
+
+
 @pytest.mark.parametrize("factors", [[], [torch.ones(2)], [torch.ones(2, 2), torch.ones(3, 3)]])
 def test_kron_matmul_says_what_does_not_fit(factors):
     with pytest.raises(ValueError, match="kron_matmul: factors"):

@@ -30,7 +30,8 @@ def kron_matmul_cuda(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     rows = split(rows) if is_complex else rows
     flat = flatten(factors).to(compute_type(rows.dtype))
     y = _operator(rows, flat, shapes, is_complex)
-    return (join(y) if is_complex else y).reshape(*x.shape[:-1], -1)
+    y = join(y) if is_complex else y
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def product(

@@ -28,12 +28,14 @@ def kron_matmul_reference(
     Each round multiplies the fastest digit of the index by its factor and moves the result to the
     front, so after F rounds every digit is done and back in its place.
     """
-    y = x.reshape(-1, x.shape[-1])
+    size = x.shape[-1]
+    y = x.reshape(-1, size)
     batch = y.shape[0]
     for w in reversed(factors):
-        y = y.reshape(batch, -1, w.shape[1]) @ w.transpose(0, 1)
-        y = y.transpose(1, 2)
-    return y.reshape(*x.shape[:-1], -1)
+        p, q = w.shape
+        y = y.reshape(batch, size // q, q) @ w.transpose(0, 1)
+        y, size = y.transpose(1, 2), size // q * p
+    return y.reshape(*x.shape[:-1], size)
 
 
 def factor_gradients(
@@ -45,12 +47,12 @@ def factor_gradients(
 
     Gradients of complex numbers are dL/dRe + i dL/dIm, as everywhere in PyTorch.
     """
-    batch, inputs, gradients = x.shape[0], [], []
+    inputs, gradients = [], []
     for w in reversed(factors):
-        inputs.append(x.reshape(batch, -1, w.shape[1]))
+        inputs.append(x.flatten(1).unflatten(1, (-1, w.shape[1])))
         x = (inputs[-1] @ w.transpose(0, 1)).transpose(1, 2)
     for w in factors:
-        g = g.reshape(batch, w.shape[0], -1).transpose(1, 2)
+        g = g.flatten(1).unflatten(1, (w.shape[0], -1)).transpose(1, 2)
         rows = inputs.pop().reshape(-1, w.shape[1])
         gradients.append(g.reshape(-1, w.shape[0]).T @ rows.conj())
         g = g @ w.conj()

@@ -155,7 +155,7 @@ def _backward(
     d_outputs = None if d_outputs is None else aligned(d_outputs)
     d_state = tuple(None if d is None else aligned(d.to(call.real)) for d in (d_h_n, d_c_n))
     row = call.batch * 4 * call.size * kept.element_size()
-    length = every if every > 1 else max(1, SEGMENT_BYTES // row)
+    length = every if every > 1 else max(1, SEGMENT_BYTES // max(1, row))
     sums = [torch.zeros_like(t, dtype=torch.float64) for t in (factors, bias, d_weight)]
     for first in reversed(range(0, call.steps, length)):
         end = min(first + length, call.steps)

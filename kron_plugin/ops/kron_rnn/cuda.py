@@ -146,7 +146,7 @@ def _segment_length(call: _Recurrence, h0: Tensor, every: int, delta_is_d_x: boo
         return every
     if delta_is_d_x:
         return call.steps
-    return max(1, DELTA_BYTES // (h0.numel() * h0.element_size()))
+    return max(1, DELTA_BYTES // max(1, h0.numel() * h0.element_size()))
 
 
 def _states(
