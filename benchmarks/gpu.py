@@ -1,6 +1,7 @@
 """The CUDA kernels on a real GPU.
 
-    python benchmarks/gpu.py test       the backend's tests, then compute-sanitizer where it is
+    python benchmarks/gpu.py test       the backend's tests, trainings in half precision and in
+                                        several processes, compute-sanitizer where it is
     python benchmarks/gpu.py bench      KRU beside cuDNN and others: benchmarks/results/NAME.json
 
 `make gpu-test` and `make gpu-bench` set up what these need and call them. Without a GPU both say
@@ -52,8 +53,11 @@ def obstacle() -> str:
 
 def run_tests() -> int:
     """The status of the first of the tests that fails, or 0."""
-    tests = HERE.parent / "tests" / "ops"
-    commands = [[sys.executable, "-m", "pytest", "-v", "-k", "cuda", tests]]
+    tests = HERE.parent / "tests"
+    pytest = [sys.executable, "-m", "pytest", "-v", "-k"]
+    commands = [[*pytest, "cuda", tests / "ops"]]
+    training = [tests / "test_half_precision.py", tests / "test_recipes.py"]
+    commands.append([*pytest, "gpu", *training])
     if shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             check = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]

@@ -16,7 +16,7 @@ register()
 from kron_plugin.modules import KRU  # noqa: E402
 
 HYDRA = """# @package _group_
-common: {{user_dir: {user_dir}, cpu: true, bf16: {bf16}, seed: 1}}
+common: {{user_dir: {user_dir}, {common}, seed: 1}}
 task: {{_name: copy_memory, delay: 3, copy_length: 2, train_examples: 64, eval_examples: 32}}
 model: {{_name: kru, hidden_size: 16}}
 criterion: {{_name: soft_unitary, unitary_penalty: 0.5}}
@@ -28,35 +28,48 @@ checkpoint: {{save_dir: {out}, no_epoch_checkpoints: true}}
 """
 
 
-def train_by_hydra(forked, out, bf16, updates=40):
+FP16 = "fp16: true, fp16_no_flatten_grads: true"
+BF16 = "bf16: true"
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def train_by_hydra(forked, out, common, updates=40):
     """The checkpoint after so many updates."""
     out.mkdir(exist_ok=True)
-    text = HYDRA.format(user_dir=PACKAGE, bf16=bf16, out=out)
+    text = HYDRA.format(user_dir=PACKAGE, common=common, out=out)
     (out / "small.yaml").write_text(text)
     args = ("--config-dir", out, "--config-name", "small", f"hydra.run.dir={out}")
     args += (f"optimization.max_update={updates}",)
     result = forked("fairseq_cli.hydra_train", *args)
     assert result.returncode == 0, result.stdout[-3000:]
-    return torch.load(out / "checkpoint_last.pt", weights_only=True)
+    return torch.load(out / "checkpoint_last.pt", weights_only=True, map_location="cpu")
 
 
-def test_bfloat16_through_fairseq_hydra_train(forked, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "precision"),
+    [
+        ("cpu: true", BF16),
+        pytest.param("cpu: false", BF16, marks=on_gpu, id="bf16 on a gpu"),
+        pytest.param("cpu: false", FP16, marks=on_gpu, id="fp16 on a gpu"),
+    ],
+)
+def test_half_precision_through_fairseq_hydra_train(place, precision, forked, tmp_path):
     """After forty updates factors agree to 0.01, and the loss with its penalty to 5 %."""
-    single = train_by_hydra(forked, tmp_path / "single", "false")
-    half = train_by_hydra(forked, tmp_path / "half", "true")
-    assert half["cfg"]["common"]["bf16"]
+    single = train_by_hydra(forked, tmp_path / "single", place)
+    half = train_by_hydra(forked, tmp_path / "half", f"{place}, {precision}")
+    assert half["cfg"]["common"][precision[:4]]
     for name in [name for name in single["model"] if "factors" in name]:
         have, want = half["model"][name], single["model"][name]
         assert not torch.equal(have, want)
-        torch.testing.assert_close(have, want, rtol=0, atol=0.01)
+        torch.testing.assert_close(have.float(), want, rtol=0, atol=0.01)
     have, want = (state["extra_state"]["val_loss"] for state in (half, single))
     assert have == pytest.approx(want, rel=0.05)
 
 
 def test_bfloat16_resumes_exactly(forked, tmp_path):
-    straight = train_by_hydra(forked, tmp_path / "straight", "true", 6)
-    train_by_hydra(forked, tmp_path / "resumed", "true", 3)
-    resumed = train_by_hydra(forked, tmp_path / "resumed", "true", 6)
+    straight = train_by_hydra(forked, tmp_path / "straight", f"cpu: true, {BF16}", 6)
+    train_by_hydra(forked, tmp_path / "resumed", f"cpu: true, {BF16}", 3)
+    resumed = train_by_hydra(forked, tmp_path / "resumed", f"cpu: true, {BF16}", 6)
     for name, value in straight["model"].items():
         assert torch.equal(resumed["model"][name], value)
     have, want = (s["last_optimizer_state"]["fp32_params"] for s in (resumed, straight))

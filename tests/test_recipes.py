@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from .conftest import PACKAGE, ROOT, run
 
@@ -88,6 +89,20 @@ def test_two_processes_train_one_model(tmp_path):
     assert "nothing is left to train" in (out / "train.log").read_text()
     assert json.loads((out / "result.json").read_text())["training"]["finished"]
     assert '"train_bsz": "64"' in log
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_for_each_process(tmp_path):
+    count = min(2, torch.cuda.device_count())
+    venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
+    result = run(
+        *("bash", "recipes/distributed.sh", count, "copy_memory", "smoke", "--max-update", 4),
+        cwd=ROOT,
+        env={"KRON_RUNS": str(tmp_path), "KRON_VENV": venv},
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    (log,) = tmp_path.glob("copy_memory_smoke_*/train.log")
+    assert f"training on {count} devices" in log.read_text()
 
 
 def test_processes_that_trained_models_of_their_own_are_an_error(tmp_path):
