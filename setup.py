@@ -34,8 +34,8 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "cuda12": ["cupy-cuda12x>=13"],
-        "cuda13": ["cupy-cuda13x>=13.6"],
+        "cuda12": ["cupy-cuda12x>=14"],
+        "cuda13": ["cupy-cuda13x>=14"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -3,8 +3,11 @@
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from kron_plugin.ops.cuda_kernels import current_stream
 
 THREADS = 256
 
@@ -68,12 +71,9 @@ def _inner(factors: Tensor, f: int) -> int:
 
 def _launch(name: str, like: Tensor, per_thread: int, *arguments) -> None:
     """A kernel over rows of the shape of `like`: tensors, then the size N, then numbers."""
-    import cupy
-    import numpy as np
-
     batch, size = like.shape[0], like.shape[1] // 2
     pointers = [a.data_ptr() for a in arguments if isinstance(a, Tensor)]
     numbers = [np.int32(a) for a in (size, *arguments) if not isinstance(a, Tensor)]
     grid = (-(-size // per_thread // THREADS), batch)
-    with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+    with current_stream(like.device):
         kernels()[name](grid, (THREADS,), (*pointers, *numbers))

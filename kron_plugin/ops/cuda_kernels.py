@@ -165,11 +165,27 @@ def launch(
             value = value.data_ptr()
         call[name] = 0 if value is None else value
     kernel = load(kernels)[function]
-    stream = torch.cuda.current_stream(device).cuda_stream
-    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream, device.index):
+    with cupy.cuda.Device(device.index), current_stream(device):
         if geometry.shared > 48 * 1024:  # what a block has without being asked for more
             kernel.max_dynamic_shared_size_bytes = geometry.shared
         kernel((geometry.grid,), geometry.block, (call,), shared_mem=geometry.shared)
+
+
+class _Stream(NamedTuple):
+    """A stream by the CUDA stream protocol, which not every torch of ours speaks."""
+
+    address: int
+
+    def __cuda_stream__(self) -> Tuple[int, int]:
+        return 0, self.address
+
+
+def current_stream(device: torch.device) -> Any:
+    """torch's current stream as a context in which CuPy launches."""
+    import cupy
+
+    address = torch.cuda.current_stream(device).cuda_stream
+    return cupy.cuda.Stream.from_external(_Stream(address))
 
 
 def aligned(tensor: Tensor) -> Tensor:

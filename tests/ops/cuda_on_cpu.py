@@ -90,7 +90,7 @@ def fake_cupy():
     """What `import cupy` gives the loader."""
     cuda = SimpleNamespace(
         Device=_Device,
-        ExternalStream=lambda pointer, device: nullcontext(),
+        Stream=SimpleNamespace(from_external=lambda stream: nullcontext()),
         compiler=SimpleNamespace(CompileException=CompileException),
     )
     return SimpleNamespace(RawModule=RawModule, cuda=cuda)

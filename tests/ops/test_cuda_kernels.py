@@ -169,15 +169,17 @@ def test_sizes_of_a_call_are_not_part_of_the_cache_key(fake, monkeypatch):
     assert made == [Kernels("pairs", "float", 2).names()]
 
 
-def test_launches_go_to_torchs_stream_and_device(fake, monkeypatch):
+def test_launches_go_to_torchs_stream(fake, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        fake.cuda,
-        "ExternalStream",
-        lambda pointer, device: seen.append((pointer, device)) or cuda_on_cpu.nullcontext(),
-    )
+
+    def from_external(stream):
+        seen.append(stream.__cuda_stream__())
+        return cuda_on_cpu.nullcontext()
+
+    monkeypatch.setattr(fake.cuda.Stream, "from_external", from_external)
     run(random_case([(2, 2)] * 2, 1, 1, torch.float32), backend="cuda")
-    assert seen == [(cuda_on_cpu.STREAM, None)] * 3  # forward, backward, gradient of the factors
+    # The protocol's version, and the address: forward, backward, gradient of the factors.
+    assert seen == [(0, cuda_on_cpu.STREAM)] * 3
 
 
 def test_no_cupy(monkeypatch, caplog):
