@@ -67,7 +67,8 @@ def make_exact() -> None:
     @wraps(load)
     def load_whole(trainer, filename, *args, **kwargs):
         path = Path(filename)
-        if path.name.startswith("checkpoint_last"):  # not one that the user has named
+        ours = path.parent.resolve() == Path(trainer.cfg.checkpoint.save_dir).resolve()
+        if ours and path.name.startswith("checkpoint_last"):  # not one that the user has named
             path = latest_whole(path)
             if path != Path(filename) and trainer.is_data_parallel_master:
                 copy_whole(str(path), filename, overwrite=True)

@@ -94,6 +94,16 @@ def test_truncated_last_checkpoint(straight, train_on, tmp_path):
     assert_same_end(out, expected)
 
 
+def test_a_damaged_checkpoint_of_another_run_is_left_alone(straight, train_on, tmp_path):
+    args, expected = straight
+    shutil.copytree(expected, tmp_path / "other")
+    last = tmp_path / "other" / "checkpoint_last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    out = train_on(tmp_path / "run", *args, "--finetune-from-model", last, expect=1)
+    assert "checkpoint_last.pt: not a readable checkpoint" in (out / "output_0").read_text()
+    assert last.stat().st_size == 5000
+
+
 @pytest.fixture(scope="module")
 def straight(train_on, tmp_path_factory):
     """A command and the folder of its run that was never stopped."""

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Tuple
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
+from omegaconf import II
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ class SoftUnitaryConfig(FairseqDataclass):
     unitary_penalty: float = field(
         default=0.01, metadata={"help": "λ, weight of the soft unitary constraint (0: none)"}
     )
+    sentence_avg: bool = II("optimization.sentence_avg")
 
 
 @register_criterion("soft_unitary", dataclass=SoftUnitaryConfig)
@@ -31,30 +33,32 @@ class SoftUnitaryCriterion(FairseqCriterion):
     mean loss whatever the batch, the update frequency or the number of workers.
     """
 
-    def __init__(self, task, unitary_penalty: float) -> None:
+    def __init__(self, task, unitary_penalty: float, sentence_avg: bool = False) -> None:
         super().__init__(task)
         if not 0 <= unitary_penalty <= MAX_PENALTY:
             raise ValueError(
                 f"--unitary-penalty={unitary_penalty}: must be from 0 to {MAX_PENALTY:.0e}"
             )
         self.weight = unitary_penalty
+        self.sentence_avg = sentence_avg
 
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         output = model(**sample["net_input"])
         loss = self._task_loss(model, output, sample)
+        count = sample["nsentences"] if self.sentence_avg else loss.count
         penalty = unitary_penalty(model)
-        total = loss.total + self.weight * loss.count * penalty if self.weight else loss.total
+        total = loss.total + self.weight * count * penalty if self.weight else loss.total
         log = {
             "loss": float(total.detach()),
             "task_loss": float(loss.total.detach()),
-            "penalty": float(penalty.detach()) * loss.count,
-            "deviation": float(unitary_deviation(model).detach()) * loss.count,
+            "penalty": float(penalty.detach()) * count,
+            "deviation": float(unitary_deviation(model).detach()) * count,
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
-            "sample_size": loss.count,
+            "sample_size": count,
             **loss.sums,
         }
-        return total, loss.count, log
+        return total, count, log
 
     def _task_loss(self, model, output, sample: Dict) -> Loss:
         """Our tasks know their loss; for the toolkit's own it is the cross-entropy in nats."""

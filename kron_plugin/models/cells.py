@@ -153,7 +153,7 @@ class BaselineCell(nn.Module):
     ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size); as torch's layer returns it
         """Output and state; the output comes in any case, as torch's layers make it."""
         if not x.is_floating_point():
-            x = F.one_hot(x, self.input_size).to(self.rnn.weight_ih_l0.dtype)
+            x = F.one_hot(x.long(), self.input_size).to(self.rnn.weight_ih_l0.dtype)
         if lengths is None:
             return self.rnn(x, state)
         packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)

@@ -164,8 +164,10 @@ def spec_of(task, arch: str) -> ModelSpec:
     if hasattr(task, "spec"):
         spec = task.spec
     elif dictionary is not None:
-        size, silent = len(dictionary), dictionary.pad()
-        spec = ModelSpec(size, size, True, True, silent_token=silent, arch="kru_lm")
+        # What is to be told may be fewer symbols than what is read (--output-dictionary-size).
+        source = getattr(task, "source_dictionary", None) or dictionary
+        sizes = (len(source), len(dictionary))
+        spec = ModelSpec(*sizes, True, True, silent_token=source.pad(), arch="kru_lm")
     else:
         raise ValueError(
             f"--arch {arch}: the task {name} neither says what model it needs nor has a dictionary"

@@ -65,6 +65,14 @@ def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 
+def test_loss_and_penalty_are_per_sentence_if_asked_for(task, model):
+    criterion = SoftUnitaryCriterion(task, unitary_penalty=0.5, sentence_avg=True)
+    _, size, log = criterion(model, batch(task, range(3)))
+    assert size == log["sample_size"] == 3
+    assert log["penalty"] / 3 == pytest.approx(unitary_penalty(model).item(), rel=1e-5)
+    assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
+
+
 @pytest.mark.parametrize("weight", [-0.1, float("nan")])
 def test_a_negative_weight_is_refused(task, weight):
     with pytest.raises(ValueError, match="--unitary-penalty="):

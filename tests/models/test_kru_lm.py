@@ -60,6 +60,15 @@ def test_a_beam_search_scores_as_the_whole_text_does():
             torch.testing.assert_close(hypothesis["positional_scores"], expected)
 
 
+def test_fewer_symbols_may_be_told_than_are_read():
+    """The toolkit's --output-dictionary-size."""
+    task = Task()
+    task.source_dictionary, task.target_dictionary = task.target_dictionary, Dictionary()
+    model = KRULanguageModel.build_model(CellConfig(hidden_size=8), task)
+    output, _ = model(torch.randint(4, 10, (3, 6)))
+    assert output.shape == (3, 6, 4)
+
+
 def test_a_task_of_vectors_is_told_to_use_kru():
     task = type("Vectors", (), {"spec": ModelSpec(2, 1, tokens=False, per_step=False)})()
     with pytest.raises(ValueError, match=r"--arch kru_lm: the task Vectors needs --arch kru$"):
