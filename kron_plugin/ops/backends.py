@@ -5,6 +5,7 @@ from functools import cache
 from typing import Callable, Dict, List, NamedTuple, Optional
 
 import torch
+from torch.autograd import forward_ad
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Backends:
         for name, backend in self.table.items():
             if backend.device not in (None, problem.device.type):
                 continue
-            reason = backend.obstacle(problem)
+            reason = self._obstacle(name, problem)
             if reason is None:
                 if reasons:
                     _log_once(f"{self.operation} runs on the {name} backend: {'; '.join(reasons)}")
@@ -85,11 +86,19 @@ class Backends:
             reason = f"it serves tensors on a {device} device, not on {problem.device}"
             no_gpu = device == "cuda" and not torch.cuda.is_available()
             return reason + (", and torch finds no GPU here" if no_gpu else "")
+        if device is not None and _is_transformed():
+            return "torch.func and forward-mode differentiation want backend='reference'"
         return self.table[name].obstacle(problem)
 
     def run(self, name: str, problem: Problem) -> Callable:
         """The implementation that `choose` chooses, also in a traced graph."""
         return self.table[_choose(self, name, *problem)].run
+
+
+def _is_transformed() -> bool:
+    """Whether something else than a backward pass over a graph differentiates, or maps. A kernel
+    would have no part in it: a tangent that meets one is silently lost."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _choose(backends: Backends, name: str, *problem) -> str:

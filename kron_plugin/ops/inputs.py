@@ -17,7 +17,7 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
         return x
     if x.is_floating_point():
         return x @ weight
-    return torch.nn.functional.embedding(x, weight)
+    return torch.nn.functional.embedding(x.long(), weight)
 
 
 def project_wide(x: Tensor, weight: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
@@ -138,14 +138,19 @@ def check_factor_types(operation: str, factors: Sequence[Tensor], dtype: torch.d
         )
 
 
-def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
-    """Raise a ValueError unless lengths, if given, are from 1 to T, one a sequence."""
+def checked_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+    """Lengths as int64, which holds any step.
+
+    Raises:
+        ValueError: they are not from 1 to T, one a sequence.
+    """
     if lengths is None:
-        return
+        return None
     steps, batch = x.shape[:2]
     check_shape(operation, "lengths", lengths, (batch,))
     is_integral = lengths.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     require(operation, is_integral, f"lengths must be integers, not {lengths.dtype}")
+    lengths = lengths.long()
     # Values are not looked at in a traced graph, nor on a device, which would have to be waited
     # for; the backends read no memory by them.
     unseen = torch.compiler.is_compiling() or lengths.device.type != "cpu"
@@ -154,3 +159,4 @@ def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
         unseen or bool(((lengths >= 1) & (lengths <= steps)).all()),
         f"lengths must be between 1 and the {steps} steps of x",
     )
+    return lengths

@@ -226,6 +226,16 @@ def test_checkpoint_every_is_checked(bad):
         kron_rnn(case.x, case.factors, case.bias, case.h0, checkpoint_every=bad)
 
 
+@fast
+def test_factors_may_be_views_of_conjugates(backend):
+    case = random_case([(2, 2)] * 4)
+    adjoint = case._replace(factors=[w.detach().mH.requires_grad_() for w in case.factors])
+    copies = case._replace(
+        factors=[w.detach().mH.resolve_conj().requires_grad_() for w in case.factors]
+    )
+    assert worst_error(run(adjoint, backend=backend), run(copies, backend="reference")) < 1e-12
+
+
 def test_factors_of_another_type_are_refused():
     case = random_case()
     factors = [*case.factors[:-1], case.factors[-1].to(torch.complex64)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def flatten(factors: Sequence[Tensor]) -> Tensor:  # shape: (Σ P_f Q_f C,), real
     """All factors one after the other, row by row, complex numbers as (re, im)."""
-    parts = [torch.view_as_real(w) if w.is_complex() else w for w in factors]
+    parts = [torch.view_as_real(w.resolve_conj()) if w.is_complex() else w for w in factors]
     return torch.cat([part.reshape(-1) for part in parts])
 
 

@@ -70,7 +70,8 @@ def kron_lstm(
         RuntimeError: the named backend cannot serve.
     """
     factors = [list(gate) for gate in factors]
-    _check(x, factors, bias, state, lengths, weight)
+    _check(x, factors, bias, state, weight)
+    lengths = inputs.checked_lengths("kron_lstm", lengths, x)
     if checkpoint_every < 1:
         raise ValueError(f"kron_lstm: checkpoint_every={checkpoint_every} must be at least 1")
     h0 = state[0]
@@ -83,7 +84,6 @@ def _check(
     factors: Sequence[Sequence[Tensor]],
     bias: Tensor,
     state: Tuple[Tensor, Tensor],
-    lengths: Optional[Tensor],
     weight: Optional[Tensor],
 ) -> None:
     inputs.require("kron_lstm", len(factors) == 4, f"factors has {len(factors)} gates, expected 4")
@@ -100,7 +100,6 @@ def _check(
     inputs.check_types("kron_lstm", others, "h0", state[0].dtype)
     gates = [w for gate in factors for w in gate]
     inputs.check_factor_types("kron_lstm", gates, state[0].dtype)
-    inputs.check_lengths("kron_lstm", lengths, x)
 
 
 def _check_gate(name: str, factors: Sequence[Tensor], n: int) -> None:

@@ -81,7 +81,8 @@ def kron_rnn(
         RuntimeError: the named backend cannot serve.
     """
     factors = list(factors)
-    _check(x, factors, bias, h0, lengths, weight, activation)
+    _check(x, factors, bias, h0, weight, activation)
+    lengths = inputs.checked_lengths("kron_rnn", lengths, x)
     if checkpoint_every < 1:
         raise ValueError(f"kron_rnn: checkpoint_every={checkpoint_every} must be at least 1")
     run = _BACKENDS.run(backend, Problem(h0.device, h0.dtype, factors[0].is_complex()))
@@ -93,7 +94,6 @@ def _check(
     factors: Sequence[Tensor],
     bias: Tensor,
     h0: Tensor,
-    lengths: Optional[Tensor],
     weight: Optional[Tensor],
     activation: str,
 ) -> None:
@@ -118,4 +118,3 @@ def _check(
     inputs.check_input("kron_rnn", x, weight, width)
     inputs.check_types("kron_rnn", {"x": x, "bias": bias, "weight": weight}, "h0", h0.dtype)
     inputs.check_factor_types("kron_rnn", factors, h0.dtype)
-    inputs.check_lengths("kron_rnn", lengths, x)
