@@ -1,7 +1,7 @@
 """The Kronecker Recurrent Unit as a layer, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class KRU(RecurrentStack):
         checkpoint_every: keep only every so many-th state for the backward pass, and compute the
             others again: less memory for one more forward pass.
         check_finite: after every call make sure that the state holds no NaN or infinity.
+        device, dtype: where and in which type the parameters are; as for `torch.nn.LSTM`.
 
     Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
     Every square factor starts exactly unitary. Every layer and direction learns its initial state
@@ -68,6 +69,8 @@ class KRU(RecurrentStack):
         backend: str = "auto",
         checkpoint_every: int = 1,
         check_finite: bool = False,
+        device: Union[str, torch.device, None] = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         def make_layer(features: int) -> KRULayer:
             return KRULayer(
@@ -82,7 +85,8 @@ class KRU(RecurrentStack):
                 check_finite=check_finite,
             )
 
-        super().__init__(make_layer, input_size, num_layers, bidirectional, dropout, batch_first)
+        options = (num_layers, bidirectional, dropout, batch_first, device, dtype)
+        super().__init__(make_layer, input_size, *options)
 
     def singular_values(self, layer: int = 0) -> Tensor:
         """All N singular values of W, largest first, in one of `layers`."""
@@ -131,6 +135,12 @@ class KRULayer(KronLayer):
 
     def start(self, batch: int) -> State:
         return (self.h0.expand(batch, -1),)
+
+    def go_on(self, state: State) -> State:
+        # A gradient of zero rather than none: to momentum, and to workers that wait for each
+        # other's gradients, it is not the same.
+        none = 0 * self.h0.sum().to(state[0].dtype)
+        return (state[0] + none,) if torch.is_grad_enabled() else state
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool

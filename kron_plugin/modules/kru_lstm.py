@@ -1,7 +1,7 @@
 """An LSTM whose four recurrent matrices are Kronecker products, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class KRULSTM(RecurrentStack):
         backend: str = "auto",
         checkpoint_every: int = 1,
         check_finite: bool = False,
+        device: Union[str, torch.device, None] = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         def make_layer(features: int) -> KRULSTMLayer:
             return KRULSTMLayer(
@@ -72,7 +74,8 @@ class KRULSTM(RecurrentStack):
                 check_finite=check_finite,
             )
 
-        super().__init__(make_layer, input_size, num_layers, bidirectional, dropout, batch_first)
+        options = (num_layers, bidirectional, dropout, batch_first, device, dtype)
+        super().__init__(make_layer, input_size, *options)
 
 
 class KRULSTMLayer(KronLayer):

@@ -123,8 +123,9 @@ class KronLayer(nn.Module):
                 factor.zero_()
                 unitary_map.reset_parameters()
         else:
-            for matrix in self._trained():
-                unitary_(matrix)
+            for factor, matrix in zip(self.factors, self._trained(), strict=True):
+                unitary_(matrix)  # of a copy, where the factor is stored in half precision
+                factor.copy_(torch.view_as_real(matrix) if self.complex else matrix)
 
     def _trained(self) -> List[Tensor]:
         """The parameters as matrices (P_f, Q_f), complex if the layer is; views where possible."""
@@ -141,6 +142,10 @@ class KronLayer(nn.Module):
     def start(self, batch: int) -> State:
         """The state before the first input."""
         raise NotImplementedError
+
+    def go_on(self, state: State) -> State:
+        """The start from a state that was given."""
+        return state
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
@@ -161,7 +166,7 @@ class KronLayer(nn.Module):
         need_output: bool = True,
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """The output of every step, and the last state; arguments as `RecurrentStack` tells."""
-        state = self.start(x.shape[1]) if state is None else state
+        state = self.start(x.shape[1]) if state is None else self.go_on(state)
         output, last = self.run(x, state, lengths, need_output)
         if self.check_finite and not bool(last[0].isfinite().all()):
             self._report_step(x, state, lengths)

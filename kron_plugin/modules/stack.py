@@ -20,7 +20,8 @@ class RecurrentStack(nn.Module):
 
     Args:
         make_layer: a layer of one direction for so many input features.
-        input_size, num_layers, bidirectional, dropout, batch_first: as for `torch.nn.LSTM`.
+        input_size, num_layers, bidirectional, dropout, batch_first, device, dtype: as for
+            `torch.nn.LSTM`.
 
     Raises:
         ValueError: an argument out of its range.
@@ -34,6 +35,8 @@ class RecurrentStack(nn.Module):
         bidirectional: bool,
         dropout: float,
         batch_first: bool,
+        device: Union[str, torch.device, None] = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -51,6 +54,7 @@ class RecurrentStack(nn.Module):
             self.layers.extend([make_layer(self.output_size) for _ in range(self.directions)])
             self.output_size = self.directions * self.layers[-1].output_size
         self.hidden_size = self.layers[0].hidden_size
+        self.to(device=device, dtype=dtype)
 
     def forward(
         self,
@@ -76,6 +80,11 @@ class RecurrentStack(nn.Module):
                 the order in which the layer's direction reads.
         """
         packed = x if isinstance(x, PackedSequence) else None
+        if packed is None and x.dim() < 2:
+            raise ValueError(
+                f"x: has shape {tuple(x.shape)}, expected (T, B, {self.input_size}), or (T, B) of"
+                " integers"
+            )
         if packed is not None:
             if lengths is not None:
                 raise ValueError("lengths: a PackedSequence has its own")
@@ -84,6 +93,7 @@ class RecurrentStack(nn.Module):
             x = x.transpose(0, 1)
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
+            lengths = lengths if lengths.numel() else lengths.long()  # those of an empty list
         output, last = self._run(x, self._starts(state), lengths, need_output)
         if need_output and packed is not None:
             output = _pack_like(packed, output, lengths)
@@ -116,7 +126,7 @@ class RecurrentStack(nn.Module):
         """The start of every layer and direction."""
         if state is None:
             return [None] * len(self.layers)
-        parts = state if isinstance(state, tuple) else (state,)
+        parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
         if len(parts) != self.layers[0].state_parts:
             raise ValueError(
                 f"state: has {len(parts)} tensors; {type(self).__name__} has"

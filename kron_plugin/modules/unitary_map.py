@@ -1,9 +1,12 @@
 """A matrix kept unitary while any optimiser trains it."""
 
+from typing import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
+from ..ops.backends import compute_type
 from .unitary import unitary_
 
 
@@ -21,7 +24,7 @@ class UnitaryMap(nn.Module):
 
     def __init__(self, rows: int, columns: int, complex: bool) -> None:
         super().__init__()
-        dtype = torch.get_default_dtype()
+        dtype = compute_type(torch.get_default_dtype())
         owner = nn.Module()
         owner.weight = nn.Parameter(
             torch.zeros(rows, columns, dtype=dtype.to_complex() if complex else dtype)
@@ -29,10 +32,19 @@ class UnitaryMap(nn.Module):
         orthogonal(owner, "weight", "matrix_exp", use_trivialization=False)
         self.exponential = owner.parametrizations.weight[0]
         size = max(rows, columns)
-        # A real buffer like the parameters, which changes its type along with them.
-        self.register_buffer("base", torch.empty(size, size, *((2,) if complex else ())))
+        # A real buffer like the parameters, for the sake of the toolkit.
+        base = torch.empty(size, size, *((2,) if complex else ()), dtype=dtype)
+        self.register_buffer("base", base)
         self.complex = complex
         self.reset_parameters()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "UnitaryMap":
+        """B stays in single precision at least: rounded to half, it would not be unitary."""
+        base = self.base
+        super()._apply(fn, recurse)
+        if self.base.dtype != compute_type(self.base.dtype):
+            self.base = base.to(self.base.device)
+        return self
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -159,3 +159,15 @@ def test_the_last_state_alone_is_the_same_and_trains_alike():
 def test_what_does_not_fit_is_said(kwargs, message):
     with pytest.raises(ValueError, match=message):
         KRU(**kwargs)
+
+
+def test_a_start_that_is_not_used_has_a_gradient_of_zero():
+    """So that DistributedDataParallel, which waits for every gradient, takes a carried state."""
+    kru = KRU(2, 8)
+    x = torch.randn(4, 3, 2)
+    _, h = kru(x)
+    output, _ = kru(x, h.detach())
+    output.sum().backward()
+    assert torch.equal(kru.layers[0].h0.grad, torch.zeros(16))
+    with torch.no_grad():
+        assert torch.equal(kru(x, h)[0], output)

@@ -153,6 +153,7 @@ def test_every_layer_counts_and_trains(cell):
     ("call", "message"),
     [
         (lambda layer, x: layer(x, torch.zeros(3, 4, 8)), r"state: has shape \(3, 4, 8\)"),
+        (lambda layer, x: layer(x[:, 0, 0]), r"x: has shape \(6,\), expected \(T, B, 3\)"),
         (lambda layer, x: layer(x, (torch.zeros(2, 4, 8),) * 2), "state: has 2 tensors; KRU has 1"),
         (
             lambda layer, x: layer(pack_padded_sequence(x, [6] * 4), None, torch.tensor(LENGTHS)),
@@ -194,6 +195,12 @@ def test_it_is_asked_as_a_layer_of_torch():
     x = torch.randn(6, 2, 3)
     given, tensor = layer(x, lengths=[6, 2])[1], layer(x, lengths=torch.tensor([6, 2]))[1]
     assert torch.equal(given, tensor)
+    assert torch.equal(layer(x, [given])[1], layer(x, given)[1])
+    assert KRULSTM(3, 4)(x, [torch.zeros(1, 2, 4)] * 2)[0].shape == (6, 2, 4)
+    assert {p.dtype for p in KRU(3, 4, device="cpu", dtype=torch.float64).parameters()} == {
+        torch.float64
+    }
+    assert layer(x[:, :0], lengths=[])[0].shape == (6, 0, 16)
     with pytest.raises(ValueError, match="factors='2' multiply to 2, but hidden_size is 4"):
         KRU(3, 4, 2)
     assert KRU(3, 4, [np.int64(2), 2]).layers[0].factor_sizes == ((2, 2), (2, 2))
@@ -211,3 +218,59 @@ def test_a_batch_of_no_sequences(cell, backend):
     assert all(part.shape == (1, 0, layer.output_size) for part in parts(state))
     loss(output, parts(state)).backward()
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_integers_of_any_type(cell, backend, dtype):
+    """Lengths that are near the end of their type, of sequences that are longer; and symbols."""
+    layer = make(cell, backend=backend)
+    symbols = torch.randint(3, (130 if dtype == torch.int8 else 270, 2))
+    lengths = [100, 127 if dtype == torch.int8 else 255]
+    have = layer(symbols.to(dtype), None, torch.tensor(lengths, dtype=dtype))[1]
+    torch.testing.assert_close(have, layer(symbols, None, lengths)[1])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_starts_as_single_does(cell, dtype):
+    made = cell(3, 16, unitary="soft", dtype=dtype)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        layers = [made, cell(3, 16, unitary="soft"), cell(3, 16, unitary="hard")]
+    finally:
+        torch.set_default_dtype(default)
+    for layer in layers:
+        assert {p.dtype for p in layer.parameters()} == {dtype}
+        before = layer.layers[0].matrices()[0].detach().clone()
+        layer.layers[0].reset_parameters()
+        assert not torch.equal(layer.layers[0].matrices()[0], before)
+        assert layer.unitary_deviation() < 0.02
+        assert layer(torch.randn(5, 2, 3).to(dtype))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_other_ways_to_differentiate(cell):
+    """torch.func and forward mode, in which a kernel has no part: not a gradient of zero."""
+    layer, x = make(cell), torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def output(x):
+        return layer(x)[0].square().sum()
+
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(output(x), x)
+    x = x.detach()
+    layer.requires_grad_(False)
+    torch.testing.assert_close(torch.func.grad(output)(x), expected)
+    torch.testing.assert_close(torch.func.jacfwd(output)(x), expected)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(output(dual)).tangent
+    torch.testing.assert_close(tangent, expected.sum())
+    each = torch.func.vmap(output, in_dims=1)(x.unsqueeze(2))
+    torch.testing.assert_close(each.sum(), output(x))
+    fused = make(cell, backend="cpu")
+    with pytest.raises(RuntimeError, match=r"torch\.func .* want backend='reference'"):
+        torch.func.grad(lambda x: fused(x)[0].sum())(x)

@@ -44,6 +44,15 @@ def test_hard_factors_are_restored_from_their_state():
     assert torch.equal(kru(x)[0], other(x)[0])
 
 
+def test_hard_factors_are_unitary_in_half_precision():
+    kru = KRU(1, 512, unitary="hard").bfloat16()
+    with torch.no_grad():
+        for factor in kru.factors:
+            factor.normal_()
+    assert kru.unitary_deviation() < 1e-5
+    assert kru.bfloat16().double().layers[0].maps[0].base.dtype == torch.float64
+
+
 def test_no_penalty_is_counted_when_none_is_wanted():
     kru = KRU(2, 8, unitary="none")
     with torch.no_grad():
