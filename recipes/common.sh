@@ -26,6 +26,7 @@ trap 'printf "%s: interrupted\n" "$recipe" >&2; exit 130' INT
 profile=quick
 case ${1:-} in
     smoke | quick | paper) profile=$1; shift ;;
+    -h | --help) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;;
     -* | "") ;;
     *) die "unknown profile '$1'; choose smoke, quick or paper" ;;
 esac
@@ -78,14 +79,14 @@ train() {
 
 report() {
     [ "${KRON_NODE:-0}" = 0 ] || return 0
-    local script=("recipes/$recipe.sh")
+    local script=("recipes/$recipe.sh") place=(${folder:+--data "$folder"})
     [ -z "${KRON_PROCESSES:-}" ] || script=(recipes/distributed.sh "$KRON_PROCESSES" "$recipe")
     if [ -e "$out/result.json" ]; then  # it tells of the machine and the commit that trained
-        "$venv/bin/kron-eval" "$out/checkpoint_best.pt"
+        "$venv/bin/kron-eval" "$out/checkpoint_best.pt" "${place[@]}"
     else
         command=$(printf '%q ' bash "${script[@]}" "$profile" "${options[@]}")
         "$venv/bin/kron-eval" record "$out/checkpoint_best.pt" --log "$out/train.log" \
-            --command "${command% }" --output "$out/result.json"
+            --command "${command% }" --output "$out/result.json" "${place[@]}"
     fi
     "$venv/bin/kron-eval" curve "$out/train.log" --metric "$1" --title "$2" --output "$out/curve.png"
     printf '\ncheckpoint  %s\nlog         %s\nresult      %s\ncurve       %s\n' \

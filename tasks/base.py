@@ -66,6 +66,11 @@ class SequenceTask(FairseqTask):
             f"--criterion {cfg._name}: our tasks have losses of their own; use --criterion"
             " soft_unitary (with --unitary-penalty 0 for the loss alone)",
         )
+        require(
+            not getattr(cfg, "sentence_avg", False),
+            "--sentence-avg: our tasks are scored, and trained, by the mean over all they predict;"
+            " leave it away",
+        )
         return super().build_criterion(cfg, from_checkpoint)
 
     def begin_epoch(self, epoch: int, model) -> None:

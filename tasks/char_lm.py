@@ -67,12 +67,15 @@ class CharLMTask(SequenceTask):
     def _tokens(self, split: str) -> Tensor:
         return torch.tensor(self.tokenizer.encode(self.texts[split]))
 
-    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+    def load_dataset(
+        self, split: str, combine: bool = False, whole: bool = False, **kwargs
+    ) -> None:
+        """`whole`: the training text as one stream too, to be scored as the others are."""
         require_split(split)
         tokens, end_of_line = self._tokens(split), self.tokenizer.piece_to_id("\n")
         workers = distributed.get_data_parallel_world_size()
         rank = distributed.get_data_parallel_rank() if workers > 1 else 0
-        if split == "train":
+        if split == "train" and not whole:
             require(bool(self.cfg.batch_size), "--batch-size: char_lm needs the number of streams")
             rows, window = self.cfg.batch_size, self.cfg.tokens_per_sample
             streams, own = rows * workers, slice(rank * rows, (rank + 1) * rows)

@@ -1,6 +1,7 @@
 """Piano rolls from MIDI files, on a grid that follows the beat."""
 
 import io
+import os
 import re
 import warnings
 from pathlib import Path
@@ -38,8 +39,15 @@ class Reading(NamedTuple):
 
 def midi_files(folder: Path) -> List[Path]:
     """The MIDI files in a folder and all folders below it, always in the same order."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:  # linked from elsewhere, or from below itself
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders.sort()
+        found += [path for name in names if (path := Path(place, name)).suffix.lower() in SUFFIXES]
+    return sorted(filter(Path.is_file, found), key=lambda p: p.relative_to(folder).as_posix())
 
 
 def read_midi(path: Path, steps_per_beat: int) -> Reading:

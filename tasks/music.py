@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from kron_plugin.checks import require_positive, require_seed, require_split
+from kron_plugin.checks import require, require_positive, require_seed, require_split
 from kron_plugin.models.options import ModelSpec
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask
@@ -70,10 +70,18 @@ class MusicTask(SequenceTask):
         # How often each key sounds in the training set, never quite 0 or 1.
         self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
 
-    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+    def load_dataset(
+        self, split: str, combine: bool = False, whole: bool = False, **kwargs
+    ) -> None:
+        """`whole`: the training set uncut and in its order too, to be scored as the others are."""
         require_split(split)
-        training = split == "train"
+        training = split == "train" and not whole
         rolls = self.rolls[split]
+        require(
+            any(len(roll) > 1 for roll in rolls),
+            f"{self.cfg.data}: the sequences of the split {split!r} have one time step each, which"
+            " leaves nothing to predict",
+        )
         if training and self.cfg.segment_steps is not None:
             rolls = [part for roll in rolls for part in segments(roll, self.cfg.segment_steps)]
         self.datasets[split] = MusicDataset(rolls, shuffle=training)

@@ -11,6 +11,8 @@ from kron_plugin.files import finished
 
 VOCAB_TYPES = ("char", "unigram", "bpe")
 SPACE = "▁"  # what SentencePiece writes for a blank
+UNKNOWN = "▅"  # and, while it trains, for what it does not know
+LONGEST = 1000  # characters of a line that it trains on at once; longer than 4192 bytes it drops
 
 
 def load_text(folder: Path) -> Dict[str, str]:
@@ -42,7 +44,11 @@ def read_text(path: Path) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    require(SPACE not in text, f"{path}: holds the character {SPACE!r}, which stands for a blank")
+    for symbol in (SPACE, UNKNOWN):
+        require(
+            symbol not in text,
+            f"{path}: holds the character {symbol!r}, which SentencePiece keeps for itself",
+        )
     return text
 
 
@@ -88,10 +94,14 @@ def load_tokenizer(
 
 def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) -> bytes:
     alphabet = set().union(*texts.values()) - {" ", "\n"}
+    lines = (line for line in texts["train"].split("\n") if line)
+    private = map(chr, range(0xE000, 0xF900))
     model = BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(line for line in texts["train"].split("\n") if line),
+            sentence_iterator=(
+                line[i : i + LONGEST] for line in lines for i in range(0, len(line), LONGEST)
+            ),
             model_writer=model,
             model_type=vocab_type,
             vocab_size=vocab_size or len(alphabet) + 3,
@@ -103,7 +113,7 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            unk_piece="⁇",
+            unk_piece=next(c for c in ("⁇", *private) if c not in alphabet),
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
@@ -111,5 +121,6 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
         )
     except (RuntimeError, ValueError) as error:  # the latter for what is no number to it
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--vocab-size={vocab_size}: SentencePiece says {reason}") from error
+        culprit = f"--vocab-size={vocab_size}" if vocab_size else f"--vocab-type={vocab_type}"
+        raise ValueError(f"{culprit}: SentencePiece says {reason}") from error
     return model.getvalue()

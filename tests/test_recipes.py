@@ -68,9 +68,11 @@ def test_smoke_profile_beats_the_trivial_baseline(row, tmp_path):
         assert metric < 0.7 * baseline
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert str(out / "curve.png") in result.stdout
-    if row["recipe"] == "copy_memory":
-        again = run(*command_of(row), cwd=ROOT, env=env)
-        assert f"trained already; remove {out}" in again.stdout
+    if row["recipe"] == "music":
+        moved = runs.rename(tmp_path / "moved")  # and with it the data
+        again = run(*command_of(row), cwd=ROOT, env={**env, "KRON_RUNS": str(moved)})
+        assert again.returncode == 0, again.stdout
+        assert f"trained already; remove {moved / out.name}" in again.stdout
 
 
 def test_two_processes_train_one_model(tmp_path):
@@ -143,6 +145,14 @@ def test_wrong_calls_of_distributed_end_at_once(arguments, message):
     result = run("bash", "recipes/distributed.sh", *arguments, cwd=ROOT)
     assert result.returncode == 2
     assert message in result.stdout
+
+
+def test_help_is_of_the_recipe():
+    result = run("bash", "recipes/music.sh", "--help", cwd=ROOT)
+    assert result.returncode == 0
+    first, *_, last = result.stdout.splitlines()
+    assert first.startswith("Polyphonic music: which keys sound next")
+    assert last == "settings that were best for each."
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,9 @@ def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple
         found[name] = sorted(values.items())
     if not any(found.values()):
         keys = {key for record in records for key in record}
-        logged = sorted(k.removeprefix("valid_") for k in keys if k.startswith("valid_"))
-        raise ValueError(f"--metric {metric}: not in the log, which has {', '.join(logged)}")
+        logged = {k.removeprefix("valid_") for k in keys if k.startswith("valid_")} or keys
+        known = ", ".join(sorted(logged))
+        raise ValueError(f"--metric {metric}: not in the log, which has {known}")
     return found
 
 

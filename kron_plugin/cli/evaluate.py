@@ -46,7 +46,7 @@ def evaluate(
     (model,), cfg, task = load_model_ensemble_and_task([str(checkpoint)], arg_overrides=overrides)
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
     model.to(device).eval()
-    task.load_dataset(split)
+    task.load_dataset(split, whole=True)
     if isinstance(task, LanguageModelingTask):
         scores = SymbolScores(task, split)
         criterion = scores.criterion()

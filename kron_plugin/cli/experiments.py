@@ -57,7 +57,7 @@ def improvement(run: Dict[str, Any], split: str = "test") -> float:
     """By which share of the trivial baseline the headline metric is better; comparable between
     runs of one setting, larger is better."""
     metric, baseline = run[split]["metrics"][0], run[split]["baseline"]["value"]
-    gain = (metric["value"] - baseline) / baseline
+    gain = (metric["value"] - baseline) / (baseline or 1)
     return gain if metric["name"] == "accuracy" else -gain
 
 

@@ -3,6 +3,7 @@
 from math import log
 from typing import Dict, List
 
+import numpy as np
 import torch
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from torch import Tensor
@@ -27,7 +28,7 @@ class SymbolScores:
 
     def metrics(self, sums: Dict[str, float]) -> List[Metric]:
         bits = sums["task_loss"] / log(2) / max(sums["sample_size"], 1)
-        return [Metric("bits", bits, "per symbol"), Metric("perplexity", 2**bits, "")]
+        return [Metric("bits", bits, "per symbol"), Metric("perplexity", float(np.exp2(bits)), "")]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
         """The symbols' frequencies in the training text, whatever came before."""

@@ -140,8 +140,8 @@ def _compress(argv: List[str]) -> int:
 
     state = read(args.checkpoint)
     new, matrices = compress(args.checkpoint, state, args.factors)
-    with finished(args.output) as unfinished:
-        torch.save(new, unfinished)
+    with finished(args.output) as unfinished, unfinished.open("wb") as file:
+        torch.save(new, file)
     print(table(state, new, matrices, args.output))
     return 0
 

@@ -48,7 +48,7 @@ def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str]
         rows = _build(dataset, source, dest)
     else:
         # Kept when it breaks off, for the next call to go on with.
-        downloads = dest.with_name(f".{dest.name}.download")
+        downloads = dest.with_name(f".{dest.name}.{name}.download")
         fetch(dataset, downloads, mirror)
         rows = _build(dataset, downloads, dest)
         shutil.rmtree(downloads)

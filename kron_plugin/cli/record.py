@@ -15,6 +15,7 @@ from .. import __version__
 from ..resume import NOTHING_LEFT
 from .curve import curves, read_log
 from .evaluate import evaluate
+from .experiments import EXPERIMENTS
 
 POINTS = 200  # of a learning curve, at most
 SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
@@ -43,6 +44,10 @@ def record(
     Raises:
         ValueError, OSError: the log or the data cannot be used; the message says why.
     """
+    task = state["cfg"]["task"]["_name"]
+    if task not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        raise ValueError(f"{checkpoint}: records are of the tasks {known}, not of {task}")
     entries = read_log(log)
     scored = {
         split: evaluate(checkpoint, state, data, split, cpu=cpu) for split in ("valid", "test")

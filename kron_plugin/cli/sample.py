@@ -93,6 +93,7 @@ def _text(model, task, prompt, steps: int, temperature: float, output: Optional[
 
     def pick(scores: Tensor) -> Tensor:
         scores[tokenizer.unk_id()] = -torch.inf  # stands in no text
+        scores = (scores - scores.max()).double()  # so that no temperature makes them infinite
         return torch.multinomial(torch.softmax(scores / temperature, -1), 1)[0]
 
     more = go_on(model, torch.tensor(tokens).unsqueeze(1), steps, pick)

@@ -45,20 +45,19 @@ class SoftUnitaryCriterion(FairseqCriterion):
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         output = model(**sample["net_input"])
         loss = self._task_loss(model, output, sample)
-        count = sample["nsentences"] if self.sentence_avg else loss.count
         penalty = unitary_penalty(model)
-        total = loss.total + self.weight * count * penalty if self.weight else loss.total
+        total = loss.total + self.weight * loss.count * penalty if self.weight else loss.total
         log = {
             "loss": float(total.detach()),
             "task_loss": float(loss.total.detach()),
-            "penalty": float(penalty.detach()) * count,
-            "deviation": float(unitary_deviation(model).detach()) * count,
+            "penalty": float(penalty.detach()) * loss.count,
+            "deviation": float(unitary_deviation(model).detach()) * loss.count,
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
-            "sample_size": count,
+            "sample_size": loss.count,
             **loss.sums,
         }
-        return total, count, log
+        return total, loss.count, log
 
     def _task_loss(self, model, output, sample: Dict) -> Loss:
         """Our tasks know their loss; for the toolkit's own it is the cross-entropy in nats."""
@@ -67,7 +66,7 @@ class SoftUnitaryCriterion(FairseqCriterion):
         log_probs = model.get_normalized_probs(output, log_probs=True).flatten(0, 1)
         target = model.get_targets(sample, output).flatten()
         total = F.nll_loss(log_probs, target, ignore_index=self.padding_idx, reduction="sum")
-        return Loss(total, sample["ntokens"], {})
+        return Loss(total, sample["nsentences" if self.sentence_avg else "ntokens"], {})
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

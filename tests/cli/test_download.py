@@ -48,10 +48,14 @@ def test_a_broken_transfer_is_resumed_or_begun_again(fetch, site, source, tmp_pa
 
 def test_a_later_call_goes_on_where_the_last_broke_off(fetch, site, source, tmp_path):
     content = (source / "ptb.valid.txt").read_bytes()
-    part = tmp_path / ".out.download" / "ptb.valid.txt.part"
+    part = tmp_path / ".out.ptb.download" / "ptb.valid.txt.part"
     part.parent.mkdir()
     part.write_bytes(content[:9])
+    other = tmp_path / ".out.jsb.download" / "by hand"
+    other.mkdir(parents=True)
     assert fetch("ptb")[0] == 0
+    other.rmdir()
+    other.parent.rmdir()
     assert ("/ptb.valid.txt", "bytes=9-") in site.asked
     assert (tmp_path / "out" / "valid.txt").read_text() == "the valid set\nof <unk>\n"
     assert left_behind(tmp_path) == ["out"]
@@ -59,7 +63,7 @@ def test_a_later_call_goes_on_where_the_last_broke_off(fetch, site, source, tmp_
 
 @pytest.mark.parametrize("stale", [b"something else", b"something longer " * 99])
 def test_a_part_of_something_else_is_begun_again(fetch, tmp_path, stale):
-    part = tmp_path / ".out.download" / "ptb.train.txt.part"
+    part = tmp_path / ".out.ptb.download" / "ptb.train.txt.part"
     part.parent.mkdir()
     part.write_bytes(stale)
     code, printed = fetch("ptb")
@@ -72,8 +76,8 @@ def test_another_file_than_the_published_is_refused(fetch, source, tmp_path):
     assert code == 2
     assert "cannot download ptb.valid.txt" in printed
     assert "its content has the checksum" in printed
-    assert left_behind(tmp_path) == [".out.download"]
-    assert sorted(p.name for p in (tmp_path / ".out.download").iterdir()) == ["ptb.train.txt"]
+    assert left_behind(tmp_path) == [".out.ptb.download"]
+    assert sorted(p.name for p in (tmp_path / ".out.ptb.download").iterdir()) == ["ptb.train.txt"]
 
 
 def test_the_next_address_is_tried(kron_data, site, source, tmp_path, monkeypatch):
@@ -98,12 +102,12 @@ def test_a_dead_host_is_said_plainly_with_what_to_fetch_by_hand(fetch, tmp_path)
     for file in DATASETS["mnist"].files:
         assert f"{file.name} " in printed
         assert file.urls[0] in printed
-    assert f"into {tmp_path / '.out.download'}, and run this again" in printed
+    assert f"into {tmp_path / '.out.mnist.download'}, and run this again" in printed
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_address_is_named(fetch, tmp_path):
-    part = tmp_path / ".out.download" / "JSB Chorales.pickle.part"
+    part = tmp_path / ".out.jsb.download" / "JSB Chorales.pickle.part"
     part.parent.mkdir()
     part.write_bytes(b"begun")
     code, printed = fetch("jsb", "mirror")
@@ -112,9 +116,9 @@ def test_what_is_no_address_is_named(fetch, tmp_path):
 
 
 def test_what_was_fetched_by_hand_is_used(fetch, site, source, tmp_path):
-    (tmp_path / ".out.download").mkdir()
+    (tmp_path / ".out.ptb.download").mkdir()
     for split in ("train", "valid", "test"):
-        (source / f"ptb.{split}.txt").rename(tmp_path / ".out.download" / f"ptb.{split}.txt")
+        (source / f"ptb.{split}.txt").rename(tmp_path / ".out.ptb.download" / f"ptb.{split}.txt")
     assert fetch("ptb")[0] == 0
     assert site.asked == []
 

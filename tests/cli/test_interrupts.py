@@ -81,7 +81,8 @@ def test_kron_data(tmp_path, capsys, monkeypatch, site, name, origin):
             assert code == 130
             assert capsys.readouterr().err.splitlines()[-1] == "kron-data: interrupted"
             assert not (tmp_path / "out").exists()
-        assert {p.name for p in tmp_path.iterdir()} <= {"source", "cache", "out", ".out.download"}
+        expected = {"source", "cache", "out", f".out.{name}.download"}
+        assert {p.name for p in tmp_path.iterdir()} <= expected
     assert moments > 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.testing.compare import compare_images
 
+from kron_plugin.cli.experiments import improvement
 from kron_plugin.cli.main import main
 
 from ..conftest import ROOT
@@ -91,6 +92,11 @@ def test_more_is_better_for_accuracy_alone(report, add):
     add("seed2", second, "pixel_mnist")
     row = rows(report(), "permuted pixel MNIST")[0]
     assert row[3].startswith("92.48 (worst 91.96) %, ")
+
+
+def test_a_baseline_may_be_zero():
+    run = {"test": {"metrics": [{"name": "bits", "value": 0.5}], "baseline": {"value": 0.0}}}
+    assert improvement(run) == -0.5
 
 
 def test_settings_that_differ_in_one_option_make_a_curve(report, records, add):

@@ -66,6 +66,9 @@ def test_text_is_scored_and_goes_on(text, kron_eval, tmp_path):
     kron_eval(*command, "--output", tmp_path / "sample.txt")  # the same seed, the same text
     assert (tmp_path / "sample.txt").read_text() == result.stdout[:-1]
 
+    coldest = kron_eval(*command[:-1], 1e-40)
+    assert coldest.returncode == 0, coldest.stdout
+
     for options, message in (
         (("--prompt", "xyz"), "has characters that the training text has not"),
         (("--steps", 0), "--steps=0: must be at least 1"),

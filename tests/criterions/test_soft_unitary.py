@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from fairseq.data import Dictionary
 
 import kron_plugin
 
@@ -8,7 +11,8 @@ kron_plugin.register()
 from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
 from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import KRUConfig  # noqa: E402
+from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
+from kron_plugin.models.options import CellConfig, KRUConfig  # noqa: E402
 from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
 
 
@@ -65,12 +69,19 @@ def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 
-def test_loss_and_penalty_are_per_sentence_if_asked_for(task, model):
-    criterion = SoftUnitaryCriterion(task, unitary_penalty=0.5, sentence_avg=True)
-    _, size, log = criterion(model, batch(task, range(3)))
-    assert size == log["sample_size"] == 3
-    assert log["penalty"] / 3 == pytest.approx(unitary_penalty(model).item(), rel=1e-5)
-    assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
+def test_sentence_avg_is_for_the_toolkits_tasks(task):
+    symbols = Dictionary()
+    theirs = SimpleNamespace(target_dictionary=symbols)
+    model = KRULanguageModel.build_model(CellConfig(hidden_size=8), theirs)
+    tokens = torch.randint(symbols.nspecial, len(symbols) + 1, (3, 5)) - 1
+    sample = {"net_input": {"src_tokens": tokens}, "target": tokens, "ntokens": 15, "nsentences": 3}
+    for sentence_avg, count in ((False, 15), (True, 3)):
+        criterion = SoftUnitaryCriterion(theirs, 0.5, sentence_avg)
+        _, size, log = criterion(model, sample)
+        assert size == log["sample_size"] == count
+        assert log["penalty"] / count == pytest.approx(unitary_penalty(model).item(), rel=1e-5)
+    with pytest.raises(ValueError, match="--sentence-avg: our tasks"):
+        task.build_criterion(SimpleNamespace(_name="soft_unitary", sentence_avg=True))
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan")])

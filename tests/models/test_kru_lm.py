@@ -103,6 +103,18 @@ def test_language_modeling_scores_as_eval_lm_does(train, forked, kron_eval, tmp_
     assert scored.returncode == 0, scored.stdout[-3000:]
     bits = float(re.search(r"Loss \(base 2\): ([\d.]+)", scored.stdout).group(1))
     assert bits < 1
+    recorded = kron_eval(
+        "record",
+        checkpoint / "checkpoint_best.pt",
+        "--log",
+        tmp_path / "train.log",
+        "--command",
+        "train",
+        "--output",
+        tmp_path / "run.json",
+    )
+    assert recorded.returncode == 2
+    assert "records are of the tasks copy_memory, adding" in recorded.stdout
     ours = kron_eval(checkpoint / "checkpoint_best.pt", "--split", "valid", "--json")
     assert ours.returncode == 0, ours.stdout
     result = json.loads(ours.stdout[ours.stdout.index("{") :])

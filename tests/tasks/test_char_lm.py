@@ -45,6 +45,25 @@ def test_tokenizer_is_reversible_and_trained_once(folder, vocab, size):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize(("vocab", "size"), [("char", None), ("unigram", 20), ("bpe", 20)])
+def test_texts_of_one_long_line(tmp_path, vocab, size):
+    """As text8; with the symbol that SentencePiece would write for an unknown one."""
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text("the cat⁇ sat on the mat " * 400, encoding="utf-8")
+    texts = load_text(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, texts, vocab, size)
+    assert tokenizer.decode(tokenizer.encode(texts["test"])) == texts["test"]
+
+
+def test_the_training_text_is_scored_as_the_others(folder):
+    (folder / "test.txt").write_bytes((folder / "train.txt").read_bytes())
+    task = make(folder)
+    task.load_dataset("train", whole=True)
+    train, test = task.dataset("train"), task.dataset("test")
+    assert len(train) == len(test) == 1
+    assert torch.equal(train[0]["target"], test[0]["target"])
+
+
 def collect(dataset, pad=-100):
     """The symbols that a dataset asks for, stream after stream, and those it shows before."""
     source = torch.cat([dataset[i]["net_input"]["src_tokens"] for i in range(len(dataset))], 1)

@@ -18,7 +18,7 @@ kron_plugin.register()
 
 from kron_plugin.cli.datasets import DATASETS  # noqa: E402
 from kron_plugin.tasks import midi_set  # noqa: E402
-from kron_plugin.tasks.midi import parse_midi, read_midi  # noqa: E402
+from kron_plugin.tasks.midi import midi_files, parse_midi, read_midi  # noqa: E402
 from kron_plugin.tasks.midi_set import load_midi, prepare_midi  # noqa: E402
 from kron_plugin.tasks.music import MusicConfig, MusicTask  # noqa: E402
 
@@ -307,3 +307,15 @@ def test_real_midi_files_all_give_rolls(tmp_path):
     prepared = prepare_midi(tmp_path, 2)
     assert len(prepared.rolls) == 1034
     assert prepared.remarks == []
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tune.mid").write_bytes(b"")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "b").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    assert midi_files(folder) == [folder / "a" / "tune.mid"]

@@ -113,6 +113,15 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     assert not marker.exists()
 
 
+def test_a_split_of_single_steps_is_named(tmp_path):
+    data = {"train": [[(60,), (62,)]], "valid": [[(60,), (62,)]], "test": [[(60,)], [(61,)]]}
+    (tmp_path / "short.pickle").write_bytes(pickle.dumps(data))
+    task = MusicTask(MusicConfig(data=str(tmp_path)))
+    task.load_dataset("valid")
+    with pytest.raises(ValueError, match="split 'test' have one time step each"):
+        task.load_dataset("test")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
