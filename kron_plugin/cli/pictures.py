@@ -19,7 +19,7 @@ def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
             same `setting_name` shares a panel.
     """
     titles = sorted({setting_name(runs[0]) for runs in settings}, key=natural)
-    figure = Figure(figsize=(4.2 * len(titles), 3.2), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(titles), 4), layout="constrained")
     panels = figure.subplots(1, len(titles), squeeze=False)[0]
     for axes, title in zip(panels, titles, strict=True):
         _draw_panel(axes, [runs for runs in settings if setting_name(runs[0]) == title])
@@ -39,7 +39,8 @@ def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
     axes.axhline(baseline["value"], color="grey", linestyle="--", label="trivial baseline")
     axes.set(xlabel="updates", ylabel=baseline["unit"], yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Below the panel: above it the curves of many settings would be hidden.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize="small")
 
 
 def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path) -> None:
