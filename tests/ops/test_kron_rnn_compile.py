@@ -66,6 +66,37 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert compiling.cache_folder() == tmp_path / "kron-plugin"
 
 
+def test_a_relative_cache_folder(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("KRON_CACHE_DIR", ".")
+    monkeypatch.chdir(tmp_path)
+    assert compiling.load(source, defines=["ANSWER=5"]).answer() == 5
+
+
+def test_a_user_without_a_home(source, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("KRON_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compiling.Path, "home", home)
+    with pytest.raises(compiling.CompileError, match=r"home directory.*KRON_CACHE_DIR"):
+        compiling.load(source, defines=["ANSWER=6"])
+
+
+def test_a_damaged_library_is_compiled_again(source):
+    compiling.load(source, defines=["ANSWER=8"])
+    (library,) = compiling.cache_folder().iterdir()
+    library.unlink()  # the loaded one stays as it is
+    library.write_bytes(b"no library")
+    assert compiling.load(source, defines=["ANSWER=8"]).answer() == 8
+
+
+def test_a_compiler_that_cannot_be_read(source, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ '-O2")
+    with pytest.raises(compiling.CompileError, match=r"\$CXX is .*No closing quotation"):
+        compiling.load(source)
+
+
 def test_a_failing_compiler_is_quoted(source):
     source.write_text("this is no program\n")
     with pytest.raises(compiling.CompileError, match=r"failed on answer\.cpp"):

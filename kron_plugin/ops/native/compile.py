@@ -42,7 +42,10 @@ def find_compiler() -> List[str]:
     Raises:
         CompileError: there is none.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise CompileError(f"$CXX is {os.environ['CXX']!r}: {error}") from error
     for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(command[0]):
             return command
@@ -69,16 +72,26 @@ def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()
         digest.update(part.encode() + b"\0")
     for path in (source, *HEADERS, *headers):
         digest.update(path.read_bytes() + b"\0")
-    library = cache_folder() / f"{source.stem}-{digest.hexdigest()[:20]}.so"
+    name = f"{source.stem}-{digest.hexdigest()[:20]}.so"
     try:
-        if not library.exists():
-            _compile([*compiler, *flags], source, library)
-        return ctypes.CDLL(str(library))
-    except OSError as error:
+        return _load_or_compile(cache_folder() / name, [*compiler, *flags], source)
+    except CompileError:
+        raise
+    except (OSError, RuntimeError) as error:
         raise CompileError(
-            f"{library} cannot be made or loaded ({error}); set KRON_CACHE_DIR to a folder"
+            f"{name} cannot be made or loaded ({error}); set KRON_CACHE_DIR to a folder"
             " that can be written and whose libraries may be loaded"
         ) from error
+
+
+def _load_or_compile(library: Path, command: List[str], source: Path) -> ctypes.CDLL:
+    if library.exists():
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            logger.warning("compiling again, for it cannot be loaded: %s", error)
+    _compile(command, source, library)
+    return ctypes.CDLL(str(library))
 
 
 def _compile(command: List[str], source: Path, library: Path) -> None:
