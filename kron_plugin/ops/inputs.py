@@ -41,9 +41,11 @@ def add_input_gradient(
         return
     rows = delta.to(compute_type(delta.dtype)).flatten(0, 1)
     if not x.is_floating_point():
-        d_weight += torch.ops.aten.embedding_dense_backward(
-            rows, x.flatten(), weight.shape[0], -1, False
-        )
+        symbols, tokens = weight.shape[0], x.flatten().long()
+        # -1 is passed over: tokens without a row made states NaN (cuda/step.cuh), but may not be
+        # read or written by.
+        tokens = torch.where((tokens >= 0) & (tokens < symbols), tokens, -1)
+        d_weight += torch.ops.aten.embedding_dense_backward(rows, tokens, symbols, -1, False)
         return
     d_weight += x.to(rows.dtype).flatten(0, 1).T @ rows
     if d_x.numel():
@@ -102,10 +104,11 @@ def check_input(operation: str, x: Tensor, weight: Optional[Tensor], width: int)
         return
     require(
         operation,
-        weight.dim() == 2 and weight.shape[1] == width,
-        f"weight has shape {tuple(weight.shape)}, expected (I, {width})",
+        weight.dim() == 2 and weight.shape[1] == width and weight.shape[0] >= 1,
+        f"weight has shape {tuple(weight.shape)}, expected (I, {width}), I at least 1",
     )
     fits = x.dim() == 3 and x.shape[2] == weight.shape[0] if x.is_floating_point() else x.dim() == 2
+    fits = fits and not x.is_complex()
     require(
         operation,
         fits,
@@ -114,32 +117,50 @@ def check_input(operation: str, x: Tensor, weight: Optional[Tensor], width: int)
     )
 
 
-def check_types(
-    operation: str, tensors: Dict[str, Optional[Tensor]], name: str, dtype: torch.dtype
-) -> None:
-    """Raise a ValueError unless all floating tensors have the type of the one called `name`."""
-    for other, tensor in tensors.items():
+def check_alike(operation: str, h0: Tensor, tensors: Dict[str, Optional[Tensor]]) -> None:
+    """Raise a ValueError unless h0 holds real numbers and the others are like it.
+
+    They are when they have its type and lie on its device; tokens, an "x" of integers beside a
+    "weight", may have any type.
+    """
+    require(operation, h0.is_floating_point(), f"h0 must hold real numbers, not {h0.dtype}")
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        check_device(operation, name, tensor, h0)
+        is_tokens = name == "x" and tensors["weight"] is not None and not tensor.is_floating_point()
         require(
             operation,
-            tensor is None or not tensor.is_floating_point() or tensor.dtype == dtype,
-            f"{other} has another type than {name}, {dtype}",
+            is_tokens or tensor.dtype == h0.dtype,
+            f"{name} has another type than h0, {tensor.dtype} and not {h0.dtype}",
         )
 
 
-def check_factor_types(operation: str, factors: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """Raise a ValueError unless factors have the type of a state, or that it is computed with."""
-    fitting = [dtype, compute_type(dtype)]
+def check_device(operation: str, name: str, tensor: Tensor, h0: Tensor) -> None:
+    """Raise a ValueError unless the tensor is where h0 is."""
+    require(
+        operation,
+        tensor.device == h0.device,
+        f"{name} is on another device than h0, {tensor.device} and not {h0.device}",
+    )
+
+
+def check_factors(operation: str, factors: Sequence[Tensor], h0: Tensor) -> None:
+    """Raise a ValueError unless factors are on h0's device, and of its type or that it is computed
+    with."""
+    fitting = [h0.dtype, compute_type(h0.dtype)]
     fitting.append(torch.promote_types(fitting[1], torch.complex64))
     for factor in factors:
+        check_device(operation, "a factor", factor, h0)
         require(
             operation,
             factor.dtype in fitting,
-            f"a factor has the type {factor.dtype}, which does not fit a state of {dtype}",
+            f"a factor has the type {factor.dtype}, which does not fit a state of {h0.dtype}",
         )
 
 
 def checked_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-    """Lengths as int64, which holds any step.
+    """Lengths as int64, which holds any step, where x is.
 
     Raises:
         ValueError: they are not from 1 to T, one a sequence.
@@ -159,4 +180,4 @@ def checked_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> Opt
         unseen or bool(((lengths >= 1) & (lengths <= steps)).all()),
         f"lengths must be between 1 and the {steps} steps of x",
     )
-    return lengths
+    return lengths.to(x.device)

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import torch
 
-from kron_plugin.ops import dense, kron_matmul, kron_rnn
+from kron_plugin.ops import dense, kron_lstm, kron_matmul, kron_rnn
 
 from . import cuda_on_cpu
 from . import test_kron_lstm as lstm
@@ -139,6 +139,19 @@ def test_a_token_that_is_no_symbol_makes_the_state_nan():
     assert states[0].isfinite().all()
     assert states[1:, 0].isnan().all()
     assert last[1].isfinite().all()
+    (gradient,) = torch.autograd.grad(last[1].sum(), case.weight)  # reads and writes no row of it
+    assert gradient.shape == case.weight.shape
+
+
+@pytest.mark.parametrize("bad", [-5, 1000])
+def test_a_token_that_is_no_symbol_is_read_nowhere(bad):
+    case = lstm.random_case(batch=2, steps=3, form="tokens")
+    tokens = case.x.clone()
+    tokens[1, 0] = bad
+    outputs, (h, c) = kron_lstm(tokens, *case[1:4], weight=case.weight, backend="cuda")
+    assert outputs[:, 1].isfinite().all()
+    assert outputs[1:, 0].isnan().all()
+    torch.autograd.grad(h.sum() + c.sum(), case.leaves())
 
 
 def test_arrays_that_start_anywhere():
@@ -188,12 +201,14 @@ def test_lstm_equals_the_reference(index, dtype):
     assert worst_error(results, expected) < (1e-12 if dtype == DOUBLE else 2e-5)
 
 
-def test_lstm_in_bfloat16():
-    case = lstm.random_case(steps=5, with_lengths=True, dtype=torch.bfloat16)
+@pytest.mark.parametrize("form", ["dense", "features"])
+def test_lstm_in_bfloat16(form):
+    case = lstm.random_case(steps=5, form=form, with_lengths=True, dtype=torch.bfloat16)
     double = case._replace(
         x=case.x.detach().double().requires_grad_(),
         factors=[[w.detach().double().requires_grad_() for w in gate] for gate in case.factors],
         bias=case.bias.detach().double().requires_grad_(),
+        weight=None if form == "dense" else case.weight.detach().double().requires_grad_(),
         state=tuple(s.detach().double().requires_grad_() for s in case.state),
     )
     results = lstm.run(case, backend="cuda")

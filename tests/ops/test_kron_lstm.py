@@ -1,6 +1,7 @@
 """The LSTM's recurrence: the definition against dense matrices and torch's LSTM, the CPU kernel
 against the definition."""
 
+import sys
 from math import prod
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -229,7 +230,7 @@ def test_checkpoints_and_repetition_change_no_bit(monkeypatch):
     monkeypatch.setenv("KRON_NUM_THREADS", "2")
     case = random_case(GATES["each its own"], 37, 11, "features", True, torch.float32)
     plain = run(case, backend="cpu")
-    for every in (1, 2, 5, 11, 100):
+    for every in (1, 2, 5, 11, 100, sys.maxsize):
         again = run(case, backend="cpu", checkpoint_every=every)
         assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
 
@@ -262,7 +263,7 @@ def test_opcheck(form, monkeypatch):
     flat = flatten([w for gate in case.factors for w in gate]).detach().requires_grad_()
     tensors = (case.x, flat, case.bias, *case.state, case.weight, case.lengths)
     for need_output, every in [(True, 1), (False, 2)]:
-        settings = ([2] * 40, [5] * 4, need_output, every, True)
+        settings = ([2] * 40, [5] * 4, need_output, every, 2, True)
         torch.library.opcheck(cpu.kron_lstm_cpu.operator, (*tensors, *settings))
 
 
@@ -309,6 +310,8 @@ def test_a_token_without_a_row_is_refused(backend):
         ({"bias": torch.zeros(17)}, r"bias has shape \(17,\), expected \(16,\)"),
         ({"state": (torch.zeros(3, 4), torch.zeros(2, 4))}, "c0 has shape"),
         ({"state": (torch.zeros(3, 4), torch.zeros(3, 4).double())}, "c0 has another type than h0"),
+        ({"bias": torch.zeros(16, device="meta")}, "bias is on another device than h0, meta"),
+        ({"factors": [[torch.ones(0, 0)]] * 4}, "of at least one row and column"),
         ({"x": torch.zeros(2, 3, 4)}, r"expected \(T, B, 16\) when no weight"),
         ({"lengths": torch.tensor([1, 2, 3])}, "lengths must be between 1 and the 2 steps"),
         ({"weight": torch.zeros(5, 4)}, r"weight has shape \(5, 4\), expected \(I, 16\)"),

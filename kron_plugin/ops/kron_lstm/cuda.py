@@ -105,7 +105,11 @@ class _Recurrence:
             product(h, w, gate, is_complex=False, adjoint=False)
             for w, gate in zip(self.factors, self.gates, strict=True)
         ]
-        u = project(self.x[first : first + kept.shape[0]], self.weight).to(self.real)
+        x, weight = self.x[first : first + kept.shape[0]], self.weight
+        if weight is not None:  # in the type that the forward pass computed with
+            weight = weight.to(self.real)
+            x = x.to(self.real) if x.is_floating_point() else x.clamp(0, weight.shape[0] - 1)
+        u = project(x, weight).to(self.real)
         return torch.cat(parts, 1).view_as(u) + u + self.bias
 
     def factor_gradients(self, delta: Tensor, kept: Tensor) -> Tensor:
@@ -130,8 +134,9 @@ class _Recurrence:
 
 
 def _forward(
-    x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, outputs, kept, h_n, c_n
-) -> None:
+    x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, _threads,
+    outputs, kept, h_n, c_n,
+) -> None:  # fmt: skip
     call = _Recurrence(x, factors, bias, h0, weight, lengths, shapes, counts)
     state = tuple(aligned(s.to(call.real)) for s in (h0, c0))
     in_segments = every > 1 and kept.numel() > 0
@@ -149,7 +154,7 @@ def _forward(
 
 def _backward(
     d_outputs, d_h_n, d_c_n, kept, x, factors, bias, h0, c0, weight, lengths, shapes, counts, every,
-    d_x, d_factors, d_bias, d_h0, d_c0, d_weight,
+    _threads, d_x, d_factors, d_bias, d_h0, d_c0, d_weight,
 ) -> None:  # fmt: skip
     call = _Recurrence(x, factors, bias, h0, weight, lengths, shapes, counts)
     d_outputs = None if d_outputs is None else aligned(d_outputs)

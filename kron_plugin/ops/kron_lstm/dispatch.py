@@ -97,15 +97,18 @@ def _check(
         inputs.check_shape("kron_lstm", name, tensor, (x.shape[1], n))
     inputs.check_input("kron_lstm", x, weight, 4 * n)
     others = {"x": x, "bias": bias, "weight": weight, "c0": state[1]}
-    inputs.check_types("kron_lstm", others, "h0", state[0].dtype)
-    gates = [w for gate in factors for w in gate]
-    inputs.check_factor_types("kron_lstm", gates, state[0].dtype)
+    inputs.check_alike("kron_lstm", state[0], others)
+    inputs.check_factors("kron_lstm", [w for gate in factors for w in gate], state[0])
 
 
 def _check_gate(name: str, factors: Sequence[Tensor], n: int) -> None:
     """One gate's factors against N, which is a quarter of the bias."""
-    is_real = bool(factors) and all(w.dim() == 2 and not w.is_complex() for w in factors)
-    inputs.require("kron_lstm", is_real, f"factors of gate {name} must be real matrices")
+    fit = bool(factors) and all(w.dim() == 2 and w.numel() for w in factors)
+    inputs.require(
+        "kron_lstm",
+        fit and not any(w.is_complex() for w in factors),
+        f"factors of gate {name} must be real matrices, of at least one row and column",
+    )
     rows, columns = prod([w.shape[0] for w in factors]), prod([w.shape[1] for w in factors])
     inputs.require(
         "kron_lstm",

@@ -100,7 +100,10 @@ def _check(
     def require(condition: bool, message: str) -> None:
         inputs.require("kron_rnn", condition, message)
 
-    require(bool(factors) and all(w.dim() == 2 for w in factors), "factors must be matrices")
+    require(
+        bool(factors) and all(w.dim() == 2 and w.numel() for w in factors),
+        "factors must be matrices, of at least one row and column",
+    )
     n = prod([w.shape[0] for w in factors])
     columns = prod([w.shape[1] for w in factors])
     require(n == columns, f"factors make a {n}x{columns} matrix; the recurrence needs a square one")
@@ -116,5 +119,5 @@ def _check(
     inputs.check_shape("kron_rnn", "bias", bias, (n,) if activation == "modrelu" else (width,))
     inputs.check_shape("kron_rnn", "h0", h0, (x.shape[1], width))
     inputs.check_input("kron_rnn", x, weight, width)
-    inputs.check_types("kron_rnn", {"x": x, "bias": bias, "weight": weight}, "h0", h0.dtype)
-    inputs.check_factor_types("kron_rnn", factors, h0.dtype)
+    inputs.check_alike("kron_rnn", h0, {"x": x, "bias": bias, "weight": weight})
+    inputs.check_factors("kron_rnn", factors, h0)
