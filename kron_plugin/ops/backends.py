@@ -101,13 +101,19 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def constant_in_graphs(function: Callable) -> Callable:
+    """Lets a traced graph hold what the function returned when it was traced.
+
+    What `torch.compiler.assume_constant_result` does, which would import the compiler: a second for
+    everybody, whether they compile or not.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_in_graphs
 def _choose(backends: Backends, name: str, *problem) -> str:
     return backends.choose(name, Problem(*problem))
-
-
-# What `torch.compiler.assume_constant_result` does, which would import the compiler: a second for
-# everybody, whether they compile or not.
-_choose._dynamo_marked_constant = True
 
 
 @cache

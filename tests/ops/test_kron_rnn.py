@@ -1,5 +1,7 @@
 """Every fast backend of the recurrence against the definition, and against a dense matrix."""
 
+import sys
+
 import pytest
 import torch
 
@@ -224,6 +226,19 @@ def test_checkpoint_every_is_checked(bad):
     case = random_case()
     with pytest.raises(ValueError, match="checkpoint_every"):
         kron_rnn(case.x, case.factors, case.bias, case.h0, checkpoint_every=bad)
+
+
+@fast
+def test_checkpoints_may_be_further_apart_than_the_end(backend):
+    case = placed(random_case(steps=5), backend)
+    options = {"need_output": False, "backend": backend}
+
+    def gradients(every):
+        arguments = (case.x, case.factors, case.bias, case.h0)
+        _, last = kron_rnn(*arguments, checkpoint_every=every, **options)
+        return torch.autograd.grad(last, case.leaves(), case.d_last)
+
+    assert worst_error(gradients(sys.maxsize), gradients(1)) < 1e-12
 
 
 @fast

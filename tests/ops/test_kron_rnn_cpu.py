@@ -1,5 +1,9 @@
 """The CPU kernel as an operator of torch: tracing, double backward, threads, limits."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -19,7 +23,7 @@ def test_opcheck(form, monkeypatch):
     shapes = [2] * 6
     for need_output, every in [(True, 1), (False, 1), (True, 2)]:
         tensors = (case.x, flat, case.bias, case.h0, case.weight, case.lengths)
-        settings = (shapes, True, "modrelu", need_output, every, True)
+        settings = (shapes, True, "modrelu", need_output, every, 2, True)
         torch.library.opcheck(cpu.kron_rnn_cpu.operator, (*tensors, *settings))
 
 
@@ -55,11 +59,82 @@ def test_any_number_of_threads(batch, threads, monkeypatch):
     assert worst_error(run(case, backend="cpu"), expected) < 1e-11
 
 
-@pytest.mark.parametrize("threads", ["0", "-3", "many"])
+@pytest.mark.parametrize("threads", ["0", "-3", "many", "1025", str(2**64 - 1)])
 def test_a_wrong_number_of_threads_is_named(threads, monkeypatch):
     monkeypatch.setenv("KRON_NUM_THREADS", threads)
     with pytest.raises(ValueError, match="KRON_NUM_THREADS is"):
         run(random_case(), backend="cpu")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_threads_may_change_before_the_way_back(every, monkeypatch):
+    case = random_case(PAIRS["mixed"], 24, 5, dtype=torch.float32)
+
+    def gradients(threads_back):
+        monkeypatch.setenv("KRON_NUM_THREADS", "1")
+        _, last = kron_rnn(
+            *(case.x, case.factors, case.bias, case.h0),
+            need_output=False,
+            checkpoint_every=every,
+            backend="cpu",
+        )
+        monkeypatch.setenv("KRON_NUM_THREADS", threads_back)
+        return torch.autograd.grad(last, case.leaves(), case.d_last)
+
+    for have, expected in zip(gradients("4"), gradients("1"), strict=True):
+        assert torch.equal(have, expected)
+
+
+def test_what_is_kept_may_have_been_elsewhere_meanwhile():
+    """As hooks on saved tensors may have it, at an address where no vector begins."""
+    case = random_case(batch=16, steps=4, dtype=torch.float32)
+
+    def shift(saved):
+        return torch.cat([saved.new_empty(1).detach(), saved.detach().flatten()]), saved.shape
+
+    def gradients():
+        _, last = kron_rnn(
+            case.x, case.factors, case.bias, case.h0, need_output=False, backend="cpu"
+        )
+        return torch.autograd.grad(last, case.leaves(), case.d_last)
+
+    with torch.autograd.graph.saved_tensors_hooks(shift, lambda pair: pair[0][1:].view(pair[1])):
+        ours = gradients()
+    for have, expected in zip(ours, gradients(), strict=True):
+        assert torch.equal(have, expected)
+
+
+def test_no_more_threads_than_the_system_gives():
+    """The caller does the share of those that cannot be had."""
+    program = """if True:
+        import resource, torch
+        from tests.ops.recurrence_cases import random_case, run
+        case = random_case(batch=200, dtype=torch.float32)
+        results = []
+        for spare in (None, 40):  # MiB of address space: stacks of threads take 8 each
+            if spare:
+                used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + spare * 2**20,) * 2)
+            results.append(run(case, backend="cpu"))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    """
+    environment = {**os.environ, "KRON_NUM_THREADS": "12"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_the_scale_of_factors_may_be_far_from_one():
+    """Where what W^H hands on leaves single precision, though no factor's own gradient does."""
+    exact = random_case([(2, 2)] * 4, 3, 1)
+    exact = exact._replace(
+        factors=[(1e-11 * w).detach().requires_grad_() for w in exact.factors],
+        activation="identity",
+        bias=torch.zeros(32, dtype=torch.float64, requires_grad=True),
+    )
+    factors = slice(3, 7)  # behind states, the last one and x
+    have = run(cast(exact, torch.float32), backend="cpu")[factors]
+    expected = run(exact, backend="reference")[factors]
+    for ours, theirs in zip(have, expected, strict=True):
+        assert float((ours.to(theirs.dtype) - theirs).norm()) < 1e-5 * float(theirs.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -33,7 +33,9 @@ def obstacle(problem: Problem) -> Optional[str]:
     return kernel.obstacle(_SOURCE, problem)
 
 
-def _run(function, x, factors, bias, weight, lengths, shapes, counts, every, **others) -> None:
+def _run(
+    function, x, factors, bias, weight, lengths, shapes, counts, every, threads, **others
+) -> None:
     """One of the kernel's two passes; `others` are the fields that are not in both."""
     kernel.run(
         _SOURCE,
@@ -42,9 +44,9 @@ def _run(function, x, factors, bias, weight, lengths, shapes, counts, every, **o
         factors.dtype,
         False,
         **kernel.input_fields("kron_lstm", x, weight, lengths),
-        threads=kernel.thread_count(),
+        threads=threads,
         size=bias.shape[0] // 4,
-        every=every,
+        every=min(every, x.shape[0]),
         counts=torch.tensor(counts),
         shapes=torch.tensor(shapes),
         factors=factors,
@@ -54,16 +56,17 @@ def _run(function, x, factors, bias, weight, lengths, shapes, counts, every, **o
 
 
 def _forward(
-    x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, outputs, kept, h_n, c_n
-) -> None:
-    problem = (x, factors, bias, weight, lengths, shapes, counts, every)
+    x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, threads,
+    outputs, kept, h_n, c_n,
+) -> None:  # fmt: skip
+    problem = (x, factors, bias, weight, lengths, shapes, counts, every, threads)
     results = {"outputs": outputs, "kept": kept, "h_n": h_n, "c_n": c_n}
     _run("kron_lstm_forward", *problem, h0=h0, c0=c0, **results)
 
 
 def _backward(
     d_outputs, d_h_n, d_c_n, kept, x, factors, bias, h0, c0, weight, lengths, shapes, counts, every,
-    d_x, d_factors, d_bias, d_h0, d_c0, d_weight,
+    threads, d_x, d_factors, d_bias, d_h0, d_c0, d_weight,
 ) -> None:  # fmt: skip
     gates = split_gates(shapes, counts)
     sizes = entries(gates)
@@ -71,9 +74,9 @@ def _backward(
     sums = torch.empty(factors.shape, dtype=torch.float64)
     _run(
         "kron_lstm_backward",
-        *(x, factors, bias, weight, lengths, shapes, counts, every),
+        *(x, factors, bias, weight, lengths, shapes, counts, every, threads),
         shortcut=torch.tensor([int(inverse is not None) for inverse in found]),
-        kept=kept,
+        kept=kernel.aligned(kept),
         h0=h0,
         c0=c0,
         d_outputs=d_outputs,
@@ -95,4 +98,4 @@ def _backward(
 # Deterministic for a given number of threads. The gradients of factors are exact for any factors;
 # gates whose factors are square and well-conditioned take the shorter way that kron_rnn/cpu.cpp
 # derives.
-kron_lstm_cpu = define("cpu", _forward, _backward)
+kron_lstm_cpu = define("cpu", _forward, _backward, kernel.thread_count)

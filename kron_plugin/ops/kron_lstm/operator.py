@@ -27,16 +27,20 @@ def entries(gates: List[List[int]]) -> List[int]:
     return [sum(p * q for p, q in zip(g[::2], g[1::2], strict=True)) for g in gates]
 
 
-def define(name: str, forward: Callable, backward: Callable) -> Callable:
+def define(
+    name: str, forward: Callable, backward: Callable, threads: Callable[[], int] = lambda: 1
+) -> Callable:
     """`kron_lstm` by the two functions of a backend, with arguments as checked there.
 
     Args:
         forward: fills what `_allocate` made:
-            (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every,
+            (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, threads,
             outputs, kept, h_n, c_n) -> None
         backward: fills what `_allocate_gradients` made:
             (d_outputs, d_h_n, d_c_n, kept, x, factors, bias, h0, c0, weight, lengths, shapes,
-            counts, every, d_x, d_factors, d_bias, d_h0, d_c0, d_weight) -> None
+            counts, every, threads, d_x, d_factors, d_bias, d_h0, d_c0, d_weight) -> None
+        threads: asked once a call, so that both passes deal the batch out alike: `kept` may be laid
+            out by it.
     """
 
     def _forward(
@@ -51,17 +55,19 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         counts: List[int],  # how many factors each gate has
         need_output: bool,
         every: int,
+        threads: int,
         keep: bool,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """Outputs (T, B, N), what the backward pass keeps, and the last h and c (B, N)."""
         results = _allocate(x, h0, need_output, every, keep)
-        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every)
+        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, threads)
         forward(*problem, *results)
         return results
 
     def _forward_fake(
-        x, factors, bias, h0, c0, weight, lengths, shapes, counts, need_output, every, keep
-    ):
+        x, factors, bias, h0, c0, weight, lengths, shapes, counts, need_output, every, threads,
+        keep,
+    ):  # fmt: skip
         return _allocate(x, h0, need_output, every, keep)
 
     def _backward(
@@ -79,17 +85,18 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         shapes: List[int],
         counts: List[int],
         every: int,
+        threads: int,
         need_d_x: bool,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x, factors, bias, h0, c0 and weight; empty for an x or weight without."""
         results = _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
-        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every)
+        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, threads)
         backward(d_outputs, d_h_n, d_c_n, kept, *problem, *results)
         return results
 
     def _backward_fake(
         d_outputs, d_h_n, d_c_n, kept, x, factors, bias, h0, c0, weight, lengths, shapes, counts,
-        every, need_d_x,
+        every, threads, need_d_x,
     ):  # fmt: skip
         return _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
 
@@ -102,7 +109,7 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         )
         d_x, d_factors, d_bias, d_h0, d_c0, d_weight = gradients
         d_x, d_weight = d_x if needs_x else None, d_weight if needs_weight else None
-        return d_x, d_factors, d_bias, d_h0, d_c0, d_weight, *[None] * 6
+        return d_x, d_factors, d_bias, d_h0, d_c0, d_weight, *[None] * 7
 
     backward_operator = register_backward("kron_lstm", name, _backward, _backward_fake)
     operator = register("kron_lstm", name, _forward, _forward_fake, _differentiate, _setup_context)
@@ -114,9 +121,8 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         counts = [len(gate) for gate in factors]
         tensors = (x, flat, bias, *state, weight)
         keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        outputs, _, h_n, c_n = operator(
-            *tensors, lengths, shapes, counts, need_output, checkpoint_every, keep
-        )
+        settings = (shapes, counts, need_output, checkpoint_every, threads(), keep)
+        outputs, _, h_n, c_n = operator(*tensors, lengths, *settings)
         return outputs, (h_n, c_n)
 
     run.operator = operator
@@ -144,7 +150,7 @@ def _allocate_gradients(x, factors, bias, h0, weight, need_d_x):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, shapes, counts, _, every, _ = inputs
-    ctx.settings = (shapes, counts, every)
+    *tensors, shapes, counts, _, every, threads, _ = inputs
+    ctx.settings = (shapes, counts, every, threads)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], *tensors)

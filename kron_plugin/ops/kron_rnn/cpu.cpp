@@ -160,13 +160,14 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
 
 }  // namespace
 
-// Both return 0, or 1 when memory ran out.
 extern "C" int kron_rnn_forward(const Call* call) {
   const int64_t row = call->batch * C * call->size * sizeof(real);
   use_huge_pages(call->states, call->steps * row);
   use_huge_pages(call->kept, kept_count(*call) * row);
-  return !for_blocks(call->batch, call->threads, [&](auto width, const Block& block, int64_t) {
-    forward_block<decltype(width)::value>(*call, block);
+  return status([&] {
+    return for_blocks(call->batch, call->threads, [&](auto width, const Block& block, int64_t) {
+      forward_block<decltype(width)::value>(*call, block);
+    });
   });
 }
 
@@ -174,7 +175,9 @@ extern "C" int kron_rnn_backward(const Call* call) {
   if (call->inputs == 0)
     use_huge_pages(call->d_x, call->steps * call->batch * C * call->size * sizeof(real));
   const auto zero = [&] { return no_sums(*call); };
-  return !sum_over_blocks(*call, zero, [&](auto width, const Block& block, Sums& sums) {
-    backward_block<decltype(width)::value>(*call, block, sums);
+  return status([&] {
+    return sum_over_blocks(*call, zero, [&](auto width, const Block& block, Sums& sums) {
+      backward_block<decltype(width)::value>(*call, block, sums);
+    });
   });
 }

@@ -30,7 +30,8 @@ class _Call(ctypes.Structure):
 
 
 def _run(
-    function, x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, **others
+    function, x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, threads,
+    **others,
 ) -> None:  # fmt: skip
     """One of the kernel's two passes; `others` are the fields that are not in both."""
     kernel.run(
@@ -40,10 +41,10 @@ def _run(
         h0.dtype,
         is_complex,
         **kernel.input_fields("kron_rnn", x, weight, lengths),
-        threads=kernel.thread_count(),
+        threads=threads,
         size=prod(shapes[::2]),
         activation=ACTIVATIONS[activation],
-        every=every,
+        every=min(every, x.shape[0]),
         count=len(shapes) // 2,
         shapes=torch.tensor(shapes, dtype=torch.int64),
         factors=factors,
@@ -59,25 +60,26 @@ def obstacle(problem: Problem) -> Optional[str]:
 
 
 def _forward(
-    x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, states, kept, last
+    x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, threads,
+    states, kept, last,
 ) -> None:  # fmt: skip
-    problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
-    _run("kron_rnn_forward", *problem, states=states, kept=kept, last=last)
+    problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
+    _run("kron_rnn_forward", *problem, every, threads, states=states, kept=kept, last=last)
 
 
 def _backward(
     d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes, is_complex,
-    activation, every, d_x, d_factors, d_bias, d_h0, d_weight,
+    activation, every, threads, d_x, d_factors, d_bias, d_h0, d_weight,
 ) -> None:  # fmt: skip
     inverse = inverses(factors, shapes, is_complex)
     sums = torch.empty(factors.shape, dtype=torch.float64)
-    problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
+    problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
     _run(
         "kron_rnn_backward",
-        *problem,
+        *(*problem, every, threads),
         shortcut=int(inverse is not None),
         states=states,
-        kept=kept,
+        kept=kernel.aligned(kept),
         d_states=d_states,
         d_last=d_last,
         d_x=d_x,
@@ -91,4 +93,4 @@ def _backward(
 
 # Deterministic for a given number of threads. The gradients of factors are exact for any factors;
 # square ones that are well-conditioned take the shorter way that cpu.cpp derives.
-kron_rnn_cpu = define("cpu", _forward, _backward)
+kron_rnn_cpu = define("cpu", _forward, _backward, kernel.thread_count)

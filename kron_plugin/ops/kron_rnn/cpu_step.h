@@ -71,6 +71,7 @@ struct Step {
   void operator()(int64_t t, const Cell<L>* prev, Cell<L>* next, Workspace<L>& work) {
     input.read(t);
     const Coef* diagonal = product.diagonal();
+    const auto live = lengths.live(t);
     apply<L>(product, prev, next, work, [&](int64_t first, int64_t count) {
       for (int64_t n = first; n < first + count; ++n) {
         Cell<L> z = next[n];
@@ -81,7 +82,7 @@ struct Step {
         input.add_to(z, n);
         activate(z, n);
         if (lengths.given)
-          for (int c = 0; c < C; ++c) z.v[c] = lengths.live(t) ? z.v[c] : prev[n].v[c];
+          for (int c = 0; c < C; ++c) z.v[c] = live ? z.v[c] : prev[n].v[c];
         next[n] = z;
       }
     });

@@ -99,7 +99,8 @@ class _Recurrence:
 
 
 def _forward(
-    x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, states, kept, last
+    x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, _threads,
+    states, kept, last,
 ) -> None:  # fmt: skip
     call = _Recurrence(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
     h = aligned(h0.to(call.real))
@@ -117,7 +118,7 @@ def _forward(
 
 def _backward(
     d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes, is_complex,
-    activation, every, d_x, d_factors, d_bias, d_h0, d_weight,
+    activation, every, _threads, d_x, d_factors, d_bias, d_h0, d_weight,
 ) -> None:  # fmt: skip
     call = _Recurrence(x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
     d_states = None if d_states is None else aligned(d_states)

@@ -18,16 +18,21 @@ from ..operators import register, register_backward
 ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}  # enum Activation of the kernels
 
 
-def define(name: str, forward: Callable, backward: Callable) -> Callable:
+def define(
+    name: str, forward: Callable, backward: Callable, threads: Callable[[], int] = lambda: 1
+) -> Callable:
     """`kron_rnn` by the two functions of a backend, with arguments as checked there.
 
     Args:
         forward: fills what `_allocate` made:
-            (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every,
+            (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every, threads,
             states, kept, last) -> None
         backward: fills what `_allocate_gradients` made:
             (d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes,
-            is_complex, activation, every, d_x, d_factors, d_bias, d_h0, d_weight) -> None
+            is_complex, activation, every, threads, d_x, d_factors, d_bias, d_h0, d_weight)
+            -> None
+        threads: asked once a call, so that both passes deal the batch out alike: `kept` may be laid
+            out by it.
     """
 
     def _forward(
@@ -42,17 +47,18 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         activation: str,
         need_output: bool,
         every: int,
+        threads: int,
         keep: bool,
     ) -> Tuple[Tensor, Tensor, Tensor]:
         """States (T, B, W), what the backward pass keeps instead, and the last state (B, W)."""
         results = _allocate(x, h0, need_output, every, keep)
-        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
-        forward(*problem, *results)
+        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
+        forward(*problem, every, threads, *results)
         return results
 
     def _forward_fake(
         x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, need_output, every,
-        keep,
+        threads, keep,
     ):  # fmt: skip
         return _allocate(x, h0, need_output, every, keep)
 
@@ -71,17 +77,18 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         is_complex: bool,
         activation: str,
         every: int,
+        threads: int,
         need_d_x: bool,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x, factors, bias, h0 and weight; empty for an x or weight without one."""
         results = _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
-        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
-        backward(d_states, d_last, states, kept, *problem, *results)
+        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
+        backward(d_states, d_last, states, kept, *problem, every, threads, *results)
         return results
 
     def _backward_fake(
         d_states, d_last, states, kept, x, factors, bias, h0, weight, lengths, shapes, is_complex,
-        activation, every, need_d_x,
+        activation, every, threads, need_d_x,
     ):  # fmt: skip
         return _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
 
@@ -93,7 +100,7 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         )
         d_x = d_x if ctx.needs_input_grad[0] else None
         d_weight = d_weight if ctx.needs_input_grad[4] else None
-        return d_x, d_factors, d_bias, d_h0, d_weight, *[None] * 7
+        return d_x, d_factors, d_bias, d_h0, d_weight, *[None] * 8
 
     backward_operator = register_backward("kron_rnn", name, _backward, _backward_fake)
     operator = register("kron_rnn", name, _forward, _forward_fake, _differentiate, _setup_context)
@@ -104,9 +111,8 @@ def define(name: str, forward: Callable, backward: Callable) -> Callable:
         tensors = (x, flatten(factors).to(compute_type(h0.dtype)), bias, h0, weight)
         shapes = [size for w in factors for size in w.shape]
         keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        states, _, last = operator(
-            *tensors, lengths, shapes, is_complex, activation, need_output, checkpoint_every, keep
-        )
+        settings = (shapes, is_complex, activation, need_output, checkpoint_every, threads(), keep)
+        states, _, last = operator(*tensors, lengths, *settings)
         return states, last
 
     run.operator = operator
@@ -137,10 +143,10 @@ def _allocate_gradients(x, factors, bias, h0, weight, need_d_x):
 
 def _setup_context(ctx, inputs, output) -> None:
     x, factors, bias, h0, weight, lengths, *rest = inputs
-    shapes, is_complex, activation, need_output, every, _ = rest
+    shapes, is_complex, activation, need_output, every, threads, _ = rest
     states, kept, _ = output
     if every > 1 or not need_output:
         states = states.new_empty(0)
-    ctx.settings = (shapes, is_complex, activation, every)
+    ctx.settings = (shapes, is_complex, activation, every, threads)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(states, kept, x, factors, bias, h0, weight, lengths)

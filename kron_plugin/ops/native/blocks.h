@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -50,6 +51,7 @@ void with_lanes(int lanes, Work work) {
 }
 
 // Runs work(width, block, thread) on every block of the batch; false if a thread ran out of memory.
+// Where the system gives no more threads, the caller does their share.
 template <class Work>
 bool for_blocks(int64_t batch, int64_t threads, Work work) {
   const std::vector<Block> blocks = partition(batch, threads);
@@ -64,10 +66,28 @@ bool for_blocks(int64_t batch, int64_t threads, Work work) {
     }
   };
   std::vector<std::thread> others;
-  for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(share, thread);
+  others.reserve(threads);
+  for (int64_t thread = 1; thread < threads; ++thread) {
+    try {
+      others.emplace_back(share, thread);
+    } catch (const std::system_error&) {
+      share(thread);
+    }
+  }
   share(0);
   for (std::thread& other : others) other.join();
   return !failed;
+}
+
+// What a pass returns to its caller in another language, which no exception may reach: 0, or 1 when
+// memory ran out.
+template <class Pass>
+int status(Pass pass) {
+  try {
+    return !pass();
+  } catch (const std::exception&) {
+    return 1;
+  }
 }
 
 // ---- between tensors of shape (B, C n) and the cells of a block
@@ -90,14 +110,18 @@ template <int L>
 class Lengths {
  public:
   Lengths(const int64_t* lengths, int64_t steps, const Block& block) : given(lengths) {
-    for (int l = 0; l < L; ++l) length_[l] = real(lengths ? lengths[block.begin + l] : steps);
+    for (int l = 0; l < L; ++l) length_[l] = lengths ? lengths[block.begin + l] : steps;
   }
   const bool given;
   // Whether step t still counts, lane by lane.
-  KRON_INLINE auto live(int64_t t) const { return get<L>(length_) > splat<L>(real(t)); }
+  auto live(int64_t t) const {
+    real left[L];
+    for (int l = 0; l < L; ++l) left[l] = real(length_[l] - t);
+    return get<L>(left) > Lanes<L>{};
+  }
 
  private:
-  real length_[L];
+  int64_t length_[L];
 };
 
 // ---- sums over the batch

@@ -9,8 +9,11 @@ from typing import Dict, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ..backends import Problem, compute_type
+from ..backends import Problem, compute_type, constant_in_graphs
 from . import compile as compiling
+
+MAX_THREADS = 1024
+VECTOR_BYTES = 64  # of lanes.h
 
 
 @cache
@@ -85,11 +88,20 @@ def input_fields(
     }
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """A tensor that a kernel reads as vectors, where those may begin; it is one unless somebody has
+    stored it elsewhere meanwhile, as hooks on saved tensors may."""
+    return tensor.clone() if tensor.data_ptr() % VECTOR_BYTES else tensor
+
+
+@constant_in_graphs
 def thread_count() -> int:
     """$KRON_NUM_THREADS, else torch's own number of threads."""
     chosen = os.environ.get("KRON_NUM_THREADS")
     if not chosen:
         return torch.get_num_threads()
-    if not chosen.isdecimal() or int(chosen) < 1:
-        raise ValueError(f"$KRON_NUM_THREADS is {chosen!r}: must be a number of at least 1")
+    if not chosen.isdecimal() or not 1 <= int(chosen) <= MAX_THREADS:
+        raise ValueError(
+            f"$KRON_NUM_THREADS is {chosen!r}: must be a number from 1 to {MAX_THREADS}"
+        )
     return int(chosen)

@@ -13,23 +13,30 @@ from ..kron.flat import flatten, unflatten
 # the other way is off by some 1e-6 and 3e-15.
 MAX_CONDITION = {torch.float32: 30.0, torch.float64: 1000.0}
 
+# How far the product of all factors may be from scale 1: where it shrinks or grows by more,
+# W^H delta comes near what single precision can hold, though no factor's own gradient does.
+MAX_SCALE = 1e10
+
 
 def inverses(factors: Tensor, shapes: Sequence[int], is_complex: bool) -> Optional[List[Tensor]]:
     """W_f⁻¹ in double precision when the factors' gradients may be solved for, else None.
 
-    They may when all factors are square and conditioned better than MAX_CONDITION (in the 1-norm).
+    They may when all factors are square and conditioned better than MAX_CONDITION (in the 1-norm),
+    and their product is of a scale within MAX_SCALE.
     A single factor needs no recomputed stages in any case, so there is nothing to gain.
     """
     if len(shapes) == 2 or shapes[::2] != shapes[1::2]:
         return None
-    found = []
+    found, scale = [], 1.0
     for w in unflatten(factors.double(), shapes, is_complex):
         inverse, info = torch.linalg.inv_ex(w)
-        condition = w.abs().sum(0).max() * inverse.abs().sum(0).max()
+        norm = w.abs().sum(0).max()
+        condition = norm * inverse.abs().sum(0).max()
+        scale *= float(norm)
         if int(info) != 0 or not float(condition) <= MAX_CONDITION[factors.dtype]:
             return None
         found.append(inverse)
-    return found
+    return found if 1 / MAX_SCALE < scale < MAX_SCALE else None
 
 
 def solve(sums: Tensor, found: Sequence[Tensor], shapes: Sequence[int], is_complex: bool) -> Tensor:
