@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py test       the backend's tests, trainings in half precision and in
                                         several processes, compute-sanitizer where it is
-    python benchmarks/gpu.py bench      KRU beside cuDNN and others: benchmarks/results/NAME.json
+    python benchmarks/gpu.py bench      KRU beside cuDNN and others: benchmarks/results/NAME.json,
+                                        rewritten after each table, and NAME_scaling.png
 
 `make gpu-test` and `make gpu-bench` set up what these need and call them. Without a GPU both say
 what is missing and end with status 2.
@@ -13,15 +14,15 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List
 
 import torch
 from recurrence import (
     PRODUCT,
     SETTINGS,
     Setting,
-    kru_cost,
     kru_step,
     layer_step,
     products,
@@ -35,9 +36,10 @@ from torch import nn
 from kron_plugin.ops.cuda_kernels import missing
 
 HERE = Path(__file__).parent
-LATENCY = Setting(1, 20_000, 4)  # a thread's work: what is left is the way between steps
 SIZES = [Setting(128, 256, 2**n) for n in range(4, 17, 2)]
 BATCHES = [Setting(4**n, 256, 512) for n in range(7)]
+SCALES = {"N": "size", "B": "batch"}  # a picture's letters, and the fields of a setting
+OTHERS = {"N": "B={batch}", "B": "N={size}"}
 
 
 def obstacle() -> str:
@@ -70,6 +72,15 @@ def run_tests() -> int:
         if status != 0:
             return status
     return 0
+
+
+def attempt(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, or None, and why it is printed, where it fails, as a peer may."""
+    try:
+        return make()
+    except Exception as error:
+        print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
+        return None
 
 
 def per_factor(setting: Setting) -> Callable[[], None]:
@@ -113,9 +124,13 @@ def graphed(run: Callable[[], None]) -> Callable[[], None]:
 
 
 def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
-    """What `recurrences` times, and cuDNN's layers with TF32 and in bf16."""
+    """What `recurrences` times, and cuDNN's layers with TF32 and in bf16; those that run here."""
     candidates = recurrences(setting, "cuda")
-    candidates["one launch a factor and step"] = per_factor(setting)
+    candidates["KRU"]()  # which has to
+    name = "one launch a factor and step"
+    launches = attempt(name, lambda: per_factor(setting))
+    if launches is not None:
+        candidates[name] = launches
 
     def with_tf32(run: Callable[[], None]) -> Callable[[], None]:
         def call() -> None:
@@ -130,7 +145,13 @@ def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
         candidates[f"LSTM({size}) TF32"] = with_tf32(plain)
         half = layer_step(nn.LSTM(1, size), setting, "cuda", torch.bfloat16)
         candidates[f"LSTM({size}) bf16"] = half
-    return candidates
+
+    def works(run: Callable[[], None]) -> bool:
+        run()
+        torch.cuda.synchronize()
+        return True
+
+    return {n: run for n, run in candidates.items() if attempt(n, partial(works, run))}
 
 
 def bandwidth() -> float:
@@ -155,45 +176,71 @@ def scaling(title: str, settings: List[Setting]) -> List[dict]:
     return rows
 
 
-def run_benchmark() -> None:
-    """Times everything and writes the numbers."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    rate = bandwidth()
-    latency_run = {"step": kru_step(LATENCY, "cuda", "cuda")}
-    step = interleave(latency_run, 5, seconds=by_events)["step"] / LATENCY.steps
-    print(f"{rate / 1e12:.2f} TB/s; {1e6 * step:.2f} us a dependent step there and back")
-    rows: List[dict] = []
-    for setting in SETTINGS:
-        seconds = interleave(peers(setting), 5, seconds=by_events)
-        title = f"B={setting.batch} T={setting.steps} N={setting.size}, forward and backward"
-        rows += table(title, seconds)
-        floors = {
-            "bandwidth_floor_ms": 1000 * kru_cost(setting)["bytes"] / rate,
-            "latency_floor_ms": 1000 * step * setting.steps,
-        }
-        rows[-len(seconds)].update(floors)
-        shares = {name: f"{ms / 10 / seconds['KRU']:.0f}%" for name, ms in floors.items()}
-        print(f"KRU: floors {floors}, share reached {shares}")
-    vectors, size = PRODUCT
-    rows += table(
-        f"real W x, {vectors} vectors, N={size}",
-        interleave(products("cuda"), 20, seconds=by_events),
-    )
-    rows += scaling("N", SIZES) + scaling("B", BATCHES)
-    properties = torch.cuda.get_device_properties(0)
+def plot_scaling(rows: List[dict], path: Path) -> None:
+    """Time and memory over N and over B."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (title, size) in zip(figure.subplots(1, 2), SCALES.items(), strict=True):
+        found = [row for row in rows if row["setting"] == title]
+        at = [row[size] for row in found]
+        axes.loglog(at, [row["ms"] for row in found], "o-", label="ms, forward and backward")
+        axes.loglog(at, [row["MiB"] for row in found], "s--", label="MiB at most")
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel=title, title=f"T={found[0]['steps']}, " + OTHERS[title].format(**found[0]))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def floors(setting: Setting, rate: float) -> Dict[str, float]:
+    """Milliseconds below which the kernels cannot be, as GPU.md counts them: six passes over the
+    states at the measured bandwidth, and the steps one sequence takes, alone on the GPU."""
+    passes = 6 * 8 * setting.batch * setting.steps * setting.size
+    alone = {"step": kru_step(setting._replace(batch=1), "cuda", "cuda")}
+    latency = interleave(alone, 5, seconds=by_events)["step"]
+    return {"bandwidth_floor_ms": 1000 * passes / rate, "latency_floor_ms": 1000 * latency}
+
+
+def machine() -> Dict[str, Any]:
     import cupy
 
-    facts = {
-        "gpu": properties.name,
+    return {
+        "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "driver": cupy.cuda.runtime.driverGetVersion(),
         "cupy": cupy.__version__,
-        "bytes_per_second": rate,
-        "seconds_per_step": step,
     }
-    path = HERE / "results" / f"{properties.name.lower().replace(' ', '-')}.json"
-    path.write_text(json.dumps({**facts, "rows": rows}), encoding="utf-8")
+
+
+def run_benchmark() -> None:
+    """Times everything; what is known is written after each table."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    rate, rows = bandwidth(), []
+    facts = {**machine(), "bytes_per_second": rate, "rows": rows}
+    print(f"{rate / 1e12:.2f} TB/s")
+    path = HERE / "results" / f"{facts['gpu'].lower().replace(' ', '-')}.json"
+
+    def keep(more: List[dict]) -> None:
+        rows.extend(more)
+        path.write_text(json.dumps(facts), encoding="utf-8")
+
+    for setting in SETTINGS:
+        seconds = interleave(peers(setting), 5, seconds=by_events)
+        title = f"B={setting.batch} T={setting.steps} N={setting.size}, forward and backward"
+        found = table(title, seconds)
+        least = floors(setting, rate)
+        found[0].update(least)
+        shares = {name: f"{ms / 10 / seconds['KRU']:.0f}%" for name, ms in least.items()}
+        print(f"KRU: floors {least}, share reached {shares}")
+        keep(found)
+    vectors, size = PRODUCT
+    seconds = interleave(products("cuda"), 20, seconds=by_events)
+    keep(table(f"real W x, {vectors} vectors, N={size}", seconds))
+    keep(scaling("N", SIZES))
+    keep(scaling("B", BATCHES))
+    plot_scaling(rows, path.with_name(f"{path.stem}_scaling.png"))
     print(f"written: {path}")
 
 

@@ -1,28 +1,91 @@
 """Every kernel once on small problems, for compute-sanitizer to watch (gpu.py calls this)."""
 
+from itertools import product
+from math import prod
+from typing import List
+
 import torch
+from torch import Tensor
 
-from kron_plugin.ops import kron_matmul, kron_rnn
+from kron_plugin.ops import kron_lstm, kron_matmul, kron_rnn
 
-SHAPES = [[2] * 2, [2] * 7, [2] * 9, [3, 5], [2, 2, 3, 16], [2] * 14]
+EVERY_WAY = [[2] * 7, [3, 5]]  # factor sizes to go through all types and forms of input with
+SHAPES = [[2] * 2, [2] * 9, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
+STORED = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+FORMS = ["dense", "features", "tokens"]
+STEPS, BATCH, INPUTS = 3, 5, 4
+
+
+def random_input(form: str, width: int, dtype: torch.dtype) -> dict:
+    """x and weight."""
+    weight = torch.randn(INPUTS, width, dtype=dtype, device="cuda", requires_grad=True)
+    if form == "tokens":
+        return {"x": torch.randint(INPUTS, (STEPS, BATCH), device="cuda"), "weight": weight}
+    size = width if form == "dense" else INPUTS
+    x = torch.randn(STEPS, BATCH, size, dtype=dtype, device="cuda", requires_grad=True)
+    return {"x": x, "weight": None if form == "dense" else weight}
+
+
+def random_factors(sizes: List[int], dtype: torch.dtype) -> List[Tensor]:
+    return [(torch.randn(p, p, dtype=dtype, device="cuda") / p).requires_grad_() for p in sizes]
+
+
+def run_recurrence(sizes: List[int], dtype: torch.dtype, is_complex: bool, form: str) -> None:
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    factors = random_factors(sizes, real.to_complex() if is_complex else real)
+    n = prod(sizes)
+    width = 2 * n if is_complex else n
+    bias = torch.zeros(n, dtype=dtype, device="cuda")
+    h0 = torch.ones(BATCH, width, dtype=dtype, device="cuda")
+    lengths = torch.tensor([3, 1, 2, 3, 1], device="cuda")
+    for every, need_output in ((1, True), (2, False)):
+        arguments = random_input(form, width, dtype)
+        states, last = kron_rnn(
+            *(arguments["x"], factors, bias, h0, lengths),
+            weight=arguments["weight"],
+            checkpoint_every=every,
+            need_output=need_output,
+            backend="cuda",
+        )
+        (states.float().square().sum() + last.float().square().sum()).backward()
+    assert all(w.grad.isfinite().all() for w in factors)
+
+
+def run_lstm(sizes: List[int], dtype: torch.dtype, form: str) -> None:
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    gates = [random_factors(sizes, real) for _ in range(4)]
+    n = prod(sizes)
+    bias = torch.zeros(4 * n, dtype=dtype, device="cuda")
+    state = tuple(torch.zeros(BATCH, n, dtype=dtype, device="cuda") for _ in range(2))
+    for every in (1, 2):
+        arguments = random_input(form, 4 * n, dtype)
+        outputs, _ = kron_lstm(
+            *(arguments["x"], gates, bias, state),
+            weight=arguments["weight"],
+            checkpoint_every=every,
+            backend="cuda",
+        )
+        outputs.float().square().sum().backward()
+    assert all(w.grad.isfinite().all() for gate in gates for w in gate)
+
+
+def run_product(sizes: List[int], is_complex: bool) -> None:
+    factors = random_factors(sizes, torch.complex64 if is_complex else torch.float32)
+    vectors = torch.randn(7, prod(sizes), device="cuda")
+    kron_matmul(vectors, factors, backend="cuda").abs().square().sum().backward()
 
 
 def main() -> None:
     torch.manual_seed(0)
     for sizes in SHAPES:
-        for dtype in (torch.complex64, torch.float32):
-            factors = [torch.randn(p, p, dtype=dtype, device="cuda") / p for p in sizes]
-            factors = [w.requires_grad_() for w in factors]
-            size = torch.tensor(sizes).prod().item()
-            width = size * (2 if dtype.is_complex else 1)
-            x = torch.randn(3, 5, width, device="cuda", requires_grad=True)
-            bias, h0 = torch.zeros(size, device="cuda"), torch.ones(5, width, device="cuda")
-            lengths = torch.tensor([3, 1, 2, 3, 1], device="cuda")
-            states, _ = kron_rnn(x, factors, bias, h0, lengths, backend="cuda")
-            product = kron_matmul(torch.randn(7, size, device="cuda"), factors, backend="cuda")
-            (states.square().sum() + product.abs().square().sum()).backward()
-            assert x.grad.isfinite().all()
-            print(sizes, dtype)
+        ways = product(STORED, FORMS) if sizes in EVERY_WAY else [(torch.float32, "features")]
+        for is_complex in (True, False):
+            run_product(sizes, is_complex)
+        for dtype, form in ways:
+            for is_complex in (True, False):
+                run_recurrence(sizes, dtype, is_complex, form)
+            run_lstm(sizes, dtype, form)
+        print(sizes, flush=True)
     torch.cuda.synchronize()
 
 
