@@ -54,7 +54,8 @@ def kron_rnn(
 
     States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
     come first and imaginary parts second. In half precision they are stored but not computed with:
-    that is float32.
+    that is float32. The fused backends square moduli: in float32 modReLU may take one below 1e-19
+    for zero, and one above 1e19 for infinite.
 
     Args:
         x: without `weight` the projected input u itself; with it, features (u_t = x_t @ weight)
