@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shlex
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,6 +93,36 @@ def test_two_processes_train_one_model(tmp_path):
     assert "nothing is left to train" in (out / "train.log").read_text()
     assert json.loads((out / "result.json").read_text())["training"]["finished"]
     assert '"train_bsz": "64"' in log
+
+
+def test_two_machines_train_one_model(tmp_path):
+    """Which both are this one; only the first writes."""
+    venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "KRON_RUNS": str(tmp_path), "KRON_VENV": venv, "OMP_NUM_THREADS": "1"}
+    env.update(KRON_NODES="2", KRON_MASTER=f"127.0.0.1:{port}")
+    script = ("bash", "recipes/distributed.sh", "1", "copy_memory", "smoke", "--cpu")
+    machines = [
+        subprocess.Popen(
+            [*script, "--max-update", "4"],
+            cwd=ROOT,
+            env={**env, "KRON_NODE": str(node)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    (out,) = tmp_path.glob("copy_memory_smoke_*_on_2_workers")
+    log = (out / "train.log").read_text()
+    assert log.count("training on 2 devices") == log.count('"train_loss"') == 1
+    assert '"train_bsz": "64"' in log
+    assert str(out / "result.json") in said[0]
+    assert str(out / "result.json") not in said[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
