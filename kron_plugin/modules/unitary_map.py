@@ -33,16 +33,16 @@ class UnitaryMap(nn.Module):
         self.exponential = owner.parametrizations.weight[0]
         size = max(rows, columns)
         # A real buffer like the parameters, for the sake of the toolkit.
-        base = torch.empty(size, size, *((2,) if complex else ()), dtype=dtype)
+        base = torch.empty(size, size, *((2,) if complex else ()), dtype=torch.float64)
         self.register_buffer("base", base)
         self.complex = complex
         self.reset_parameters()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "UnitaryMap":
-        """B stays in single precision at least: rounded to half, it would not be unitary."""
+        """B stays in double precision: rounded to another, it would be unitary to that alone."""
         base = self.base
         super()._apply(fn, recurse)
-        if self.base.dtype != compute_type(self.base.dtype):
+        if self.base.dtype != base.dtype:
             self.base = base.to(self.base.device)
         return self
 
