@@ -3,6 +3,7 @@
 from typing import Any, List, Optional, Tuple
 
 import torch
+from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -51,9 +52,14 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
     if cfg.unitary is not None:
         options["unitary"] = str(cfg.unitary)
     if cfg.cell == "kru_lstm":
-        return KRULSTM(input_size, hidden_size, cfg.kron_factors, chrono=cfg.chrono_init, **options)
-    options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
-    return KRU(input_size, hidden_size, cfg.kron_factors, **options)
+        kind, options["chrono"] = KRULSTM, cfg.chrono_init
+    else:
+        kind = KRU
+        options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
+    cell = kind(input_size, hidden_size, cfg.kron_factors, **options)
+    # The toolkit's own can be retained when generating (--retain-dropout).
+    cell.between_layers = FairseqDropout(shape["dropout"], module_name=kind.__name__)
+    return cell
 
 
 def _check_options(cfg: CellConfig, hidden_size: int, num_layers: int, dropout: float) -> None:
@@ -69,9 +75,11 @@ def _check_options(cfg: CellConfig, hidden_size: int, num_layers: int, dropout: 
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"--dropout={dropout}: must be at least 0 and below 1")
-    if cfg.cell in BASELINES and (cfg.kron_factors or cfg.kron_real or cfg.unitary is not None):
+    of_factors = (cfg.kron_factors, cfg.kron_real, cfg.unitary, cfg.kron_backend != "auto")
+    if cfg.cell in BASELINES and any(of_factors):
         raise ValueError(
-            f"--kron-factors, --kron-real and --unitary: the cell {cfg.cell} has no factors"
+            "--kron-factors, --kron-real, --unitary and --kron-backend: the cell"
+            f" {cfg.cell} has no factors"
         )
     if cfg.chrono_init is not None and cfg.cell not in GATED:
         raise ValueError(f"--chrono-init={cfg.chrono_init}: the cell {cfg.cell} has no gates")

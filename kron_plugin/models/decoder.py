@@ -3,7 +3,7 @@
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from fairseq.modules import AdaptiveSoftmax
+from fairseq.modules import AdaptiveSoftmax, FairseqDropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,8 +50,8 @@ class KRUTranslationDecoder(RecurrentDecoder):
         # first symbol is the encoder's, not the one that a KRU learns.
         for name, parameter in cell.named_parameters():
             parameter.requires_grad &= not name.endswith(".h0")
-        self.dropout_in = nn.Dropout(dropout_in)
-        self.dropout_out = nn.Dropout(dropout_out)
+        self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
+        self.dropout_out = FairseqDropout(dropout_out, module_name=type(self).__name__)
         self.adaptive_softmax = None
         if cutoff is not None:
             self.adaptive_softmax = AdaptiveSoftmax(len(dictionary), out_dim, cutoff, dropout_out)

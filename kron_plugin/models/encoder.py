@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple, Tuple
 
-from fairseq import utils
+import torch
 from fairseq.models import FairseqEncoder
+from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from .incremental import reorder
@@ -12,7 +13,7 @@ from .incremental import reorder
 class EncoderOut(NamedTuple):
     """What the decoder sees of a source text.
 
-    outputs: after every symbol, shape (S, B, output_size).
+    outputs: after every symbol of the source as it was given, shape (S, B, output_size).
     state: the parts of the last state, shape (layers, B, output_size) each, directions joined.
     padding: where there is none, shape (S, B).
     """
@@ -36,8 +37,8 @@ class KRUEncoder(FairseqEncoder):
         super().__init__(dictionary)
         self.embed_tokens = embed_tokens
         self.cell = cell
-        self.dropout_in = nn.Dropout(dropout_in)
-        self.dropout_out = nn.Dropout(dropout_out)
+        self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
+        self.dropout_out = FairseqDropout(dropout_out, module_name=type(self).__name__)
 
     def forward(
         self,
@@ -45,13 +46,15 @@ class KRUEncoder(FairseqEncoder):
         src_lengths: Tensor,  # shape: (B,)
         **kwargs: Any,
     ) -> EncoderOut:
-        pad = self.dictionary.pad()
-        tokens = utils.convert_padding_direction(src_tokens, pad, left_to_right=True).t()
-        x = self.dropout_in(self.embed_tokens(tokens))
+        tokens = src_tokens.t()
+        padding = tokens.eq(self.dictionary.pad())
+        leading = padding.cumprod(0).sum(0)  # which the recurrence wants behind the symbols
+        x = self.dropout_in(self.embed_tokens(_roll(tokens, -leading)))
         outputs, state = self.cell(x, lengths=src_lengths)
         parts = state if isinstance(state, tuple) else (state,)
         joined = tuple(_join_directions(part, self.cell.directions) for part in parts)
-        return EncoderOut(self.dropout_out(outputs), joined, tokens.eq(pad))
+        # Alignments are told by the places of symbols in the source.
+        return EncoderOut(self.dropout_out(_roll(outputs, leading)), joined, padding)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         return EncoderOut(
@@ -62,6 +65,15 @@ class KRUEncoder(FairseqEncoder):
 
     def max_positions(self) -> int:
         return int(1e9)
+
+
+def _roll(
+    x: Tensor,  # shape: (S, B, …)
+    shifts: Tensor,  # shape: (B,)
+) -> Tensor:
+    """Each sequence moved on by its own number of steps; what leaves the end comes in again."""
+    steps = torch.arange(len(x), device=x.device).unsqueeze(1)
+    return x[(steps - shifts) % len(x), torch.arange(x.shape[1], device=x.device)]
 
 
 def _join_directions(

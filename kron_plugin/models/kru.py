@@ -1,13 +1,15 @@
 """Architecture `kru`: recurrent layers in the shape that the task asks for."""
 
+from dataclasses import fields
 from typing import Optional, Union
 
 from fairseq.models import BaseFairseqModel, register_model
+from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from .cells import build_cell
 from .mismatch import ExplainsMismatch
-from .options import KRUConfig, ModelSpec, is_translation, spec_of
+from .options import CellConfig, KRUConfig, ModelSpec, is_translation, spec_of
 from .translation import KRUTranslationModel
 
 
@@ -19,7 +21,7 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
         super().__init__()
         self.cell = cell
         self.per_step = spec.per_step
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
         self.readout = nn.Linear(cell.output_size, spec.output_size)
 
     @classmethod
@@ -28,6 +30,7 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
         if is_translation(task):
             return KRUTranslationModel.build_model(cfg, task)
         spec = spec_of(task, "kru")
+        _check_is_for_one(cfg, type(task).__name__)
         if cfg.bidirectional and spec.per_step:
             raise ValueError(
                 f"--bidirectional: {type(task).__name__} asks for an answer at every step, which"
@@ -47,3 +50,16 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
         last = state[0] if isinstance(state, tuple) else state  # an LSTM has two
         top = last[-self.cell.directions :].transpose(0, 1).flatten(1)
         return self.readout(self.dropout(top))
+
+
+def _check_is_for_one(cfg: KRUConfig, task: str) -> None:
+    """Raise a ValueError if an option is for an encoder or a decoder, which this model has not."""
+    inherited = {f.name for f in fields(CellConfig)} | {"bidirectional"}
+    for option in fields(KRUConfig):
+        value = getattr(cfg, option.name)
+        if option.name not in inherited and value != option.default:
+            raise ValueError(
+                f"--{option.name.replace('_', '-')}={value}: is for the encoder and decoder of a"
+                f" translation; the model for {task} is shaped by --hidden-size, --num-layers,"
+                " --dropout and --bidirectional"
+            )

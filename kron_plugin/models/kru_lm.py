@@ -3,6 +3,7 @@
 from typing import Any, Dict, Optional, Tuple
 
 from fairseq.models import FairseqLanguageModel, register_model
+from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from .cells import build_cell
@@ -36,7 +37,7 @@ class KRUDecoder(RecurrentDecoder):
 
     def __init__(self, dictionary, cell: nn.Module, spec: ModelSpec, dropout: float) -> None:
         super().__init__(dictionary, cell)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
         self.readout = nn.Linear(cell.output_size, spec.output_size)
 
     def forward(
@@ -54,9 +55,26 @@ class KRUDecoder(RecurrentDecoder):
             src_lengths: not needed, as padding comes last and nothing looks ahead.
             state: of the recurrent layers, to go on from.
         """
+        features, extra = self.extract_features(
+            prev_output_tokens, encoder_out, incremental_state, src_lengths, state
+        )
+        return self.output_layer(features), extra
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,  # shape: (B, T)
+        encoder_out: Any = None,
+        incremental_state: Optional[Dict] = None,
+        src_lengths: Optional[Tensor] = None,
+        state: Any = None,
+    ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, output_size of the cell)
+        """All of `forward` but the scores."""
         tokens = prev_output_tokens
         if incremental_state is not None:
             tokens, state = tokens[:, -1:], self.saved_state(incremental_state)
         output, state = self.run_cell(tokens.t(), state, incremental_state)
-        scores = self.readout(self.dropout(output)).transpose(0, 1)
-        return scores, {"state": state, "attn": None}
+        return self.dropout(output).transpose(0, 1), {"state": state, "attn": None}
+
+    def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
+        """Scores of all symbols."""
+        return self.readout(features)

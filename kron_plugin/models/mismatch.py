@@ -1,8 +1,9 @@
 """Which option differs when a checkpoint does not fit a model."""
 
 import re
-from typing import Any, Callable, Dict, Set
+from typing import Any, Callable, Dict, Optional, Set
 
+import torch
 from torch import Tensor
 
 StateDict = Dict[str, Tensor]
@@ -27,33 +28,49 @@ def _shapes(pattern: str) -> Callable[[StateDict], Set[Any]]:
     return signature
 
 
+SHARED = "--share-all-embeddings or --share-decoder-input-output-embed"
+
 # Tried in this order, as the first difference entails others: another cell has other factors.
 SIGNS = {
     "--cell": _names(r"\.(?:layers\.\d+\.(h0)|(rnn)\.)"),
     "--unitary": _names(r"\.(maps)\."),
-    "--num-layers, --encoder-layers, --decoder-layers or --encoder-bidirectional": _names(
+    "--num-layers, --bidirectional, --…-layers or --encoder-bidirectional": _names(
         r"(\w*)\.?cell\.(?:layers\.(\d+)\.|rnn\.\w+_(l\d+\w*))"
     ),
     "--decoder-attention": _names(r"(attention)\."),
     "--adaptive-softmax-cutoff": _shapes(r"adaptive_softmax\."),
-    "--share-all-embeddings or --share-decoder-input-output-embed": _names(
-        r"(?:decoder\.)(readout\.bias)"
-    ),
+    SHARED: _names(r"(?:decoder\.)(readout\.bias)"),
     "--kron-factors, --kron-real or --hidden-size": _shapes(r"\.factors\."),
+    "--kron-activation": _shapes(r"\.layers\.\d+\.bias$"),
 }
 OTHERS = "--cell, --hidden-size, an --…-embed-dim, or the data's symbols"
 
 
-def explain(own: StateDict, given: StateDict) -> str:
-    """One line on the option with which a checkpoint's parameters differ from a model's own."""
-    differing = (option for option, sign in SIGNS.items() if sign(own) != sign(given))
-    option = next(differing, OTHERS)
+def explain(own: StateDict, given: StateDict) -> Optional[str]:
+    """One line on the option with which a checkpoint's parameters differ from a model's own in
+    name or shape; None if they do not."""
     names = sorted(own.keys() | given.keys())
-    name = next(n for n in names if _shape(own, n) != _shape(given, n))
+    name = next((n for n in names if _shape(own, n) != _shape(given, n)), None)
+    if name is None:
+        return None
+    differing = (option for option, sign in SIGNS.items() if sign(own) != sign(given))
     return (
-        f"the checkpoint was trained with another {option}: {name} {_shape(given, name)} there,"
-        f" {_shape(own, name)} here"
+        f"the checkpoint was trained with another {next(differing, OTHERS)}: {name}"
+        f" {_shape(given, name)} there, {_shape(own, name)} here"
     )
+
+
+def require_shared(own: StateDict, given: StateDict) -> None:
+    """Raise a ValueError unless what is one parameter under several names in a model's own is the
+    same under all of them: only one of them would be kept."""
+    first: Dict[int, str] = {}
+    for name, tensor in own.items():
+        other = first.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name
+        if not torch.allclose(given[name], given[other], rtol=0, atol=0, equal_nan=True):
+            raise ValueError(
+                f"the checkpoint was trained with another {SHARED}: {other} and {name} are two"
+                " there, and one here"
+            )
 
 
 def _shape(state_dict: StateDict, name: str) -> str:
@@ -67,10 +84,16 @@ class ExplainsMismatch:
         """As torch's.
 
         Raises:
-            ValueError: parameters are missing, left over or of other shapes; the message names the
-                option that makes them so.
+            ValueError: parameters are missing, left over, of other shapes or no longer one; the
+                message names the option that makes them so.
         """
+        own = self.state_dict()
+        difference = explain(own, state_dict)
+        if difference is None:
+            require_shared(own, state_dict)
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
-        except RuntimeError as error:
-            raise ValueError(explain(self.state_dict(), state_dict)) from error
+        except Exception as error:  # the toolkit's adaptive softmax raises nothing narrower
+            if difference is None:
+                raise
+            raise ValueError(difference) from error

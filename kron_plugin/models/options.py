@@ -5,6 +5,7 @@ from typing import List, NamedTuple, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks.language_modeling import LanguageModelingTask
+from fairseq.tasks.translation import TranslationTask
 
 from ..modules.layer import UNITARY
 from ..ops import ACTIVATIONS
@@ -101,8 +102,8 @@ class KRUConfig(CellConfig):
     decoder_out_embed_dim: Optional[int] = field(
         default=None, metadata={"help": "size of output embeddings (default: as target embeddings)"}
     )
-    decoder_attention: ChoiceEnum(BOOLEANS) = field(
-        default="1", metadata={"help": "attend to the encoder's outputs"}
+    decoder_attention: str = field(
+        default="1", metadata={"help": "attend to the encoder's outputs; 1, 0, True or False"}
     )
     adaptive_softmax_cutoff: Optional[List[int]] = field(
         default=None,
@@ -167,7 +168,8 @@ def spec_of(task, arch: str) -> ModelSpec:
         # What is to be told may be fewer symbols than what is read (--output-dictionary-size).
         source = getattr(task, "source_dictionary", None) or dictionary
         sizes = (len(source), len(dictionary))
-        spec = ModelSpec(*sizes, True, True, silent_token=source.pad(), arch="kru_lm")
+        fitting = "kru" if isinstance(task, TranslationTask) else "kru_lm"
+        spec = ModelSpec(*sizes, True, True, silent_token=source.pad(), arch=fitting)
     else:
         raise ValueError(
             f"--arch {arch}: the task {name} neither says what model it needs nor has a dictionary"

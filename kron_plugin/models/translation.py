@@ -1,6 +1,7 @@
 """Translation with `--arch kru`: an encoder and a decoder built from its options."""
 
 from pathlib import Path
+from typing import List, Optional
 
 from fairseq import utils
 from fairseq.models import FairseqEncoderDecoderModel
@@ -8,11 +9,17 @@ from fairseq.models.lstm import Embedding
 from torch import nn
 
 from ..checks import require
+from ..modules.factors import MAX_SIZE
 from .cells import make_cell
 from .decoder import KRUTranslationDecoder
 from .encoder import KRUEncoder
 from .mismatch import ExplainsMismatch
-from .options import KRUConfig
+from .options import BOOLEANS, KRUConfig
+
+SIZES = (
+    *("encoder_hidden_size", "encoder_layers", "encoder_embed_dim", "decoder_hidden_size"),
+    *("decoder_layers", "decoder_embed_dim", "decoder_out_embed_dim"),
+)
 
 
 class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
@@ -38,6 +45,17 @@ class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
 
 def _check_options(cfg: KRUConfig, task) -> None:
     require(not cfg.bidirectional, "--bidirectional: in translation, --encoder-bidirectional")
+    require(
+        cfg.decoder_attention in BOOLEANS,
+        f"--decoder-attention={cfg.decoder_attention}: must be one of {', '.join(BOOLEANS)}",
+    )
+    for name in SIZES:
+        value = getattr(cfg, name)
+        require(
+            value is None or 1 <= value <= MAX_SIZE,
+            f"--{name.replace('_', '-')}={value}: must be at least 1, and at most {MAX_SIZE}",
+        )
+    _check_cutoff(cfg.adaptive_softmax_cutoff, len(task.target_dictionary))
     encoder_dim = _or(cfg.encoder_embed_dim, cfg.hidden_size)
     decoder_dim = _or(cfg.decoder_embed_dim, cfg.hidden_size)
     out_dim = _or(cfg.decoder_out_embed_dim, decoder_dim)
@@ -72,6 +90,17 @@ def _check_options(cfg: KRUConfig, task) -> None:
             cfg.adaptive_softmax_cutoff is None,
             "--adaptive-softmax-cutoff: has output embeddings of its own and cannot share them",
         )
+
+
+def _check_cutoff(cutoff: Optional[List[int]], symbols: int) -> None:
+    if cutoff is None:
+        return
+    ascending = all(a < b for a, b in zip([0, *cutoff], [*cutoff, symbols + 1], strict=True))
+    require(
+        bool(cutoff) and ascending,
+        f"--adaptive-softmax-cutoff={list(cutoff)}: must ascend from 1 at least to {symbols}, the"
+        " symbols of the target, at most",
+    )
 
 
 def _build_encoder(cfg: KRUConfig, dictionary, embed_tokens: nn.Embedding) -> KRUEncoder:

@@ -1,7 +1,7 @@
 """What one layer in one direction is, whatever it computes: its factors and its start."""
 
 from functools import partial, wraps
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,32 @@ def without_autocast(method: Callable) -> Callable:
 def _in_type(value: Any, dtype: torch.dtype) -> Any:
     is_real = isinstance(value, Tensor) and value.is_floating_point()
     return value.to(dtype) if is_real else value
+
+
+class FactorList(nn.ParameterList):
+    """Parameters marked with `param_group = "factors"`, the toolkit's word for: an optimiser may
+    treat these apart. New parameters put in their places, whoever does so, are marked too."""
+
+    def __init__(self, factors: Iterable[nn.Parameter]) -> None:
+        super().__init__(factors)
+        self._mark()
+
+    def _mark(self) -> None:
+        for factor in self:
+            factor.param_group = "factors"
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._mark()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FactorList":
+        super()._apply(*args, **kwargs)
+        self._mark()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._mark()
 
 
 class KronLayer(nn.Module):
@@ -96,20 +122,9 @@ class KronLayer(nn.Module):
 
         sizes = self.factor_sizes * products
         tail = (2,) if complex else ()
-        self.factors = nn.ParameterList(nn.Parameter(torch.empty(p, q, *tail)) for p, q in sizes)
+        self.factors = FactorList(nn.Parameter(torch.empty(p, q, *tail)) for p, q in sizes)
         if unitary == "hard":
             self.maps = nn.ModuleList(UnitaryMap(p, q, complex) for p, q in sizes)
-        self._mark_factors()
-
-    def _mark_factors(self) -> None:
-        """`param_group` is the toolkit's word for: an optimiser may treat this one apart."""
-        for factor in self.factors:
-            factor.param_group = "factors"
-
-    def __setstate__(self, state: dict) -> None:
-        """What is copied or unpickled: its parameters have lost their marks."""
-        super().__setstate__(state)
-        self._mark_factors()
 
     @property
     def output_size(self) -> int:
@@ -168,17 +183,19 @@ class KronLayer(nn.Module):
         """The output of every step, and the last state; arguments as `RecurrentStack` tells."""
         state = self.start(x.shape[1]) if state is None else self.go_on(state)
         output, last = self.run(x, state, lengths, need_output)
-        if self.check_finite and not bool(last[0].isfinite().all()):
+        if self.check_finite and not all(bool(part.isfinite().all()) for part in last):
             self._report_step(x, state, lengths)
         return output, last
 
     @torch.no_grad()
     def _report_step(self, x: Tensor, state: State, lengths: Optional[Tensor]) -> None:
-        """What is not finite stays so to the end; run again to see where it began."""
+        """What is not finite stays so to the end; run again to see where it began. An LSTM's c may
+        be infinite without its output showing it."""
         output, _ = self.run(x, state, lengths, need_output=True)
-        step = int((~output.isfinite()).flatten(1).any(1).nonzero()[0])
+        steps = (~output.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         name = type(self).__name__.removesuffix("Layer")
-        raise RuntimeError(f"{name}: the state holds a NaN or an infinity after step {step}")
+        when = f"after step {steps[0]}" if steps else "at the end"
+        raise RuntimeError(f"{name}: the state holds a NaN or an infinity {when}")
 
     @without_autocast
     def unitary_penalty(self) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .layer import KronLayer, State
@@ -46,7 +45,7 @@ class RecurrentStack(nn.Module):
         self.num_layers = num_layers
         self.bidirectional = bidirectional
         self.directions = 2 if bidirectional else 1
-        self.dropout = dropout
+        self.between_layers = nn.Dropout(dropout)
         self.batch_first = batch_first
         self.layers = nn.ModuleList()
         self.input_size = self.output_size = input_size
@@ -150,7 +149,7 @@ class RecurrentStack(nn.Module):
         last: List[State] = []
         for first in range(0, len(self.layers), self.directions):
             if first > 0:
-                x = F.dropout(x, self.dropout, self.training)
+                x = self.between_layers(x)
             wanted = need_output or first + self.directions < len(self.layers)
             outputs = []
             for k in range(first, first + self.directions):
@@ -161,6 +160,11 @@ class RecurrentStack(nn.Module):
                 outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
             x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         return x, last
+
+    @property
+    def dropout(self) -> float:
+        """The share of outputs that do not reach the next layer in training."""
+        return self.between_layers.p
 
     @property
     def factors(self) -> List[nn.Parameter]:

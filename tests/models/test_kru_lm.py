@@ -7,6 +7,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 import kron_plugin
 
@@ -73,6 +74,21 @@ def test_a_task_of_vectors_is_told_to_use_kru():
     task = type("Vectors", (), {"spec": ModelSpec(2, 1, tokens=False, per_step=False)})()
     with pytest.raises(ValueError, match=r"--arch kru_lm: the task Vectors needs --arch kru$"):
         KRULanguageModel.build_model(CellConfig(), task)
+
+
+def test_translation_is_told_to_use_kru():
+    texts = Task().target_dictionary
+    task = TranslationTask(TranslationConfig(), texts, texts)
+    with pytest.raises(ValueError, match=r"--arch kru_lm: the task TranslationTask needs --arch"):
+        KRULanguageModel.build_model(CellConfig(), task)
+
+
+def test_features_are_what_scores_are_made_of():
+    model = KRULanguageModel.build_model(CellConfig(hidden_size=8), Task()).eval()
+    tokens = torch.randint(4, 10, (3, 6))
+    features, _ = model.extract_features(tokens)
+    assert features.shape == (3, 6, 16)
+    assert torch.equal(model.output_layer(features), model(tokens)[0])
 
 
 def test_a_task_of_symbols_is_told_to_use_kru_lm():

@@ -27,6 +27,8 @@ class Texts:
         (Sequences, {"cell": "lstm"}, {"cell": "gru"}, "--cell, --hidden-size, "),
         (Sequences, {"unitary": "hard"}, {}, "--unitary: "),
         (Sequences, {"num_layers": 2}, {}, "--num-layers, "),
+        (Sequences, {"bidirectional": True}, {}, "--num-layers, --bidirectional, "),
+        (Sequences, {"kron_activation": "identity"}, {}, "--kron-activation: "),
         (Sequences, {"cell": "gru", "num_layers": 2}, {"cell": "gru"}, "--num-layers, "),
         (Sequences, {"kron_factors": "2,4"}, {}, "--kron-factors, "),
         (Sequences, {"kron_real": True}, {}, "--kron-factors, --kron-real "),
@@ -34,6 +36,14 @@ class Texts:
         (Texts, {"encoder_bidirectional": True}, {}, "--num-layers, "),
         (Texts, {"decoder_attention": "0"}, {}, "--decoder-attention: "),
         (Texts, {"share_all_embeddings": True}, {}, "--share-all-embeddings or "),
+        (
+            Texts,
+            {"share_decoder_input_output_embed": True},
+            {"share_all_embeddings": True},
+            "--share",
+        ),
+        (Texts, {"adaptive_softmax_cutoff": [2]}, {}, "--adaptive-softmax-cutoff: "),
+        (Texts, {}, {"adaptive_softmax_cutoff": [2]}, "--adaptive-softmax-cutoff: "),
         (Texts, {"decoder_embed_dim": 3}, {}, "--cell, --hidden-size, an --…-embed-dim"),
     ],
 )

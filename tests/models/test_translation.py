@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
+    LabelSmoothedCrossEntropyCriterionWithAlignment,
+)
 from fairseq.data import Dictionary
+from fairseq.data.language_pair_dataset import collate
 from fairseq.sequence_generator import SequenceGenerator
+from omegaconf import OmegaConf
 
 import kron_plugin
 
@@ -101,9 +106,38 @@ def test_padding_does_not_reach_the_scores(cell, left_pad):
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 6).double())
     for b, n in enumerate(lengths.tolist()):
         own = slice(5 - n, 5) if left_pad else slice(n)
-        alone, _ = model(source[b : b + 1, own], lengths[b : b + 1], target[b : b + 1])
+        alone, seen = model(source[b : b + 1, own], lengths[b : b + 1], target[b : b + 1])
         torch.testing.assert_close(scores[b : b + 1], alone)
-        assert weights[b, :, n:].eq(0).all()
+        # Where a symbol stands in the source, its weight stands too: alignments are told by it.
+        torch.testing.assert_close(weights[b : b + 1, :, own], seen["attn"][0])
+        assert weights[b].count_nonzero() == 6 * n
+
+
+@pytest.mark.parametrize("left_pad", [True, False])
+def test_guided_alignment_has_a_finite_loss(left_pad):
+    """The toolkit's criterion takes the logarithm of weights at the places of its data."""
+    pair = {"alignment": torch.tensor([[0, 0], [1, 1]])}
+    samples = [
+        {"id": i, "source": torch.tensor(text), "target": torch.tensor(text), **pair}
+        for i, text in enumerate([[4, 5, 6, 7, 8, 2], [4, 5, 2]])
+    ]
+    batch = collate(samples, Dictionary().pad(), 2, left_pad_source=left_pad, left_pad_target=False)
+    criterion = LabelSmoothedCrossEntropyCriterionWithAlignment(Task(), False, 0.1, 0.05)
+    loss, _, _ = criterion(build().train(), batch)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("cell", ["kru", "kru_lstm"])
+def test_dropout_can_be_retained_when_generating(cell):
+    """The toolkit's --retain-dropout, to tell how sure a model is; in every place that has one."""
+    for only in ({"dropout": 0.5}, {"encoder_dropout_out": 0.5, "num_layers": 2}):
+        for retain in (True, False):
+            torch.manual_seed(0)
+            model = build(cell=cell, **only)
+            options = {"retain_dropout": retain, "retain_dropout_modules": None}
+            model.prepare_for_inference_(OmegaConf.create({"generation": options}))
+            states = [model.encoder(*sources()).state[0] for _ in range(2)]
+            assert torch.equal(*states) != retain
 
 
 @pytest.mark.parametrize("cell", ["kru", "lstm"])
@@ -180,6 +214,15 @@ class TwoDictionaries(Task):
             "--adaptive-softmax-cutoff",
         ),
         ({"bidirectional": True}, "--bidirectional: in translation, --encoder-bidirectional"),
+        ({"decoder_attention": "maybe"}, "--decoder-attention=maybe: must be one of 1, 0, True"),
+        ({"encoder_hidden_size": 0}, "--encoder-hidden-size=0: must be at least 1"),
+        ({"encoder_layers": 0, "decoder_layers": 0}, "--encoder-layers=0: must be at least 1"),
+        ({"decoder_embed_dim": -1}, "--decoder-embed-dim=-1: must be at least 1"),
+        ({"decoder_out_embed_dim": 0}, "--decoder-out-embed-dim=0: must be at least 1"),
+        ({"adaptive_softmax_cutoff": []}, r"cutoff=\[\]: must ascend from 1 at least to 7"),
+        ({"adaptive_softmax_cutoff": [0]}, r"cutoff=\[0\]: must ascend"),
+        ({"adaptive_softmax_cutoff": [5, 3]}, r"cutoff=\[5, 3\]: must ascend"),
+        ({"adaptive_softmax_cutoff": [8]}, r"cutoff=\[8\]: must ascend"),
         ({"dropout": 1.0}, r"--dropout=1.0: must be at least 0 and below 1"),
         ({"encoder_embed_path": "absent.txt"}, r"--encoder-embed-path absent\.txt: no such file"),
     ],
@@ -187,6 +230,13 @@ class TwoDictionaries(Task):
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         build(TwoDictionaries(), **options)
+
+
+def test_a_config_file_may_write_booleans_and_numbers():
+    config = OmegaConf.structured(KRUConfig(hidden_size=4))
+    for written, attends in ((0, False), (False, False), (1, True), (True, True)):
+        config.decoder_attention = written
+        assert (KRUModel.build_model(config, Task()).decoder.attention is not None) == attends
 
 
 def test_embeddings_of_another_size_are_refused(tmp_path):

@@ -81,7 +81,15 @@ def test_every_parameter_is_real_and_gets_a_gradient():
 
 
 @pytest.mark.parametrize("unitary", ["soft", "hard"])
-@pytest.mark.parametrize("copy", [deepcopy, lambda kru: pickle.loads(pickle.dumps(kru))])
+@pytest.mark.parametrize(
+    "copy",
+    [
+        deepcopy,
+        lambda kru: pickle.loads(pickle.dumps(kru)),
+        lambda kru: kru.to("meta").to_empty(device="cpu"),
+        lambda kru: (kru.load_state_dict(deepcopy(kru.state_dict()), assign=True), kru)[1],
+    ],
+)
 def test_a_copy_keeps_its_factors_marked(copy, unitary):
     copy = copy(KRU(2, 8, unitary=unitary))
     assert [p.param_group for p in copy.factors] == ["factors"] * 3

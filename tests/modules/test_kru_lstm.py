@@ -57,3 +57,10 @@ def test_chrono_spreads_memories_over_the_steps():
 def test_chrono_of_less_than_two_steps_is_named():
     with pytest.raises(ValueError, match="chrono=1: must be at least 2 steps"):
         KRULSTM(3, 8, chrono=1)
+
+
+def test_an_infinite_cell_is_reported_though_no_output_shows_it():
+    layer = KRULSTM(3, 4, check_finite=True)
+    state = (torch.zeros(1, 2, 4), torch.full((1, 2, 4), torch.inf))
+    with pytest.raises(RuntimeError, match="KRULSTM: the state holds a NaN or an infinity at the"):
+        layer(torch.zeros(5, 2, 3), state)
