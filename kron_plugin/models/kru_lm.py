@@ -43,21 +43,11 @@ class KRUDecoder(RecurrentDecoder):
     def forward(
         self,
         prev_output_tokens: Tensor,  # shape: (B, T)
-        encoder_out: Any = None,
-        incremental_state: Optional[Dict] = None,
-        src_lengths: Optional[Tensor] = None,
-        state: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, symbols)
-        """Scores of the next symbol, and the state after the last step as extra["state"].
-
-        Args:
-            incremental_state: when given, only the newest symbol is read.
-            src_lengths: not needed, as padding comes last and nothing looks ahead.
-            state: of the recurrent layers, to go on from.
-        """
-        features, extra = self.extract_features(
-            prev_output_tokens, encoder_out, incremental_state, src_lengths, state
-        )
+        """Scores of the next symbol; the rest is as `extract_features` has it."""
+        features, extra = self.extract_features(prev_output_tokens, *args, **kwargs)
         return self.output_layer(features), extra
 
     def extract_features(
@@ -68,7 +58,13 @@ class KRUDecoder(RecurrentDecoder):
         src_lengths: Optional[Tensor] = None,
         state: Any = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, output_size of the cell)
-        """All of `forward` but the scores."""
+        """What scores are made of, and the state after the last step as extra["state"].
+
+        Args:
+            incremental_state: when given, only the newest symbol is read.
+            src_lengths: not needed, as padding comes last and nothing looks ahead.
+            state: of the recurrent layers, to go on from.
+        """
         tokens = prev_output_tokens
         if incremental_state is not None:
             tokens, state = tokens[:, -1:], self.saved_state(incremental_state)
