@@ -12,15 +12,15 @@ from ..modules import KRU, KRULSTM
 from ..modules.factors import MAX_SIZE
 from ..modules.kru_lstm import chrono_
 from ..modules.layer import KronLayer
-from .options import CellConfig, ModelSpec
+from .options import CellConfig, ModelSpec, check_ranges
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 GATED = ("kru_lstm", "lstm", "gru")
-MAX_LAYERS = 1000
 
 
 def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> nn.Module:
     """The recurrent layers that the options ask for, on the inputs of a task."""
+    check_ranges(cfg)
     shape = {"num_layers": cfg.num_layers, "dropout": cfg.dropout, "bidirectional": bidirectional}
     cell = make_cell(cfg, spec.input_size, cfg.hidden_size, **shape)
     if spec.tokens and cfg.cell != "kru":
@@ -43,9 +43,9 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
         shape: num_layers, dropout and bidirectional.
 
     Raises:
-        ValueError: an option that is out of its range, or that this cell does not have.
+        ValueError: an option that this cell does not have.
     """
-    _check_options(cfg, hidden_size, shape["num_layers"], shape["dropout"])
+    _check_options(cfg, hidden_size)
     if cfg.cell in BASELINES:
         return BaselineCell(str(cfg.cell), input_size, hidden_size, chrono=cfg.chrono_init, **shape)
     options = {**shape, "backend": cfg.kron_backend}
@@ -62,19 +62,11 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
     return cell
 
 
-def _check_options(cfg: CellConfig, hidden_size: int, num_layers: int, dropout: float) -> None:
-    for name, value, most in (
-        ("hidden-size", hidden_size, MAX_SIZE),
-        ("num-layers", num_layers, MAX_LAYERS),
-    ):
-        if not 1 <= value <= most:
-            raise ValueError(f"--{name}={value}: must be at least 1, and at most {most}")
+def _check_options(cfg: CellConfig, hidden_size: int) -> None:
     if cfg.cell in BASELINES and 4 * hidden_size**2 > MAX_SIZE:
         raise ValueError(
             f"--hidden-size={hidden_size}: too large for the dense matrices of {cfg.cell}"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"--dropout={dropout}: must be at least 0 and below 1")
     of_factors = (cfg.kron_factors, cfg.kron_real, cfg.unitary, cfg.kron_backend != "auto")
     if cfg.cell in BASELINES and any(of_factors):
         raise ValueError(

@@ -7,11 +7,29 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
 
+from ..checks import require
+from ..modules.factors import MAX_SIZE
 from ..modules.layer import UNITARY
 from ..ops import ACTIVATIONS
 
 BOOLEANS = ("1", "0", "True", "False")  # as the toolkit's own --decoder-attention takes them
 CELLS = ("kru", "kru_lstm", "rnn", "lstm", "gru")
+MAX_LAYERS = 1000
+SIZES = {  # and the most that each may be
+    "hidden_size": MAX_SIZE,
+    "num_layers": MAX_LAYERS,
+    "encoder_embed_dim": MAX_SIZE,
+    "encoder_hidden_size": MAX_SIZE,
+    "encoder_layers": MAX_LAYERS,
+    "decoder_embed_dim": MAX_SIZE,
+    "decoder_hidden_size": MAX_SIZE,
+    "decoder_layers": MAX_LAYERS,
+    "decoder_out_embed_dim": MAX_SIZE,
+}
+DROPOUTS = (
+    *("dropout", "encoder_dropout_in", "encoder_dropout_out", "decoder_dropout_in"),
+    "decoder_dropout_out",
+)
 
 
 @dataclass
@@ -127,6 +145,22 @@ class KRUConfig(CellConfig):
     decoder_dropout_out: Optional[float] = field(
         default=None, metadata={"help": "dropout of the decoder's outputs (default: --dropout)"}
     )
+
+
+def check_ranges(cfg: CellConfig) -> None:
+    """Raise a ValueError unless the sizes and dropouts that are given can be had."""
+    for name, most in SIZES.items():
+        value = getattr(cfg, name, None)
+        require(
+            value is None or 1 <= value <= most,
+            f"--{name.replace('_', '-')}={value}: must be at least 1, and at most {most}",
+        )
+    for name in DROPOUTS:
+        value = getattr(cfg, name, None)
+        require(
+            value is None or 0 <= value < 1,
+            f"--{name.replace('_', '-')}={value}: must be at least 0 and below 1",
+        )
 
 
 class ModelSpec(NamedTuple):

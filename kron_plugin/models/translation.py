@@ -9,17 +9,11 @@ from fairseq.models.lstm import Embedding
 from torch import nn
 
 from ..checks import require
-from ..modules.factors import MAX_SIZE
 from .cells import make_cell
 from .decoder import KRUTranslationDecoder
 from .encoder import KRUEncoder
 from .mismatch import ExplainsMismatch
-from .options import BOOLEANS, KRUConfig
-
-SIZES = (
-    *("encoder_hidden_size", "encoder_layers", "encoder_embed_dim", "decoder_hidden_size"),
-    *("decoder_layers", "decoder_embed_dim", "decoder_out_embed_dim"),
-)
+from .options import BOOLEANS, KRUConfig, check_ranges
 
 
 class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
@@ -49,12 +43,7 @@ def _check_options(cfg: KRUConfig, task) -> None:
         cfg.decoder_attention in BOOLEANS,
         f"--decoder-attention={cfg.decoder_attention}: must be one of {', '.join(BOOLEANS)}",
     )
-    for name in SIZES:
-        value = getattr(cfg, name)
-        require(
-            value is None or 1 <= value <= MAX_SIZE,
-            f"--{name.replace('_', '-')}={value}: must be at least 1, and at most {MAX_SIZE}",
-        )
+    check_ranges(cfg)
     _check_cutoff(cfg.adaptive_softmax_cutoff, len(task.target_dictionary))
     encoder_dim = _or(cfg.encoder_embed_dim, cfg.hidden_size)
     decoder_dim = _or(cfg.decoder_embed_dim, cfg.hidden_size)

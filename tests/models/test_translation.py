@@ -223,7 +223,15 @@ class TwoDictionaries(Task):
         ({"adaptive_softmax_cutoff": [0]}, r"cutoff=\[0\]: must ascend"),
         ({"adaptive_softmax_cutoff": [5, 3]}, r"cutoff=\[5, 3\]: must ascend"),
         ({"adaptive_softmax_cutoff": [8]}, r"cutoff=\[8\]: must ascend"),
+        ({"encoder_layers": 2000}, "--encoder-layers=2000: must be at least 1, and at most 1000"),
         ({"dropout": 1.0}, r"--dropout=1.0: must be at least 0 and below 1"),
+        ({"encoder_dropout_in": -0.5}, r"--encoder-dropout-in=-0.5: must be at least 0"),
+        ({"decoder_dropout_in": 1.5}, r"--decoder-dropout-in=1.5: must be at least 0"),
+        ({"decoder_dropout_out": 1.0}, r"--decoder-dropout-out=1.0: must be at least 0"),
+        (
+            {"dropout": -0.5, "encoder_dropout_out": 0.1, "decoder_dropout_out": 0.1},
+            r"--dropout=-0.5: must be at least 0",
+        ),
         ({"encoder_embed_path": "absent.txt"}, r"--encoder-embed-path absent\.txt: no such file"),
     ],
 )
