@@ -1,7 +1,7 @@
 """What one layer in one direction is, whatever it computes: its factors and its start."""
 
 from functools import partial, wraps
-from typing import Any, Callable, Iterable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,10 @@ class FactorList(nn.ParameterList):
     """Parameters marked with `param_group = "factors"`, the toolkit's word for: an optimiser may
     treat these apart. New parameters put in their places, whoever does so, are marked too."""
 
-    def __init__(self, factors: Iterable[nn.Parameter]) -> None:
-        super().__init__(factors)
-        self._mark()
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Parameter):
+            value.param_group = "factors"
 
     def _mark(self) -> None:
         for factor in self:
@@ -57,10 +58,6 @@ class FactorList(nn.ParameterList):
         super()._apply(*args, **kwargs)
         self._mark()
         return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._mark()
 
 
 class KronLayer(nn.Module):

@@ -166,6 +166,10 @@ class RecurrentStack(nn.Module):
         """The share of outputs that do not reach the next layer in training."""
         return self.between_layers.p
 
+    @dropout.setter
+    def dropout(self, share: float) -> None:
+        self.between_layers.p = share
+
     @property
     def factors(self) -> List[nn.Parameter]:
         """What is trained of all factors: smaller steps suit them than the other parameters."""

@@ -42,8 +42,8 @@ class UnitaryMap(nn.Module):
         """B stays in double precision: rounded to another, it would be unitary to that alone."""
         base = self.base
         super()._apply(fn, recurse)
-        if self.base.dtype != base.dtype:
-            self.base = base.to(self.base.device)
+        if self.base.dtype != torch.float64:
+            self.base = base.to(self.base.device, torch.float64)
         return self
 
     @torch.no_grad()

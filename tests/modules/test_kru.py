@@ -4,6 +4,7 @@ from math import log2
 
 import pytest
 import torch
+from torch import nn
 
 from kron_plugin.modules import KRU
 from kron_plugin.ops import available_backends, kron_rnn
@@ -94,6 +95,14 @@ def test_a_copy_keeps_its_factors_marked(copy, unitary):
     copy = copy(KRU(2, 8, unitary=unitary))
     assert [p.param_group for p in copy.factors] == ["factors"] * 3
     assert not hasattr(copy.layers[0].bias, "param_group")
+
+
+def test_factors_put_in_a_list_are_marked():
+    factors = KRU(2, 8).layers[0].factors
+    factors[1] = nn.Parameter(torch.zeros(2, 2, 2))
+    factors.append(nn.Parameter(torch.zeros(2, 2, 2)))
+    assert [p.param_group for p in factors] == ["factors"] * 4
+    assert [p.param_group for p in factors[1:3]] == ["factors"] * 2
 
 
 def test_layer_is_the_operator_on_its_parameters():

@@ -130,6 +130,9 @@ def test_dropout_falls_between_layers_in_training_only():
     x = batch()
     torch.testing.assert_close(one(x), one(x))
     assert not torch.equal(two(x)[0], two(x)[0])
+    two.dropout = 0.0
+    torch.testing.assert_close(two(x), two(x))
+    two.dropout = 0.5
     two.eval()
     torch.testing.assert_close(two(x), two(x))
 

@@ -56,6 +56,13 @@ def test_hard_factors_are_unitary_to_the_precision_that_is_asked_for():
         assert kru.bfloat16().double().unitary_deviation() < 1e-13
 
 
+def test_the_base_comes_back_to_double_precision():
+    kru = KRU(1, 8, unitary="hard")
+    single = {name: tensor.float() for name, tensor in kru.state_dict().items()}
+    kru.load_state_dict(single, assign=True)
+    assert {map_.base.dtype for map_ in kru.double().layers[0].maps} == {torch.float64}
+
+
 def test_no_penalty_is_counted_when_none_is_wanted():
     kru = KRU(2, 8, unitary="none")
     with torch.no_grad():
