@@ -12,10 +12,13 @@ def cache_folder() -> Path:
     `kron_plugin.files.finished`: several processes share the folder.
 
     Raises:
-        RuntimeError: neither variable is set, and this user has no home.
+        OSError: it would be in the home of a user who has none.
     """
     chosen = os.environ.get("KRON_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(f"no place for the cache: {error} Set KRON_CACHE_DIR to a folder") from error
     return parent.absolute() / "kron-plugin"

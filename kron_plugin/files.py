@@ -14,6 +14,8 @@ def finished(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     try:
         yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # a crash of the machine could leave the name and half of it
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

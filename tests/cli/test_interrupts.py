@@ -45,6 +45,15 @@ def test_a_file_that_is_not_whole_has_no_name(tmp_path, interrupted_at_the_end):
     assert made(tmp_path) == []
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("on the disk"))
+    monkeypatch.setattr(os, "replace", lambda *args: (done.append("named"), replace(*args)))
+    with finished(tmp_path / "a") as unfinished:
+        unfinished.write_text("whole")
+    assert done == ["on the disk", "named"]
+
+
 def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
     monkeypatch.setattr(checkpoint, "read", lambda path: {})
     monkeypatch.setattr(checkpoint, "require_known_options", lambda path, state: None)

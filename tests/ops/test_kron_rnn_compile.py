@@ -81,6 +81,9 @@ def test_a_user_without_a_home(source, monkeypatch):
     monkeypatch.setattr(compiling.Path, "home", home)
     with pytest.raises(compiling.CompileError, match=r"home directory.*KRON_CACHE_DIR"):
         compiling.load(source, defines=["ANSWER=6"])
+    monkeypatch.setenv("KRON_CACHE_DIR", "~nobody at all/cache")
+    with pytest.raises(OSError, match=r"no place for the cache: .*KRON_CACHE_DIR"):
+        compiling.cache_folder()
 
 
 def test_a_damaged_library_is_compiled_again(source):

@@ -77,7 +77,7 @@ def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()
         return _load_or_compile(cache_folder() / name, [*compiler, *flags], source)
     except CompileError:
         raise
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise CompileError(
             f"{name} cannot be made or loaded ({error}); set KRON_CACHE_DIR to a folder"
             " that can be written and whose libraries may be loaded"
