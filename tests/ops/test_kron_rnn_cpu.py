@@ -171,6 +171,13 @@ def test_half_precision_is_storage_only(backend, dtype, is_complex):
         torch.testing.assert_close(have, want.to(have.dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint16, torch.uint32])
+def test_tokens_of_any_type(dtype):
+    case = random_case(form="tokens")
+    expected, have = (run(c, backend="cpu") for c in (case, case._replace(x=case.x.to(dtype))))
+    assert all(map(torch.equal, have, expected))
+
+
 def test_tokens_out_of_range():
     case = random_case(form="tokens")
     with pytest.raises(IndexError, match="tokens"):

@@ -74,6 +74,7 @@ def input_fields(
         IndexError: a token has no row in the weight.
     """
     is_tokens = weight is not None and not x.is_floating_point()
+    x = x.to(torch.int64) if is_tokens else x
     if is_tokens and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < weight.shape[0]:
         raise IndexError(f"{operation}: tokens must be from 0 to {weight.shape[0] - 1}")
     return {
@@ -82,7 +83,7 @@ def input_fields(
         "inputs": 0 if weight is None else -1 if is_tokens else weight.shape[0],
         "token_rows": weight.shape[0] if is_tokens else 0,
         "x": None if is_tokens else x,
-        "tokens": x.to(torch.int64) if is_tokens else None,
+        "tokens": x if is_tokens else None,
         "weight": weight,
         "lengths": None if lengths is None else lengths.to(torch.int64),
     }
