@@ -135,8 +135,10 @@ def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
     def with_tf32(run: Callable[[], None]) -> Callable[[], None]:
         def call() -> None:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-            run()
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            try:
+                run()
+            finally:
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
         return call
 
