@@ -15,7 +15,7 @@ def finished(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # a crash of the machine could leave the name and half of it
+            os.fsync(file.fileno())  # else a crash of the machine may leave the name and half
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

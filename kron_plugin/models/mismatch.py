@@ -66,10 +66,9 @@ def require_shared(own: StateDict, given: StateDict) -> None:
     first: Dict[int, str] = {}
     for name, tensor in own.items():
         other = first.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name
-        same = other == name or torch.allclose(
-            given[name], given[other], rtol=0, atol=0, equal_nan=True
-        )
-        if not same:
+        if other == name:
+            continue
+        if not torch.allclose(given[name], given[other], rtol=0, atol=0, equal_nan=True):
             raise ValueError(
                 f"the checkpoint was trained with another {SHARED}: {other} and {name} are two"
                 " there, and one here"

@@ -27,7 +27,10 @@ SIZES = {  # and the most that each may be
     "decoder_out_embed_dim": MAX_SIZE,
 }
 DROPOUTS = (
-    *("dropout", "encoder_dropout_in", "encoder_dropout_out", "decoder_dropout_in"),
+    "dropout",
+    "encoder_dropout_in",
+    "encoder_dropout_out",
+    "decoder_dropout_in",
     "decoder_dropout_out",
 )
 
