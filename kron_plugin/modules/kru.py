@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import ACTIVATIONS, available_backends, kron_rnn
 from .factors import FactorSpec
-from .layer import KronLayer, State
+from .layer import GroupedParameters, KronLayer, State
 from .stack import RecurrentStack
 
 
@@ -93,11 +93,12 @@ class KRU(RecurrentStack):
         return self.layers[layer].singular_values().squeeze(0)
 
 
-class KRULayer(KronLayer):
+class KRULayer(GroupedParameters, KronLayer):
     """One layer of `KRU` in one direction.
 
     Parameters: `factors`; `weight` (input_size, output_size), the rows of U; `bias` of the
-    nonlinearity, (N,) for modReLU and (output_size,) otherwise; `h0` (output_size,).
+    nonlinearity, (N,) for modReLU and (output_size,) otherwise, marked with
+    `param_group = "biases"`; `h0` (output_size,).
     """
 
     state_parts = 1
@@ -124,6 +125,9 @@ class KRULayer(KronLayer):
         )
         self.h0 = nn.Parameter(torch.empty(self.output_size))
         self.reset_parameters()
+
+    def group_of(self, name: str) -> Optional[str]:
+        return "biases" if name == "bias" else None
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -37,27 +37,40 @@ def _in_type(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if is_real else value
 
 
-class FactorList(nn.ParameterList):
-    """Parameters marked with `param_group = "factors"`, the toolkit's word for: an optimiser may
-    treat these apart. New parameters put in their places, whoever does so, are marked too."""
+class GroupedParameters(nn.Module):
+    """Marks its own parameters with `param_group`, the toolkit's word for: an optimiser may treat
+    these apart. Copies and new parameters put in their places, whoever does so, are marked too."""
+
+    def group_of(self, name: str) -> Optional[str]:
+        """The group of a parameter, None for the one of all others."""
+        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if isinstance(value, nn.Parameter):
-            value.param_group = "factors"
+            self._mark()
 
     def _mark(self) -> None:
-        for factor in self:
-            factor.param_group = "factors"
+        for name, parameter in self._parameters.items():
+            group = self.group_of(name)
+            if group is not None:
+                parameter.param_group = group
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._mark()
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "FactorList":
+    def _apply(self, *args: Any, **kwargs: Any) -> "GroupedParameters":
         super()._apply(*args, **kwargs)
         self._mark()
         return self
+
+
+class FactorList(GroupedParameters, nn.ParameterList):
+    """Parameters in the group "factors"."""
+
+    def group_of(self, name: str) -> str:
+        return "factors"
 
 
 class KronLayer(nn.Module):

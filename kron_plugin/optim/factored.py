@@ -1,7 +1,9 @@
-"""Optimisers with the Kronecker factors in a parameter group of their own.
+"""Optimisers with the Kronecker factors, and the biases of a KRU, in parameter groups of their own.
 
 A change to one factor moves all of W, so factors want smaller steps than other parameters: with one
-rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on.
+rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on. The change to W
+or to the bias of modReLU is felt T times over, once a step, so long sequences want them smaller
+still.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +21,9 @@ MOST = 1e6  # of any strength; torch turns them into single precision
 class FactoredConfig(FairseqDataclass):
     factor_lr_scale: float = field(
         default=0.1, metadata={"help": "learning rate of the factors, relative to --lr"}
+    )
+    bias_lr_scale: float = field(
+        default=1.0, metadata={"help": "learning rate of a KRU's biases, relative to --lr"}
     )
     weight_decay: float = field(default=0.0, metadata={"help": "weight decay"})
     lr: List[float] = II("optimization.lr")
@@ -49,22 +54,26 @@ def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> N
 
 
 class FactoredOptimizer(FairseqOptimizer):
-    """Two groups: the parameters marked `param_group = "factors"`, and all others before them."""
+    """Groups of parameters: first those without a mark, whose rate is --lr, then those marked
+    `param_group = "factors"` and "biases", where there are any."""
 
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
-        for name in ("factor_lr_scale", "weight_decay"):
+        for name in ("factor_lr_scale", "bias_lr_scale", "weight_decay"):
             _require_range(cfg, name, MOST, "0 or more, and below 1e6")
-        params = list(params)
-        factors = [p for p in params if getattr(p, "param_group", None) == "factors"]
-        if len(params) == 1 and not factors:
+        scales = {None: 1.0, "factors": cfg.factor_lr_scale, "biases": cfg.bias_lr_scale}
+        groups = {name: [] for name in scales}
+        for p in params:
+            name = getattr(p, "param_group", None)
+            groups[name if name in groups else None].append(p)
+        if len(groups[None]) == 1 and not groups["factors"]:
             raise ValueError(
                 "--factor-lr-scale: --fp16 has flattened all parameters into one, so the factors"
                 " cannot be told apart; add --fp16-no-flatten-grads"
             )
-        others = [p for p in params if getattr(p, "param_group", None) != "factors"]
-        groups = [{"params": others}, {"params": factors}] if factors else [{"params": others}]
-        self._optimizer = self.make(groups)
+        used = [name for name, group in groups.items() if group or name is None]
+        self.scales = [scales[name] for name in used]
+        self._optimizer = self.make([{"params": groups[name]} for name in used])
         self.set_lr(cfg.lr[0])
 
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:
@@ -72,8 +81,7 @@ class FactoredOptimizer(FairseqOptimizer):
         raise NotImplementedError
 
     def set_lr(self, lr: float) -> None:
-        scales = (1.0, self.cfg.factor_lr_scale)
-        for group, scale in zip(self.param_groups, scales, strict=False):
+        for group, scale in zip(self.param_groups, self.scales, strict=True):
             group["lr"] = lr * scale
 
     def load_state_dict(self, state_dict, optimizer_overrides=None) -> None:

@@ -91,10 +91,11 @@ def test_every_parameter_is_real_and_gets_a_gradient():
         lambda kru: (kru.load_state_dict(deepcopy(kru.state_dict()), assign=True), kru)[1],
     ],
 )
-def test_a_copy_keeps_its_factors_marked(copy, unitary):
+def test_a_copy_keeps_its_parameters_marked(copy, unitary):
     copy = copy(KRU(2, 8, unitary=unitary))
     assert [p.param_group for p in copy.factors] == ["factors"] * 3
-    assert not hasattr(copy.layers[0].bias, "param_group")
+    assert copy.layers[0].bias.param_group == "biases"
+    assert not hasattr(copy.layers[0].weight, "param_group")
 
 
 def test_factors_put_in_a_list_are_marked():

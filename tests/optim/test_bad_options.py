@@ -41,7 +41,9 @@ def test_strengths_of_the_penalty(value):
 @fuzzed
 @given(
     st.sampled_from([factored.KronAdamConfig, factored.KronRMSpropConfig]),
-    st.fixed_dictionaries({}, optional={"factor_lr_scale": FLOATS, "weight_decay": FLOATS}),
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("factor_lr_scale", "bias_lr_scale", "weight_decay"), FLOATS)
+    ),
     st.fixed_dictionaries(
         {}, optional={"kron_adam_betas": st.lists(FLOATS, max_size=3), "kron_adam_eps": FLOATS}
     ),

@@ -7,7 +7,7 @@ import kron_plugin
 
 kron_plugin.register()
 
-from kron_plugin.modules import KRU  # noqa: E402
+from kron_plugin.modules import KRU, KRULSTM  # noqa: E402
 from kron_plugin.optim.factored import (  # noqa: E402
     KronAdam,
     KronAdamConfig,
@@ -28,11 +28,21 @@ def step(optimiser, model, x):
 def test_factors_take_smaller_steps(optimiser, config):
     model = KRU(2, 8)
     opt = optimiser(config(lr=[0.01]), list(model.parameters()))
-    assert [len(g["params"]) for g in opt.param_groups] == [3, 3]
-    assert all(p.param_group == "factors" for p in opt.param_groups[1]["params"])
+    others, factors, biases = (group["params"] for group in opt.param_groups)
+    layer = model.layers[0]
+    assert others == [layer.weight, layer.h0]
+    assert factors == list(layer.factors)
+    assert biases == [layer.bias]
     opt.set_lr(0.02)
-    assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.02, 0.002])
+    assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.02, 0.002, 0.02])
     assert opt.get_lr() == pytest.approx(0.02)
+
+
+def test_biases_take_smaller_steps_on_demand():
+    opt = KronAdam(KronAdamConfig(lr=[0.01], bias_lr_scale=0.5), list(KRU(2, 8).parameters()))
+    assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.01, 0.001, 0.005])
+    opt = KronAdam(KronAdamConfig(lr=[0.01]), list(KRULSTM(2, 8, unitary="soft").parameters()))
+    assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.01, 0.001])
 
 
 @pytest.mark.parametrize(("optimiser", "config"), OPTIMISERS)
@@ -46,7 +56,7 @@ def test_a_restored_optimiser_goes_on_alike(optimiser, config):
     resumed.load_state_dict(straight.state_dict())
     second = optimiser(config(lr=[0.01]), list(resumed.parameters()))
     second.load_state_dict(deepcopy(first.state_dict()), second.optimizer_config)
-    assert [g["lr"] for g in second.param_groups] == pytest.approx([0.01, 0.001])
+    assert [g["lr"] for g in second.param_groups] == pytest.approx([0.01, 0.001, 0.01])
     step(first, straight, x)
     step(second, resumed, x)
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
@@ -62,6 +72,8 @@ def test_a_model_without_factors_has_one_group():
 def test_what_cannot_work_is_said():
     with pytest.raises(ValueError, match="--factor-lr-scale=-1"):
         KronAdam(KronAdamConfig(lr=[0.01], factor_lr_scale=-1), list(KRU(1, 2).parameters()))
+    with pytest.raises(ValueError, match="--bias-lr-scale=-1"):
+        KronAdam(KronAdamConfig(lr=[0.01], bias_lr_scale=-1), list(KRU(1, 2).parameters()))
     flat = [torch.nn.Parameter(torch.zeros(10))]
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
         KronAdam(KronAdamConfig(lr=[0.01]), flat)
