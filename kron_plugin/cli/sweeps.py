@@ -1,9 +1,10 @@
 """Settings that differ in one option alone: what the report tells as a curve of that option."""
 
-import json
-from collections import defaultdict
+import re
 from itertools import groupby
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+from .experiments import recipe
 
 Run = Dict[str, Any]
 LEAST = 4  # settings that make a curve; fewer stay in the table of their experiment
@@ -76,18 +77,37 @@ def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]
     """Each sweep with the settings, lists of runs, that differ in its option alone."""
     curves = []
     for sweep in SWEEPS:
-        families = defaultdict(list)
+        families = []
         for runs in settings:
-            if "factors" in runs[0]:
-                families[_other_options(runs[0], sweep)].append(runs)
+            if "factors" not in runs[0]:
+                continue
+            alike = (family for family in families if _are_alike(family[0][0], runs[0], sweep))
+            family = next(alike, None)
+            if family is None:
+                families.append([runs])
+            else:
+                family.append(runs)
         order = sweep.panels[0][0].value
-        for family in families.values():
+        for family in families:
             if len(family) >= LEAST:
                 curves.append((sweep, sorted(family, key=lambda runs: order(runs[0]))))
     return curves
 
 
-def _other_options(run: Run, sweep: Sweep) -> str:
-    section, name = sweep.option
-    others = {k: v for k, v in run["options"][section].items() if k != name}
-    return json.dumps({**run["options"], section: others}, sort_keys=True)
+def _are_alike(first: Run, second: Run, sweep: Sweep) -> bool:
+    """Whether commands and options differ in the sweep's alone. An option that one version of the
+    recipe lacks does not count: who had wanted another value would have said so in the command."""
+    if _other_words(first, sweep) != _other_words(second, sweep):
+        return False
+    one, other = first["options"], second["options"]
+    return all(
+        one[section][name] == other[section][name]
+        for section in one.keys() & other.keys()
+        for name in one[section].keys() & other[section].keys()
+        if (section, name) != sweep.option
+    )
+
+
+def _other_words(run: Run, sweep: Sweep) -> str:
+    flag = "--" + sweep.option[1].replace("_", "-")
+    return re.sub(rf" {flag}[ =]\S+", "", recipe(run))

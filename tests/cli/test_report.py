@@ -122,6 +122,25 @@ def test_settings_that_differ_in_one_option_make_a_curve(report, records, add):
     assert not [row for row in others if row[8].startswith("`pixel_mnist.sh")]
 
 
+def test_options_that_came_later_do_not_divide_a_curve(report, records, add):
+    for i in range(1, 4):
+
+        def change(run, i=i):
+            run["command"] += f" --unitary-penalty {i}"
+            run["options"]["criterion"]["unitary_penalty"] = i
+            run["options"]["optimizer"]["bias_lr_scale"] = 1.0
+
+        add(f"strength_{i}", change, "pixel_mnist")
+    assert "Strength of the soft unitary constraint" in report()
+
+    def slower(run):
+        run["command"] += " --bias-lr-scale 0.1"
+        run["options"]["optimizer"]["bias_lr_scale"] = 0.1
+
+    add("slower", slower, "pixel_mnist")
+    assert "slower.json" not in report().split("## Strength of the soft unitary constraint")[1]
+
+
 def test_settings_that_differ_in_more_make_no_curve(report, add):
     for i in range(4):
 
