@@ -107,6 +107,7 @@ def install(monkeypatch, folder):
     from kron_plugin.ops.kron_rnn import dispatch as recurrences
 
     RawModule.folder = folder
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a real one is left alone
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     for dispatch in (products, recurrences, lstms):

@@ -1,10 +1,11 @@
 """Random recurrences for the tests, and the same recurrence written with a dense matrix."""
 
 from math import prod
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from kron_plugin.ops import dense, join, kron_rnn, modrelu, split
 
@@ -99,22 +100,18 @@ def cast(case: Case, dtype: torch.dtype) -> Case:
     return Case(*map(convert, case))
 
 
-def to_device(case: Case, device: str) -> Case:
-    """The same case elsewhere."""
+def placed(case: Any, backend: Optional[str]) -> Any:
+    """The case, or whatever has tensors in it, where the backend works: on the GPU, if there is
+    one, for "cuda"."""
+    if backend != "cuda" or not torch.cuda.is_available():
+        return case
 
-    def move(value):
-        if isinstance(value, list):
-            return [move(item) for item in value]
+    def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.detach().to(device).requires_grad_(value.requires_grad)
+        return value.detach().to("cuda").requires_grad_(value.requires_grad)
 
-    return Case(*map(move, case))
-
-
-def placed(case: Case, backend: Optional[str]) -> Case:
-    """The case where the backend works: on the GPU, if there is one, for "cuda"."""
-    return to_device(case, "cuda") if backend == "cuda" and torch.cuda.is_available() else case
+    return tree_map(move, case)
 
 
 def run(case: Case, function=kron_rnn, **options) -> List[Tensor]:

@@ -14,7 +14,9 @@ from kron_plugin.ops.kron.flat import flatten
 from kron_plugin.ops.kron_lstm import cpu
 from kron_plugin.ops.native import solve
 
-from .recurrence_cases import random_factor, worst_error
+from .recurrence_cases import placed, random_factor, worst_error
+
+FAST = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 # Factor shapes of the four gates.
 GATES = {
@@ -80,13 +82,14 @@ def random_case(
 
 def run(case: Case, function=kron_lstm, **options) -> List[Tensor]:
     """[outputs,] last h and c, and the gradients of the leaves for fixed random gradients."""
+    case = placed(case, options.get("backend"))
     outputs, state = function(
         case.x, case.factors, case.bias, case.state, case.lengths, weight=case.weight, **options
     )
     results = [*state, outputs] if outputs.numel() else [*state]
     generator = torch.Generator().manual_seed(1)
     upstream = [
-        torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r.dtype) for r in results
+        torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r) for r in results
     ]
     return [*results, *torch.autograd.grad(results, case.leaves(), upstream)]
 
@@ -141,25 +144,27 @@ def test_equals_torch_with_copied_weights(backend):
     assert worst_error(ours, torch.autograd.grad(expected.sum() + c_n.sum(), weights)) < 1e-13
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("name", GATES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_kernel_matches_the_reference(name, setting):
+def test_kernel_matches_the_reference(name, setting, backend):
     *sizes, options = setting
     case = random_case(GATES[name], *sizes)
     expected = run(case, backend="reference", need_output=options.get("need_output", True))
-    assert worst_error(run(case, backend="cpu", **options), expected) < 1e-12
+    assert worst_error(run(case, backend=backend, **options), expected) < 1e-12
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("form", ["dense", "features", "tokens"])
 @pytest.mark.parametrize("batch", [1, 21])
-def test_single_precision_is_as_exact_as_the_reference(form, batch):
+def test_single_precision_is_as_exact_as_the_reference(form, batch, backend):
     torch.manual_seed(0)
     exact = random_case(GATES["each its own"], batch, 5, form, True)
     torch.manual_seed(0)
     single = random_case(GATES["each its own"], batch, 5, form, True, torch.float32)
     expected = run(exact, backend="reference")
     usual = worst_error(run(single, backend="reference"), expected)
-    assert worst_error(run(single, backend="cpu"), expected) < 3 * usual + 1e-6
+    assert worst_error(run(single, backend=backend), expected) < 3 * usual + 1e-6
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

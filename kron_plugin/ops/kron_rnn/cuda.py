@@ -24,8 +24,8 @@ from ..kron.cuda import factor_gradients
 from .operator import ACTIVATIONS, define
 
 # Where delta is no result itself (the gradient of x given as u is), as many steps of it are made at
-# a time as fit in this.
-DELTA_BYTES = 1 << 26
+# a time as fit in this: each part costs Python some 20 calls of torch.
+DELTA_BYTES = 1 << 28
 
 
 class _Recurrence:

@@ -1,4 +1,5 @@
-"""The CUDA kernels and all of their host side, compiled for the CPU, against the definition."""
+"""The CUDA kernels and all of their host side against the definition: on the GPU, if there is one,
+and compiled for the CPU otherwise."""
 
 import subprocess
 
@@ -6,10 +7,13 @@ import pytest
 import torch
 
 from kron_plugin.ops import dense, kron_lstm, kron_matmul, kron_rnn
+from kron_plugin.ops.kron_rnn import cuda as recurrence
 
 from . import cuda_on_cpu
 from . import test_kron_lstm as lstm
-from .recurrence_cases import PAIRS, cast, dense_rnn, random_case, run, worst_error
+from .recurrence_cases import PAIRS, cast, dense_rnn, placed, random_case, run, worst_error
+
+on_the_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for the stand-in of a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +22,10 @@ def libraries(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(monkeypatch, libraries):
-    cuda_on_cpu.install(monkeypatch, libraries)
+def cuda(monkeypatch, libraries):
+    """What serves `backend="cuda"`."""
+    if not torch.cuda.is_available():
+        cuda_on_cpu.install(monkeypatch, libraries)
 
 
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -71,6 +77,7 @@ def test_equals_the_reference(index):
     check(CASES[index])
 
 
+@on_the_cpu
 @pytest.mark.parametrize("index", [12, 14])
 def test_vectors_too_long_for_shared_memory(index, monkeypatch):
     monkeypatch.setitem(cuda_on_cpu.H100, "MaxSharedMemoryPerBlockOptin", 1024)
@@ -103,7 +110,7 @@ def test_half_precision_is_storage_only(dtype, shapes, is_complex):
 
 @pytest.mark.parametrize("shapes", [[(2, 2)] * 2, [(3, 3), (1, 1)]])
 def test_gradcheck(shapes):
-    case = random_case(shapes, 2, 2, form="features", with_lengths=True)
+    case = placed(random_case(shapes, 2, 2, form="features", with_lengths=True), "cuda")
 
     def function(x, bias, h0, weight, *factors):
         return kron_rnn(x, factors, bias, h0, case.lengths, weight=weight, backend="cuda")
@@ -129,8 +136,15 @@ def test_two_runs_give_the_same_bits(shapes):
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize("form", ["features", "tokens"])
+def test_the_sweep_back_in_parts(form, monkeypatch):
+    case = random_case([(2, 2)] * 4, 3, 5, form=form, with_lengths=True)
+    monkeypatch.setattr(recurrence, "DELTA_BYTES", 2 * case.h0.numel() * 8)
+    assert worst_error(run(case, backend="cuda"), run(case, backend="reference")) < 1e-12
+
+
 def test_a_token_that_is_no_symbol_makes_the_state_nan():
-    case = random_case([(2, 2)] * 3, batch=2, steps=3, form="tokens")
+    case = placed(random_case([(2, 2)] * 3, batch=2, steps=3, form="tokens"), "cuda")
     tokens = case.x.clone()
     tokens[1, 0] = 3
     states, last = kron_rnn(
@@ -145,7 +159,7 @@ def test_a_token_that_is_no_symbol_makes_the_state_nan():
 
 @pytest.mark.parametrize("bad", [-5, 1000])
 def test_a_token_that_is_no_symbol_is_read_nowhere(bad):
-    case = lstm.random_case(batch=2, steps=3, form="tokens")
+    case = placed(lstm.random_case(batch=2, steps=3, form="tokens"), "cuda")
     tokens = case.x.clone()
     tokens[1, 0] = bad
     outputs, (h, c) = kron_lstm(tokens, *case[1:4], weight=case.weight, backend="cuda")
@@ -155,8 +169,8 @@ def test_a_token_that_is_no_symbol_is_read_nowhere(bad):
 
 
 def test_arrays_that_start_anywhere():
-    case = random_case([(2, 2)] * 4, 3, 2, SINGLE)
-    flat = torch.cat([torch.zeros(1), case.x.detach().reshape(-1)])
+    case = placed(random_case([(2, 2)] * 4, 3, 2, SINGLE), "cuda")
+    flat = torch.cat([case.x.new_zeros(1), case.x.detach().reshape(-1)])
     shifted = case._replace(x=flat[1:].view_as(case.x).requires_grad_())
     assert shifted.x.data_ptr() % 16 != 0
     assert worst_error(run(shifted, backend="cuda"), run(case, backend="cuda")) == 0.0
@@ -167,13 +181,15 @@ def test_arrays_that_start_anywhere():
 def test_product(shapes, dtype):
     factors = [torch.randn(p, q, dtype=dtype, requires_grad=True) for p, q in shapes]
     x = torch.randn(2, 3, dense(factors).shape[1], dtype=dtype, requires_grad=True)
-    y = kron_matmul(x, factors, backend="cuda")
-    expected = kron_matmul(x, factors, backend="reference")
-    upstream = torch.randn_like(y)
-    ours = torch.autograd.grad(y, [x, *factors], upstream)
-    theirs = torch.autograd.grad(expected, [x, *factors], upstream)
+    upstream = torch.randn(2, 3, dense(factors).shape[0], dtype=dtype)
+
+    def results(backend):
+        here, matrices, gradient = placed((x, factors, upstream), backend)
+        y = kron_matmul(here, matrices, backend=backend)
+        return [y, *torch.autograd.grad(y, [here, *matrices], gradient)]
+
     tolerance = 2e-5 if dtype in (SINGLE, torch.complex64) else 1e-12
-    assert worst_error([y, *ours], [expected, *theirs]) < tolerance
+    assert worst_error(results("cuda"), results("reference")) < tolerance
 
 
 # (factor sizes, batch, steps, form, lengths, options)
@@ -262,6 +278,7 @@ int main() {
 """
 
 
+@on_the_cpu
 @pytest.mark.parametrize("barriers", [True, False])
 def test_thread_sanitizer_finds_no_race(barriers, tmp_path):
     """And finds some when the barriers are taken away, so it does look."""
