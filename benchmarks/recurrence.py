@@ -136,15 +136,15 @@ def products(device: str) -> Dict[str, Callable[[], None]]:
 
         operator = KroneckerProductLinearOperator(*factors)
         candidates["linear_operator"] = lambda: operator.matmul(x.T)
-    except ImportError:
-        print("linear_operator is not installed: left out")
+    except ImportError as error:
+        print(f"linear_operator is left out: {error}")
     try:
         from pyfastkron import fastkrontorch
 
         transposed = [w.T.contiguous() for w in factors]
         candidates["pyfastkron"] = lambda: fastkrontorch.gemkm(x, transposed)
-    except ImportError:
-        print("pyfastkron is not installed: left out")
+    except (ImportError, OSError) as error:  # OSError: it lacks a library of CUDA's
+        print(f"pyfastkron is left out: {error}")
 
     def without_gradient(run: Callable[[], object]) -> Callable[[], None]:
         def call() -> None:

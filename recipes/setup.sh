@@ -29,8 +29,9 @@ command -v g++ >/dev/null || command -v c++ >/dev/null \
 # One that was interrupted while it was made may lack pip.
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     share=()
-    # A torch that is installed already, with its CUDA, is better than any we would choose.
-    if "$python" -c 'import torch' 2>/dev/null; then
+    # A torch that is installed already, with its CUDA, is better than any we would choose; one in
+    # another virtual environment cannot be shared.
+    if "$python" -c 'import sys, torch; sys.exit(sys.prefix != sys.base_prefix)' 2>/dev/null; then
         say "reusing the torch of $("$python" -c 'import sys; print(sys.executable)')"
         share=(--system-site-packages)
     fi
@@ -48,11 +49,16 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
         pip install "$torch"
     fi
 fi
-# The torch at hand is what pip has to keep, whichever it is.
+# The torch at hand is what pip has to keep, whichever it is; one for CUDA asks for a compiler of
+# its version.
+unpinned='^torch=='
+if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    unpinned='^(torch|nvidia-cuda-nvrtc)=='
+fi
 keep=$(mktemp)
 config=$(mktemp)
 trap 'rm -f "$keep" "$config"' EXIT
-grep -v '^torch==' constraints.txt > "$keep"
+grep -Ev "$unpinned" constraints.txt > "$keep"
 "$venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >> "$keep"
 
 say "installing the build tools"
