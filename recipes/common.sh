@@ -3,7 +3,7 @@
 # Every recipe is called as  bash recipes/NAME.sh [smoke|quick|paper] [OPTION …]:
 #   smoke   seconds, on small data that the recipe makes itself
 #   quick   minutes on two cores, on the real data (the default)
-#   paper   the setting of the experiment in the literature
+#   paper   an experiment of the literature, by the setting that did best here
 # and OPTIONs of fairseq-train, which override the recipe's own; `--no-SWITCH` takes a switch of the
 # recipe's away.
 #
