@@ -31,9 +31,10 @@ INTRODUCTION = """\
 # Results
 
 Made by `kron-eval report` from the records of the runs in `{folder}`, one file a run, and the
-published numbers in `published.csv` there. Each row of ours tells the recipe that makes it and its
-records by seed. With several seeds the numbers are means, the worst in brackets; with one they are
-that one's. The checkpoint is the best on validation; the training includes what came after it.
+published numbers in `published.csv` there. Each row of ours tells its records by seed, and the
+recipe that makes it as it was at the commit that the record names. With several seeds the numbers
+are means, the worst in brackets; with one they are that one's. The checkpoint is the best on
+validation; the training includes what came after it.
 """
 
 Run = Dict[str, Any]
