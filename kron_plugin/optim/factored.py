@@ -2,7 +2,7 @@
 
 A change to one factor moves all of W, so factors want smaller steps than other parameters: with one
 rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on. The change to W
-or to the bias of modReLU is felt T times over, once a step, so long sequences want them smaller
+or to the bias of modReLU is felt T times over, once a step, so long sequences may want them smaller
 still.
 """
 
