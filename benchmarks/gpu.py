@@ -35,6 +35,7 @@ from recurrence import (
 from timing import by_events, interleave
 from torch import nn
 
+from kron_plugin.files import finished
 from kron_plugin.ops.cuda_kernels import FUNCTIONS, missing
 
 HERE = Path(__file__).parent
@@ -82,20 +83,19 @@ def test_commands() -> List[List[Any]]:
 
 
 def run_tests() -> int:
-    """All tests, though some fail; 0 if none does, else the status of one that did."""
-    failures = {}
+    """All tests, though some fail; 0 if none does, else 1."""
+    failures = []
     for command in test_commands():
-        line = " ".join(map(str, command))
-        print("+", line, flush=True)
+        words = list(map(str, command))
+        print("+", *words, flush=True)
         # Out of a larger block of torch's an overrun would stay unseen.
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if "compute-sanitizer" in command else {}
-        words, environment = list(map(str, command)), {**os.environ, **alone}
-        status = subprocess.run(words, cwd=HERE.parent, env=environment).returncode
-        if status != 0:
-            failures[line] = status
-    for line, status in failures.items():
-        print(f"failed with status {status}: {line}")
-    return max(failures.values(), default=0)
+        run = subprocess.run(words, cwd=HERE.parent, env={**os.environ, **alone})
+        if run.returncode != 0:
+            failures.append(run)
+    for run in failures:
+        print(f"failed with status {run.returncode}:", *run.args)
+    return 1 if failures else 0
 
 
 def attempt(name: str, make: Callable[[], Any]) -> Any:
@@ -263,7 +263,8 @@ def run_benchmark(folder: Path) -> None:
 
     def keep(more: List[dict]) -> None:
         rows.extend(more)
-        path.write_text(json.dumps(facts), encoding="utf-8")
+        with finished(path) as unfinished:
+            unfinished.write_text(json.dumps(facts), encoding="utf-8")
 
     for setting in SETTINGS:
         seconds = interleave(peers(setting), 5, seconds=by_events)

@@ -66,6 +66,18 @@ def recipe(run: Dict[str, Any]) -> str:
     return re.sub(r" --seed[ =]\d+", "", run["command"]).removeprefix("bash recipes/")
 
 
+def differing(first: Dict[str, Any], second: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Section and name of the options in which two runs differ; one that a version of the recipe
+    lacks does not count."""
+    one, other = first["options"], second["options"]
+    return [
+        (section, name)
+        for section in one
+        for name in one[section].keys() & other.get(section, {}).keys()
+        if one[section][name] != other[section][name]
+    ]
+
+
 def natural(text: str) -> List[Tuple[int, str]]:
     """A key by which T = 200 comes before T = 1000."""
     parts = re.split(r"(\d+)", text)

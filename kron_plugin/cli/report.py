@@ -7,6 +7,7 @@ are told together, by their mean and their worst.
 import csv
 import json
 from collections import defaultdict
+from itertools import combinations
 from os.path import relpath
 from pathlib import Path
 from typing import Any, Dict, List
@@ -14,7 +15,15 @@ from typing import Any, Dict, List
 from tabulate import tabulate
 
 from ..files import finished
-from .experiments import EXPERIMENTS, improvement, model_name, natural, recipe, setting_name
+from .experiments import (
+    EXPERIMENTS,
+    differing,
+    improvement,
+    model_name,
+    natural,
+    recipe,
+    setting_name,
+)
 from .pictures import draw_curves, draw_sweep
 from .sweeps import find_curves
 
@@ -125,17 +134,14 @@ def by_setting(runs: List[Run]) -> List[List[Run]]:
 
 
 def _require_same_options(runs: List[Run]) -> None:
-    """A recipe may have changed between two runs; options that one version lacks do not count."""
-    first = {}
-    for run in runs:
-        for section, options in run["options"].items():
-            for name, value in options.items():
-                expected = first.setdefault((section, name), value)
-                if value != expected:
-                    raise ValueError(
-                        f"{run['path']}: trained with {name}={value}, but {runs[0]['path']} with"
-                        f" {expected} by the same command; run both with one version of the recipe"
-                    )
+    """A recipe may have changed between two runs."""
+    for first, second in combinations(runs, 2):
+        for section, name in differing(first, second):
+            values = [run["options"][section][name] for run in (first, second)]
+            raise ValueError(
+                f"{second['path']}: trained with {name}={values[1]}, but {first['path']} with"
+                f" {values[0]} by the same command; run both with one version of the recipe"
+            )
 
 
 def _table(ours: List[List[Run]], others: List[Dict[str, str]], output: Path) -> str:

@@ -4,7 +4,7 @@ import re
 from itertools import groupby
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from .experiments import recipe
+from .experiments import differing, recipe
 
 Run = Dict[str, Any]
 LEAST = 4  # settings that make a curve; fewer stay in the table of their experiment
@@ -95,17 +95,9 @@ def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]
 
 
 def _are_alike(first: Run, second: Run, sweep: Sweep) -> bool:
-    """Whether commands and options differ in the sweep's alone. An option that one version of the
-    recipe lacks does not count: who had wanted another value would have said so in the command."""
-    if _other_words(first, sweep) != _other_words(second, sweep):
-        return False
-    one, other = first["options"], second["options"]
-    return all(
-        one[section][name] == other[section][name]
-        for section in one.keys() & other.keys()
-        for name in one[section].keys() & other[section].keys()
-        if (section, name) != sweep.option
-    )
+    """Whether commands and options differ in the sweep's alone."""
+    same_words = _other_words(first, sweep) == _other_words(second, sweep)
+    return same_words and set(differing(first, second)) <= {sweep.option}
 
 
 def _other_words(run: Run, sweep: Sweep) -> str:

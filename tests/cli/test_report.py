@@ -141,6 +141,15 @@ def test_options_that_came_later_do_not_divide_a_curve(report, records, add):
     assert "slower.json" not in report().split("## Strength of the soft unitary constraint")[1]
 
 
+def test_options_that_came_later_do_not_divide_the_runs_of_a_setting(report, add):
+    def later(run):
+        run["seed"] = 2
+        run["options"]["optimizer"]["bias_lr_scale"] = 1.0
+
+    add("later", later)
+    assert "later.json" in report()
+
+
 def test_settings_that_differ_in_more_make_no_curve(report, add):
     for i in range(4):
 
