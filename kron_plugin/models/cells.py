@@ -1,5 +1,6 @@
 """The recurrent layers that an architecture can be built on, called alike."""
 
+from math import pi
 from typing import Any, List, Optional, Tuple
 
 import torch
@@ -56,6 +57,7 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
     else:
         kind = KRU
         options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
+        options["angle"] = cfg.angle_init
     cell = kind(input_size, hidden_size, cfg.kron_factors, **options)
     # The toolkit's own can be retained when generating (--retain-dropout).
     cell.between_layers = FairseqDropout(shape["dropout"], module_name=kind.__name__)
@@ -73,6 +75,10 @@ def _check_options(cfg: CellConfig, hidden_size: int) -> None:
             "--kron-factors, --kron-real, --unitary and --kron-backend: the cell"
             f" {cfg.cell} has no factors"
         )
+    if cfg.angle_init is not None and cfg.cell != "kru":
+        raise ValueError(f"--angle-init={cfg.angle_init}: is for the cell kru, not {cfg.cell}")
+    if cfg.angle_init is not None and not 0 <= cfg.angle_init <= pi:
+        raise ValueError(f"--angle-init={cfg.angle_init}: must be from 0 to π, in radians")
     if cfg.chrono_init is not None and cfg.cell not in GATED:
         raise ValueError(f"--chrono-init={cfg.chrono_init}: the cell {cfg.cell} has no gates")
     if cfg.chrono_init is not None and cfg.chrono_init < 2:

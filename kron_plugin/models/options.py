@@ -60,6 +60,13 @@ class CellConfig(FairseqDataclass):
     kron_activation: ChoiceEnum(ACTIVATIONS) = field(
         default="modrelu", metadata={"help": "nonlinearity of kru; tanh with --kron-real only"}
     )
+    angle_init: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "kru: start with factors whose eigenvalues are at most so many radians from 1,"
+            " so that the state turns slowly (default: uniformly random ones)"
+        },
+    )
     chrono_init: Optional[int] = field(
         default=None,
         metadata={

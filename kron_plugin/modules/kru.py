@@ -38,6 +38,9 @@ class KRU(RecurrentStack):
         activation: "modrelu", or "tanh" (real factors only) or "identity".
         unitary: "soft", for the loss to count `unitary_penalty()`; "none", whose penalty is 0; or
             "hard", with factors that are exactly unitary whatever the optimiser does.
+        angle: start with factors whose eigenvalues are at most so many radians from 1, so that a
+            state turns slowly; else they start uniformly random. Their angles add up over the
+            factors. It wants square ones.
         batch_first: inputs and outputs are (B, T, …) instead of (T, B, …).
         backend: of `kron_plugin.ops.kron_rnn`.
         checkpoint_every: keep only every so many-th state for the backward pass, and compute the
@@ -65,6 +68,7 @@ class KRU(RecurrentStack):
         complex: bool = True,
         activation: str = "modrelu",
         unitary: str = "soft",
+        angle: Optional[float] = None,
         batch_first: bool = False,
         backend: str = "auto",
         checkpoint_every: int = 1,
@@ -80,6 +84,7 @@ class KRU(RecurrentStack):
                 complex=complex,
                 activation=activation,
                 unitary=unitary,
+                angle=angle,
                 backend=backend,
                 checkpoint_every=checkpoint_every,
                 check_finite=check_finite,

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from ..ops import check_backend
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
-from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
+from .unitary import check_angle, singular_values, unitary_, unitary_deviation, unitary_penalty
 from .unitary_map import UnitaryMap
 
 UNITARY = ("none", "soft", "hard")
@@ -99,6 +99,7 @@ class KronLayer(nn.Module):
         products: int,
         complex: bool,
         unitary: str,
+        angle: Optional[float] = None,
         backend: str,
         checkpoint_every: int,
         check_finite: bool,
@@ -119,7 +120,10 @@ class KronLayer(nn.Module):
             raise ValueError(
                 f"input_size={input_size}: too large to weigh into {self.output_size} numbers"
             )
+        if angle is not None:
+            check_angle(angle, self.factor_sizes)
         self.unitary = unitary
+        self.angle = angle
         self.backend = backend
         self.checkpoint_every = checkpoint_every
         self.check_finite = check_finite
@@ -134,7 +138,7 @@ class KronLayer(nn.Module):
         tail = (2,) if complex else ()
         self.factors = FactorList(nn.Parameter(torch.empty(p, q, *tail)) for p, q in sizes)
         if unitary == "hard":
-            self.maps = nn.ModuleList(UnitaryMap(p, q, complex) for p, q in sizes)
+            self.maps = nn.ModuleList(UnitaryMap(p, q, complex, angle) for p, q in sizes)
 
     @property
     def output_size(self) -> int:
@@ -149,7 +153,8 @@ class KronLayer(nn.Module):
                 unitary_map.reset_parameters()
         else:
             for factor, matrix in zip(self.factors, self._trained(), strict=True):
-                unitary_(matrix)  # of a copy, where the factor is stored in half precision
+                # Of a copy, where the factor is stored in half precision.
+                unitary_(matrix, self.angle)
                 factor.copy_(torch.view_as_real(matrix) if self.complex else matrix)
 
     def _trained(self) -> List[Tensor]:

@@ -5,8 +5,8 @@ and the singular values of the product are the products of the factors' singular
 """
 
 from functools import reduce
-from math import prod
-from typing import Sequence
+from math import pi, prod
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -31,18 +31,52 @@ def singular_values(factors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def unitary_(factor: Tensor) -> Tensor:
+def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
     """Fill a (P, Q) matrix with a random unitary one, uniformly over all of them (Haar).
 
     A rectangular matrix gets orthonormal columns if it is tall and orthonormal rows if it is wide;
     a wide one cannot have W_fᴴ W_f = I, so its penalty stays at least Q − P.
+
+    Args:
+        angle: make it exp(A) with uniform eigenvectors, and eigenvalues exp(iφ) with φ uniform
+            from −angle to angle, in radians; those of a real matrix come in pairs exp(±iφ), and a
+            1 if P is odd.
+
+    Raises:
+        ValueError: an angle out of range, or for a rectangular matrix.
     """
     p, q = factor.shape
+    if angle is not None:
+        check_angle(angle, [(p, q)])
+        eigenvectors = unitary_(torch.empty_like(factor))
+        generator = _turns(factor, angle)
+        return factor.copy_(eigenvectors @ torch.matrix_exp(generator) @ eigenvectors.mH)
     gaussian = torch.randn(max(p, q), min(p, q), dtype=factor.dtype, device=factor.device)
     unitary, r = torch.linalg.qr(gaussian)
     # The QR of a Gaussian is uniform only once the phases of R's diagonal are fixed.
     unitary = unitary * r.diagonal().sgn()
     return factor.copy_(unitary if p >= q else unitary.mH)
+
+
+def check_angle(angle: float, sizes: Sequence[Tuple[int, int]]) -> None:
+    """Raise a ValueError unless factors of these sizes can have eigenvalues within an angle."""
+    if not 0 <= angle <= pi:
+        raise ValueError(f"angle={angle}: must be from 0 to π, in radians")
+    for p, q in sizes:
+        if p != q:
+            raise ValueError(f"angle={angle}: a factor of {p}x{q} has no eigenvalues; leave it out")
+
+
+def _turns(like: Tensor, angle: float) -> Tensor:
+    """A skew-Hermitian matrix of random angles: diagonal, or if it is real one for two rows."""
+    p = like.shape[0]
+    if like.is_complex():
+        angles = torch.empty_like(like.diagonal().real).uniform_(-angle, angle)
+        return torch.diag(torch.complex(torch.zeros_like(angles), angles))
+    rows = torch.arange(0, p - 1, 2, device=like.device)
+    upper = torch.zeros_like(like)
+    upper[rows, rows + 1] = torch.empty_like(upper[rows, rows + 1]).uniform_(-angle, angle)
+    return upper - upper.mH
 
 
 def _gram_error(w: Tensor) -> Tensor:

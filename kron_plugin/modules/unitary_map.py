@@ -1,6 +1,6 @@
 """A matrix kept unitary while any optimiser trains it."""
 
-from typing import Callable
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,12 @@ class UnitaryMap(nn.Module):
     Args:
         rows, columns: of the matrix. It gets orthonormal columns if tall, and rows if wide.
         complex: complex matrices; real ones keep the sign of B's determinant.
+        angle: of B, as `unitary_` takes it.
     """
 
-    def __init__(self, rows: int, columns: int, complex: bool) -> None:
+    def __init__(
+        self, rows: int, columns: int, complex: bool, angle: Optional[float] = None
+    ) -> None:
         super().__init__()
         dtype = compute_type(torch.get_default_dtype())
         owner = nn.Module()
@@ -36,6 +39,7 @@ class UnitaryMap(nn.Module):
         base = torch.empty(size, size, *((2,) if complex else ()), dtype=torch.float64)
         self.register_buffer("base", base)
         self.complex = complex
+        self.angle = angle
         self.reset_parameters()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "UnitaryMap":
@@ -49,7 +53,8 @@ class UnitaryMap(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw another B."""
-        unitary_(torch.view_as_complex(self.base) if self.complex else self.base)
+        base = torch.view_as_complex(self.base) if self.complex else self.base
+        unitary_(base, self.angle)
 
     def forward(
         self,

@@ -113,6 +113,8 @@ def test_chrono_init_is_that_of_every_gated_cell():
         ({"adaptive_softmax_cutoff": [3]}, r"--adaptive-softmax-cutoff=\[3\]: is for the encoder"),
         ({"cell": "kru_lstm", "kron_activation": "tanh"}, "--kron-activation=tanh: the cell kru_"),
         ({"chrono_init": 9}, "--chrono-init=9: the cell kru has no gates"),
+        ({"cell": "gru", "angle_init": 0.2}, "--angle-init=0.2: is for the cell kru, not gru"),
+        ({"angle_init": 4.0}, "--angle-init=4.0: must be from 0 to π, in radians"),
         ({"cell": "lstm", "chrono_init": 1}, "--chrono-init=1: must be at least 2 steps"),
         ({"num_layers": 0}, "--num-layers=0: must be at least 1"),
     ],

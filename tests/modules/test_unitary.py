@@ -1,7 +1,9 @@
+from math import pi
+
 import pytest
 import torch
 
-from kron_plugin.modules import singular_values, unitary_, unitary_deviation, unitary_penalty
+from kron_plugin.modules import KRU, singular_values, unitary_, unitary_deviation, unitary_penalty
 from kron_plugin.ops import dense
 
 SHAPES = [[(2, 2)] * 4, [(3, 3), (5, 5)], [(2, 4), (4, 2)], [(2, 3), (3, 2), (2, 2)]]
@@ -34,6 +36,38 @@ def test_initial_factors_are_unitary_as_far_as_they_can_be(p, q, dtype):
     w = unitary_(torch.empty(p, q, dtype=dtype))
     gram = w.mH @ w if p >= q else w @ w.mH
     torch.testing.assert_close(gram, torch.eye(min(p, q), dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("p", [1, 2, 7, 64])
+def test_initial_factors_turn_by_no_more_than_their_angle(p, dtype):
+    w = unitary_(torch.empty(p, p, dtype=dtype), angle=0.2)
+    torch.testing.assert_close(w.mH @ w, torch.eye(p, dtype=dtype))
+    angles = torch.linalg.eigvals(w).angle().abs()
+    assert angles.max() <= 0.2 + 1e-9
+    if p == 64:
+        assert angles.max() > 0.15
+        assert 0.05 < angles.median() < 0.15
+        assert w.abs().fill_diagonal_(0).max() > 1e-3  # eigenvectors are no unit vectors
+    torch.testing.assert_close(unitary_(w, angle=0), torch.eye(p, dtype=dtype))
+
+
+@pytest.mark.parametrize("angle", [-0.1, pi + 0.1, float("nan")])
+def test_an_angle_that_is_none_is_named(angle):
+    with pytest.raises(ValueError, match=f"angle={angle}: must be from 0 to π"):
+        unitary_(torch.empty(2, 2), angle)
+
+
+def test_an_angle_for_a_rectangular_factor_is_named():
+    with pytest.raises(ValueError, match=r"angle=0\.2: a factor of 2x4 has no eigenvalues"):
+        KRU(3, 8, "2x4,4x2", angle=0.2)
+
+
+@pytest.mark.parametrize("unitary", ["soft", "hard"])
+def test_a_layer_starts_within_its_angle(unitary):
+    layer = KRU(3, 64, unitary=unitary, angle=0.1).layers[0]
+    angles = [torch.linalg.eigvals(w).angle().abs().max() for w in layer.matrices()]
+    assert 0.05 < max(angles) < 0.1 + 1e-6
 
 
 def test_penalty_has_a_finite_gradient_where_it_is_zero():
