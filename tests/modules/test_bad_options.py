@@ -43,6 +43,7 @@ def test_factors(spec, hidden_size):
             "activation": st.sampled_from(["modrelu", "tanh", "identity", "relu", ""]),
             "backend": st.sampled_from(["auto", "reference", "gpu"]),
             "checkpoint_every": st.integers(-1, 9),
+            "angle": st.none() | st.floats(),
         },
     ),
 )
