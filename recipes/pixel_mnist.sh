@@ -13,14 +13,11 @@ case $profile in
     smoke) sizes=(--hidden-size 32 --valid-images 50 --unverified --max-epoch 8); updates=72 ;;
     quick) sizes=(--max-epoch 2); updates=860 ;;
     paper)
-        sizes=(--batch-size 32 --optimizer kron_adam --power 2)
+        sizes=(--batch-size 32 --optimizer kron_adam --factor-lr-scale 0.03 --power 2)
         if [[ " ${options[*]} " == *" --no-permute "* ]]; then
-            sizes+=(--max-epoch 40 --angle-init 0.2 --lr 2e-3 --factor-lr-scale 0.01
-                --bias-lr-scale 0.3 --weight-decay 5e-6)
-            updates=68760
+            sizes+=(--max-epoch 40 --angle-init 0.2); updates=68760
         else
-            sizes+=(--max-epoch 60 --factor-lr-scale 0.03)
-            updates=103140
+            sizes+=(--max-epoch 60); updates=103140
         fi
         ;;
 esac
