@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from ..ops import check_backend
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
-from .unitary import check_angle, singular_values, unitary_, unitary_deviation, unitary_penalty
+from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
 from .unitary_map import UnitaryMap
 
 UNITARY = ("none", "soft", "hard")
@@ -120,8 +120,6 @@ class KronLayer(nn.Module):
             raise ValueError(
                 f"input_size={input_size}: too large to weigh into {self.output_size} numbers"
             )
-        if angle is not None:
-            check_angle(angle, self.factor_sizes)
         self.unitary = unitary
         self.angle = angle
         self.backend = backend

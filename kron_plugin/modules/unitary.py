@@ -6,7 +6,7 @@ and the singular values of the product are the products of the factors' singular
 
 from functools import reduce
 from math import pi, prod
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +47,10 @@ def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
     """
     p, q = factor.shape
     if angle is not None:
-        check_angle(angle, [(p, q)])
+        if not 0 <= angle <= pi:
+            raise ValueError(f"angle={angle}: must be from 0 to π, in radians")
+        if p != q:
+            raise ValueError(f"angle={angle}: a factor of {p}x{q} has no eigenvalues; leave it out")
         eigenvectors = unitary_(torch.empty_like(factor))
         generator = _turns(factor, angle)
         return factor.copy_(eigenvectors @ torch.matrix_exp(generator) @ eigenvectors.mH)
@@ -56,15 +59,6 @@ def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
     # The QR of a Gaussian is uniform only once the phases of R's diagonal are fixed.
     unitary = unitary * r.diagonal().sgn()
     return factor.copy_(unitary if p >= q else unitary.mH)
-
-
-def check_angle(angle: float, sizes: Sequence[Tuple[int, int]]) -> None:
-    """Raise a ValueError unless factors of these sizes can have eigenvalues within an angle."""
-    if not 0 <= angle <= pi:
-        raise ValueError(f"angle={angle}: must be from 0 to π, in radians")
-    for p, q in sizes:
-        if p != q:
-            raise ValueError(f"angle={angle}: a factor of {p}x{q} has no eigenvalues; leave it out")
 
 
 def _turns(like: Tensor, angle: float) -> Tensor:
