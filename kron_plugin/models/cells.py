@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..modules import KRU, KRULSTM
+from ..modules import KRU, KRULSTM, Readout
 from ..modules.factors import MAX_SIZE
 from ..modules.kru_lstm import chrono_
 from ..modules.layer import KronLayer
@@ -35,6 +35,12 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
             for weight in cell.input_weights():
                 weight[spec.silent_token] = 0
     return cell
+
+
+def build_readout(cfg: CellConfig, cell: nn.Module, spec: ModelSpec) -> Readout:
+    """From the state of the recurrent layers to what a task asks for."""
+    sizes = (cell.output_size, spec.output_size)
+    return Readout(*sizes, reads=str(cfg.readout), directions=cell.directions)
 
 
 def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) -> nn.Module:
@@ -79,6 +85,9 @@ def _check_options(cfg: CellConfig, hidden_size: int) -> None:
         raise ValueError(f"--angle-init={cfg.angle_init}: is for the cell kru, not {cfg.cell}")
     if cfg.angle_init is not None and not 0 <= cfg.angle_init <= pi:
         raise ValueError(f"--angle-init={cfg.angle_init}: must be from 0 to π, in radians")
+    if cfg.readout != "parts" and (cfg.cell != "kru" or cfg.kron_real):
+        kind = "kru with --kron-real" if cfg.cell == "kru" else cfg.cell
+        raise ValueError(f"--readout={cfg.readout}: the states of {kind} are not complex")
     if cfg.chrono_init is not None and cfg.cell not in GATED:
         raise ValueError(f"--chrono-init={cfg.chrono_init}: the cell {cfg.cell} has no gates")
     if cfg.chrono_init is not None and cfg.chrono_init < 2:

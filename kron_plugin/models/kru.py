@@ -7,22 +7,23 @@ from fairseq.models import BaseFairseqModel, register_model
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from .cells import build_cell
+from .cells import build_cell, build_readout
 from .mismatch import ExplainsMismatch
-from .options import CellConfig, KRUConfig, ModelSpec, is_translation, spec_of
+from .options import CellConfig, KRUConfig, is_translation, spec_of
 from .translation import KRUTranslationModel
 
 
 @register_model("kru", dataclass=KRUConfig)
 class KRUModel(ExplainsMismatch, BaseFairseqModel):
-    """o_t = V h_t + c over recurrent layers; for complex cells h_t enters as [Re h_t ; Im h_t]."""
+    """o_t = V h_t + c over recurrent layers; for complex cells h_t enters as [Re h_t ; Im h_t], as
+    |h_t| or as both (--readout)."""
 
-    def __init__(self, cell: nn.Module, spec: ModelSpec, dropout: float) -> None:
+    def __init__(self, cell: nn.Module, readout: nn.Module, per_step: bool, dropout: float) -> None:
         super().__init__()
         self.cell = cell
-        self.per_step = spec.per_step
+        self.readout = readout
+        self.per_step = per_step
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
-        self.readout = nn.Linear(cell.output_size, spec.output_size)
 
     @classmethod
     def build_model(cls, cfg: KRUConfig, task) -> Union["KRUModel", KRUTranslationModel]:
@@ -36,7 +37,8 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
                 f"--bidirectional: {type(task).__name__} asks for an answer at every step, which"
                 " must not depend on later ones; leave it out"
             )
-        return cls(build_cell(cfg, spec, cfg.bidirectional), spec, cfg.dropout)
+        cell = build_cell(cfg, spec, cfg.bidirectional)
+        return cls(cell, build_readout(cfg, cell, spec), spec.per_step, cfg.dropout)
 
     def forward(
         self,

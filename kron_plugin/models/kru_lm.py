@@ -6,10 +6,10 @@ from fairseq.models import FairseqLanguageModel, register_model
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from .cells import build_cell
+from .cells import build_cell, build_readout
 from .incremental import RecurrentDecoder
 from .mismatch import ExplainsMismatch
-from .options import CellConfig, ModelSpec, spec_of
+from .options import CellConfig, spec_of
 
 
 @register_model("kru_lm", dataclass=CellConfig)
@@ -19,7 +19,9 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: CellConfig, task) -> "KRULanguageModel":
         spec = spec_of(task, "kru_lm")
-        return cls(KRUDecoder(task.target_dictionary, build_cell(cfg, spec), spec, cfg.dropout))
+        cell = build_cell(cfg, spec)
+        readout = build_readout(cfg, cell, spec)
+        return cls(KRUDecoder(task.target_dictionary, cell, readout, cfg.dropout))
 
     @property
     def cell(self) -> nn.Module:
@@ -35,10 +37,10 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
 class KRUDecoder(RecurrentDecoder):
     """Layers and readout; the state goes in and out, so that long texts come in windows."""
 
-    def __init__(self, dictionary, cell: nn.Module, spec: ModelSpec, dropout: float) -> None:
+    def __init__(self, dictionary, cell: nn.Module, readout: nn.Module, dropout: float) -> None:
         super().__init__(dictionary, cell)
+        self.readout = readout
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
-        self.readout = nn.Linear(cell.output_size, spec.output_size)
 
     def forward(
         self,

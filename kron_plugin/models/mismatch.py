@@ -43,7 +43,7 @@ SIGNS = {
     "--kron-factors, --kron-real or --hidden-size": _shapes(r"\.factors\."),
     "--kron-activation": _shapes(r"\.layers\.\d+\.bias$"),
 }
-OTHERS = "--cell, --hidden-size, an --…-embed-dim, or the data's symbols"
+OTHERS = "--cell, --hidden-size, --readout, an --…-embed-dim, or the data's symbols"
 
 
 def explain(own: StateDict, given: StateDict) -> Optional[str]:

@@ -10,6 +10,7 @@ from fairseq.tasks.translation import TranslationTask
 from ..checks import require
 from ..modules.factors import MAX_SIZE
 from ..modules.layer import UNITARY
+from ..modules.readout import READS
 from ..ops import ACTIVATIONS
 
 BOOLEANS = ("1", "0", "True", "False")  # as the toolkit's own --decoder-attention takes them
@@ -72,6 +73,13 @@ class CellConfig(FairseqDataclass):
         metadata={
             "help": "kru_lstm, lstm and gru: start with memories that last from 1 to so many steps"
             " (chrono initialisation)"
+        },
+    )
+    readout: ChoiceEnum(READS) = field(
+        default="parts",
+        metadata={
+            "help": "what is read from the state; of a complex one real and imaginary parts, or"
+            " moduli, or both"
         },
     )
     unitary: Optional[ChoiceEnum(UNITARY)] = field(

@@ -40,6 +40,10 @@ class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
 def _check_options(cfg: KRUConfig, task) -> None:
     require(not cfg.bidirectional, "--bidirectional: in translation, --encoder-bidirectional")
     require(
+        cfg.readout == "parts",
+        f"--readout={cfg.readout}: a translation tells symbols from what was attended to",
+    )
+    require(
         cfg.decoder_attention in BOOLEANS,
         f"--decoder-attention={cfg.decoder_attention}: must be one of {', '.join(BOOLEANS)}",
     )

@@ -52,6 +52,24 @@ def test_both_directions_of_the_top_layer_are_read(cell):
     torch.testing.assert_close(model(source), expected)
 
 
+@pytest.mark.parametrize(("reads", "features"), [("parts", 16), ("moduli", 8), ("both", 24)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_what_is_read_from_the_state_can_be_chosen(reads, features, directions):
+    spec, bidirectional = ModelSpec(5, 3, False, per_step=False), directions == 2
+    model = build(spec, readout=reads, bidirectional=bidirectional)
+    assert model.readout.weight.shape == (3, features * directions)
+    assert model(torch.randn(2, 6, 5)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"kron_real": True}, "kru with --kron-real"), ({"cell": "lstm"}, "lstm")],
+)
+def test_real_states_have_no_moduli(options, kind):
+    with pytest.raises(ValueError, match=f"--readout=moduli: the states of {kind} are not complex"):
+        build(ModelSpec(5, 3, False, False), readout="moduli", **options)
+
+
 def test_answers_at_every_step_must_not_see_later_ones():
     with pytest.raises(ValueError, match="--bidirectional: Task asks for an answer at every step"):
         build(ModelSpec(5, 3, True, True), bidirectional=True)

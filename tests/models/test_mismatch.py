@@ -25,6 +25,7 @@ class Texts:
         (Sequences, {"cell": "lstm"}, {}, "--cell: "),
         (Sequences, {"cell": "kru_lstm"}, {}, "--cell: "),
         (Sequences, {"cell": "lstm"}, {"cell": "gru"}, "--cell, --hidden-size, "),
+        (Sequences, {"readout": "moduli"}, {}, "--cell, --hidden-size, --readout, "),
         (Sequences, {"unitary": "hard"}, {}, "--unitary: "),
         (Sequences, {"num_layers": 2}, {}, "--num-layers, "),
         (Sequences, {"bidirectional": True}, {}, "--num-layers, --bidirectional, "),
@@ -44,7 +45,7 @@ class Texts:
         ),
         (Texts, {"adaptive_softmax_cutoff": [2]}, {}, "--adaptive-softmax-cutoff: "),
         (Texts, {}, {"adaptive_softmax_cutoff": [2]}, "--adaptive-softmax-cutoff: "),
-        (Texts, {"decoder_embed_dim": 3}, {}, "--cell, --hidden-size, an --…-embed-dim"),
+        (Texts, {"decoder_embed_dim": 3}, {}, "--cell, --hidden-size, --readout, an --…-embed-dim"),
     ],
 )
 def test_the_option_that_differs_is_named(task, trained, now, option):

@@ -1,0 +1,54 @@
+"""What a model tells from a state: a linear layer on its parts, its moduli or both."""
+
+import torch
+from torch import Tensor, nn
+
+READS = ("parts", "moduli", "both")
+
+
+class Readout(nn.Linear):
+    """o = V h + c, or V |h| + c, or V [h ; |h|] + c.
+
+    W turns the phases of a complex state at every step, and in a linear layer on the parts how
+    large a number is counts only together with its phase. |h| is no linear function of the parts:
+    one is learned for every unit, as in a layer more, and it needs half the weights.
+
+    Args:
+        input_size: features of the output of `KRU`, of both directions if there are two.
+        output_size: numbers that leave.
+        reads: "parts", [Re h ; Im h] or a real state as it is; "moduli", |h|; or "both".
+        directions: in which the layers read.
+
+    Raises:
+        ValueError: unknown `reads`, or moduli of what has not two parts in every direction.
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, *, reads: str = "parts", directions: int = 1
+    ) -> None:
+        if reads not in READS:
+            raise ValueError(f"reads={reads!r}: choose from {READS}")
+        if reads != "parts" and input_size % (2 * directions):
+            raise ValueError(
+                f"input_size={input_size}: reads={reads!r} needs a real and an imaginary part of"
+                f" every number in each of {directions} direction(s)"
+            )
+        half = input_size // 2
+        sizes = {"parts": input_size, "moduli": half, "both": input_size + half}
+        super().__init__(sizes[reads], output_size)
+        self.reads = reads
+        self.directions = directions
+
+    def forward(
+        self,
+        h: Tensor,  # shape: (…, input_size): per direction the real parts, then the imaginary ones
+    ) -> Tensor:  # shape: (…, output_size)
+        if self.reads == "parts":
+            return super().forward(h)
+        parts = h.unflatten(-1, (self.directions, 2, -1))
+        # Not torch.hypot, whose gradient at 0 is NaN; that of a norm is 0 there.
+        moduli = torch.linalg.vector_norm(parts, dim=-2).flatten(-2)
+        return super().forward(moduli if self.reads == "moduli" else torch.cat([h, moduli], dim=-1))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reads={self.reads!r}"
