@@ -4,6 +4,7 @@ import re
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 CELLS = {"kru": "KRU", "kru_lstm": "KRU-LSTM", "rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+READS = {"moduli": "moduli read", "both": "parts and moduli read"}
 TEXTS = {"ptb": "Penn Treebank"}  # by the folder of a text
 
 
@@ -49,6 +50,8 @@ def model_name(run: Dict[str, Any]) -> str:
             sizes.append(f"factors {factors}")
         if run["cell"] == "kru" and field == "real":
             sizes.append("real")
+    if options.get("readout") in READS:
+        sizes.append(READS[options["readout"]])
     hard = "hard-unitary " if options.get("unitary") == "hard" else ""
     return f"{hard}{CELLS[run['cell']]}({', '.join(sizes)})"
 

@@ -166,14 +166,14 @@ def test_failed_settings_are_told(report, add):
     def stuck(run):
         run["command"] += " --steps 750"
         run["options"]["task"]["steps"] = 750
-        run["options"]["model"].update(unitary="hard", num_layers=2)
+        run["options"]["model"].update(unitary="hard", num_layers=2, readout="moduli")
         run["factors"] = "16,32 complex"
         run["test"]["metrics"][0]["value"] = 0.16
         run["training"].update(finished=False, seconds=None)
 
     add("stuck", stuck)
     text = report()
-    name = "adding, T = 750, hard-unitary KRU(512, 2 layers, factors 16,32)"
+    name = "adding, T = 750, hard-unitary KRU(512, 2 layers, factors 16,32, moduli read)"
     command = "`adding.sh quick --steps 750`"
     seed = "1 of 1 runs, seed [1](recipes/results/stuck.json)"
     problems = ("no better than the trivial baseline", "training ended early")
