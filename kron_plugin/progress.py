@@ -4,6 +4,8 @@ import logging
 import sys
 import time
 from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
 from typing import Callable, Iterator
 
 from tqdm import tqdm
@@ -37,3 +39,27 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
             said = time.monotonic()
 
     yield advance
+
+
+def write_lines_once() -> None:
+    """Have the toolkit keep --log-file open once; harmless to repeat.
+
+    It opens the file again in every epoch, beside what it opened before: lines are written as often
+    as there were epochs, and a run of a thousand is out of open files.
+    """
+    from fairseq.logging import progress_bar as bars
+
+    make = bars.progress_bar
+    if hasattr(make, "__wrapped__"):
+        return
+
+    @wraps(make)
+    def progress_bar(*args, log_file=None, **kwargs):
+        opened = [h for h in bars.logger.handlers if isinstance(h, logging.FileHandler)]
+        for handler in opened if log_file is not None else ():
+            if Path(handler.baseFilename) == Path(log_file).absolute():
+                bars.logger.removeHandler(handler)
+                handler.close()
+        return make(*args, log_file=log_file, **kwargs)
+
+    bars.progress_bar = progress_bar

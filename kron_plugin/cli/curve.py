@@ -49,7 +49,7 @@ def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple
         ("training", metric, "num_updates"),
         ("validation", f"valid_{metric}", "valid_num_updates"),
     ):
-        # A log repeats its lines in later epochs, and tells an update anew after a resumption.
+        # Without the plugin the toolkit repeats lines; a run that resumes tells some anew.
         values = {
             int(r[update]): r[key] for r in records if key in r and isfinite(r.get(update, inf))
         }
