@@ -9,9 +9,9 @@ READS = ("parts", "moduli", "both")
 class Readout(nn.Linear):
     """o = V h + c, or V |h| + c, or V [h ; |h|] + c.
 
-    W turns the phases of a complex state at every step, and in a linear layer on the parts how
-    large a number is counts only together with its phase. |h| is no linear function of the parts:
-    one is learned for every unit, as in a layer more, and it needs half the weights.
+    W turns the phases of a complex state at every step, and to a linear layer on the parts the size
+    of a number tells something only together with its phase. No such layer can make |h| from the
+    parts. Moduli alone take half the weights.
 
     Args:
         input_size: features of the output of `KRU`, of both directions if there are two.
