@@ -41,6 +41,12 @@ def test_step_by_step_equals_all_at_once(cell):
         model.decoder.reorder_incremental_state(state, order)
 
 
+def test_a_language_model_reads_what_it_is_told_to():
+    model = KRULanguageModel.build_model(CellConfig(hidden_size=8, readout="both"), Task())
+    assert model.readout.weight.shape == (10, 24)
+    assert model(torch.randint(4, 10, (3, 6)))[0].shape == (3, 6, 10)
+
+
 @torch.no_grad()
 def test_a_beam_search_scores_as_the_whole_text_does():
     task = Task()
