@@ -1,11 +1,11 @@
 """Progress as a bar on a terminal, as a few plain lines in a log, as nothing if it is soon over."""
 
 import logging
+import os
 import sys
 import time
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import Callable, Iterator
 
 from tqdm import tqdm
@@ -42,10 +42,10 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
 
 
 def write_lines_once() -> None:
-    """Have the toolkit keep --log-file open once; harmless to repeat.
+    """Have the toolkit close --log-file before it opens it again; harmless to repeat.
 
-    It opens the file again in every epoch, beside what it opened before: lines are written as often
-    as there were epochs, and a run of a thousand is out of open files.
+    It opens the file anew in every epoch, beside what it opened before: each line is written once
+    for every epoch so far, and a run of some thousand epochs runs out of file descriptors.
     """
     from fairseq.logging import progress_bar as bars
 
@@ -54,12 +54,12 @@ def write_lines_once() -> None:
         return
 
     @wraps(make)
-    def progress_bar(*args, log_file=None, **kwargs):
+    def progress_bar(iterator, log_format=None, log_interval=100, log_file=None, **kwargs):
         opened = [h for h in bars.logger.handlers if isinstance(h, logging.FileHandler)]
         for handler in opened if log_file is not None else ():
-            if Path(handler.baseFilename) == Path(log_file).absolute():
+            if handler.baseFilename == os.path.abspath(log_file):
                 bars.logger.removeHandler(handler)
                 handler.close()
-        return make(*args, log_file=log_file, **kwargs)
+        return make(iterator, log_format, log_interval, log_file, **kwargs)
 
     bars.progress_bar = progress_bar

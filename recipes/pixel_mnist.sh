@@ -15,12 +15,17 @@ case $profile in
     quick) sizes=(--max-epoch 2); updates=860 ;;
     paper)
         sizes=(--batch-size 32 --optimizer kron_adam --power 2)
-        if [[ " ${options[*]} " == *" --no-permute "* ]]; then
-            sizes+=(--max-epoch 40 --angle-init 0.2 --factor-lr-scale 0.03); updates=68760
+        given=" ${options[*]} "
+        if [[ $given == *" --no-permute "* ]]; then
+            sizes+=(--max-epoch 40 --factor-lr-scale 0.03); updates=68760
+            angle=0.2 reads=parts
         else
-            sizes+=(--max-epoch 24 --angle-init 0.5 --readout moduli)
-            sizes+=(--lr 2e-3 --factor-lr-scale 0.01 --bias-lr-scale 0.3); updates=41256
+            sizes+=(--max-epoch 24 --lr 2e-3 --factor-lr-scale 0.01 --bias-lr-scale 0.3); updates=41256
+            angle=0.5 reads=moduli
         fi
+        # Other cells have no such start, and real states no moduli.
+        [[ $given == *" --cell "* ]] || sizes+=(--angle-init "$angle")
+        [[ $given == *" --cell "* || $given == *" --kron-real "* ]] || sizes+=(--readout "$reads")
         ;;
 esac
 

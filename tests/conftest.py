@@ -76,7 +76,7 @@ def train(forked, tmp_path):
         result = forked(
             *("fairseq_cli.train", *args, "--user-dir", user_dir, "--cpu"),
             *("--save-dir", out, "--num-workers", 0, "--no-epoch-checkpoints", "--seed", 1),
-            *("--log-format", "json", "--log-file", tmp_path / "train.log"),
+            *("--log-format", "json", "--log-file", f"../{tmp_path.name}/train.log"),
         )
         assert (result.returncode == 0) == (expect == 0), result.stdout[-3000:]
         return out if expect == 0 else result.stdout

@@ -78,8 +78,8 @@ class CellConfig(FairseqDataclass):
     readout: ChoiceEnum(READS) = field(
         default="parts",
         metadata={
-            "help": "what is read from the state; of a complex one real and imaginary parts, or"
-            " moduli, or both"
+            "help": "kru: what is read from the complex state, its real and imaginary parts, its"
+            " moduli (of what dropout leaves of the parts) or both; not in translation"
         },
     )
     unitary: Optional[ChoiceEnum(UNITARY)] = field(

@@ -41,7 +41,7 @@ def _check_options(cfg: KRUConfig, task) -> None:
     require(not cfg.bidirectional, "--bidirectional: in translation, --encoder-bidirectional")
     require(
         cfg.readout == "parts",
-        f"--readout={cfg.readout}: a translation tells symbols from what was attended to",
+        f"--readout={cfg.readout}: is not for translation, which has a readout of its own",
     )
     require(
         cfg.decoder_attention in BOOLEANS,

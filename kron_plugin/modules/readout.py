@@ -1,4 +1,4 @@
-"""What a model tells from a state: a linear layer on its parts, its moduli or both."""
+"""What a model reads from a state: a linear layer on its parts, its moduli or both."""
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +9,18 @@ READS = ("parts", "moduli", "both")
 class Readout(nn.Linear):
     """o = V h + c, or V |h| + c, or V [h ; |h|] + c.
 
-    W turns the phases of a complex state at every step, and to a linear layer on the parts the size
-    of a number tells something only together with its phase. No such layer can make |h| from the
-    parts. Moduli alone take half the weights.
+    The recurrent matrix turns the phases of a complex state at every step, and a linear layer on
+    the parts sees the modulus of a number only mixed with its phase. Moduli alone take half the
+    weights.
 
     Args:
         input_size: features of the output of `KRU`, of both directions if there are two.
         output_size: numbers that leave.
         reads: "parts", [Re h ; Im h] or a real state as it is; "moduli", |h|; or "both".
-        directions: in which the layers read.
+        directions: 2 for a bidirectional layer, whose two states are one after the other in h.
 
     Raises:
-        ValueError: unknown `reads`, or moduli of what has not two parts in every direction.
+        ValueError: unknown `reads`, or moduli of an input_size that 2 · directions does not divide.
     """
 
     def __init__(

@@ -214,7 +214,7 @@ class TwoDictionaries(Task):
             "--adaptive-softmax-cutoff",
         ),
         ({"bidirectional": True}, "--bidirectional: in translation, --encoder-bidirectional"),
-        ({"readout": "moduli"}, "--readout=moduli: a translation tells symbols from what was"),
+        ({"readout": "moduli"}, "--readout=moduli: is not for translation"),
         ({"decoder_attention": "maybe"}, "--decoder-attention=maybe: must be one of 1, 0, True"),
         ({"encoder_hidden_size": 0}, "--encoder-hidden-size=0: must be at least 1"),
         ({"encoder_layers": 0, "decoder_layers": 0}, "--encoder-layers=0: must be at least 1"),
