@@ -1,6 +1,6 @@
 export KRON_VENV := $(or $(KRON_VENV),.venv)
 
-.PHONY: setup test lint installed-test sanitize bench gpu-test gpu-bench
+.PHONY: setup test lint installed-test fresh-test sanitize bench gpu-test gpu-bench
 
 setup:
 	bash recipes/setup.sh test
@@ -34,3 +34,8 @@ gpu-bench:
 	bash recipes/setup.sh test
 	bash recipes/setup.sh bench
 	"$(KRON_VENV)/bin/python" benchmarks/gpu.py bench
+
+# Both commands of the README in systems made from nothing; needs root, debootstrap and the network,
+# and some twenty minutes. KRON_FRESH names the folder for them.
+fresh-test:
+	bash tests/fresh.sh "$(or $(KRON_FRESH),/var/tmp/kron-fresh)"

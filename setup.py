@@ -15,7 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # kron_plugin/tasks is a link to the folder beside the package, so that `tasks` is never a
     # top-level module when installed.
     packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
@@ -24,8 +24,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "numpy>=1.23",
-        "fairseq-fixed>=0.12.3.1,<0.13; python_version >= '3.11'",
-        "fairseq==0.12.2; python_version < '3.11'",
+        "fairseq-fixed>=0.12.3.1,<0.13",
         "sentencepiece>=0.2",
         "matplotlib>=3.7",
         "mido>=1.2",

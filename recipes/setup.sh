@@ -3,8 +3,11 @@
 #
 #   bash recipes/setup.sh [EXTRA]      EXTRA: an extra of setup.py, such as `test`
 #
-# Environment: KRON_VENV, where it lies (default: .venv in the checkout); PYTHON, what makes it
-# (default: python3, 3.11 or newer).
+# Environment:
+#   KRON_VENV   where it lies (default: .venv in the checkout)
+#   PYTHON      what makes it (default: python3, 3.11 or newer)
+#   KRON_TORCH  the torch to install: a wheel file, or the address of a package index that has it.
+#               By default it comes from pip's own index, which on Linux means one with CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,12 +22,20 @@ say() { printf 'setup: %s\n' "$*"; }
 stamp=$venv/.kron-setup${extra:+-$extra}
 wanted=$(cat setup.py constraints.txt recipes/setup.sh | cksum; echo "$PWD")
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+log=$venv/setup.log
 
 command -v "$python" >/dev/null || die "no '$python' found; install Python 3.11 or newer, or set PYTHON"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
     || die "$("$python" --version) is too old; 3.11 or newer is needed (set PYTHON to one)"
 command -v g++ >/dev/null || command -v c++ >/dev/null \
-    || die "no C++ compiler found; fairseq is built from source (Debian, Ubuntu: apt install g++ python3-dev)"
+    || die "no C++ compiler found; fairseq is built from source (Debian, Ubuntu: apt install g++)"
+"$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' \
+    || die "no Python.h for $python; fairseq is built from source (Debian, Ubuntu: apt install python3-dev)"
+"$python" -c 'import ensurepip, venv' 2>/dev/null \
+    || die "$python cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)"
+case ${KRON_TORCH:-} in
+    *.whl) [ -f "$KRON_TORCH" ] || die "KRON_TORCH is $KRON_TORCH, which is no file" ;;
+esac
 
 # One that was interrupted while it was made may lack pip.
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
@@ -39,15 +50,41 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv "${share[@]}" "$venv"
 fi
 
-pip() { "$venv/bin/python" -m pip "$1" --quiet --disable-pip-version-check "${@:2}"; }
+# The log's last line, for as long as somebody watches and this script runs.
+follow() {
+    [ -t 2 ] || return 0
+    while sleep 1 && kill -0 $$; do
+        printf '\r\033[K  %s' "$(tail -n 1 "$log" | cut -c "1-$((${COLUMNS:-80} - 4))")" >&2
+    done
+}
+# What pip says goes into the log. If it fails, the end of that is shown.
+pip() {
+    local follower status=0
+    follow &
+    follower=$!
+    "$venv/bin/python" -m pip "$1" --disable-pip-version-check "${@:2}" >> "$log" 2>&1 || status=$?
+    kill "$follower" 2>/dev/null || true
+    wait "$follower" 2>/dev/null || true
+    [ ! -t 2 ] || printf '\r\033[K' >&2
+    if [ "$status" != 0 ]; then
+        tail -n 25 "$log" >&2
+        die "pip failed as shown; all that it said is in $log"
+    fi
+}
 
 if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
-    torch=$(sed -n 's/^\(torch==[0-9.]*\);.*>= "3.11".*/\1/p' constraints.txt)
-    say "installing $torch"
-    # Without a GPU the CPU build, a tenth of the size, where the package index has one.
-    if command -v nvidia-smi >/dev/null || ! pip install "$torch+cpu" 2>/dev/null; then
-        pip install "$torch"
+    torch=$(sed -n 's/^torch==/&/p' constraints.txt)
+    case ${KRON_TORCH:-} in
+        "") from=() ;;
+        *.whl) torch=$KRON_TORCH from=() ;;
+        *) from=(--index-url "$KRON_TORCH") ;;
+    esac
+    say "installing $torch${from[1]:+ from ${from[1]}}"
+    if [ -z "${KRON_TORCH:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
+        say "there is no NVIDIA GPU here, but this torch may bring CUDA: 3 GB to load, 5.8 GB on the"
+        say "disk; KRON_TORCH can name a smaller wheel, or an index that has one (README.md)"
     fi
+    pip install "${from[@]}" "$torch"
 fi
 # The torch at hand is what pip has to keep, whichever it is; one for CUDA asks for a compiler of
 # its version.
@@ -59,7 +96,8 @@ keep=$(mktemp)
 config=$(mktemp)
 trap 'rm -f "$keep" "$config"' EXIT
 grep -Ev "$unpinned" constraints.txt > "$keep"
-"$venv/bin/python" -c 'import torch; print("torch==" + torch.__version__)' >> "$keep"
+"$venv/bin/python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+    >> "$keep"
 
 say "installing the build tools"
 pip install -c "$keep" setuptools wheel cython numpy
