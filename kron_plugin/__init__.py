@@ -41,6 +41,7 @@ def register() -> None:
         return
     sys.excepthook = _say_plainly
     from .checkpoints import admit_plain_data_only, name_refused_checkpoints
+    from .console import show_bars, silence_remarks
     from .progress import write_lines_once
     from .resume import make_exact
 
@@ -48,6 +49,8 @@ def register() -> None:
     name_refused_checkpoints()
     make_exact()
     write_lines_once()
+    silence_remarks()
+    show_bars()
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
     # folders, such as `tasks`, would answer to their bare names.
     if sys.path[0] == str(package.parent):

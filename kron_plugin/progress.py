@@ -6,39 +6,61 @@ import sys
 import time
 from contextlib import contextmanager
 from functools import wraps
-from typing import Callable, Iterator
+from typing import Iterator, Protocol
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+LINES = 20  # at most, where it is known how much there is to do
+
+
+class Advance(Protocol):
+    def __call__(self, units: int, **shown: str) -> None:
+        """So many units were done since the last call; `shown` are names and values to tell."""
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A function to call with the units done since the last call.
+def progress(
+    what: str, total: int, unit: str, done: int = 0, stays: bool = False
+) -> Iterator[Advance]:
+    """A function to call with the units done since the last call, and with what else to show.
 
     Args:
         total: how many units there are; 0 if unknown.
         done: how many were done before.
+        stays: the bar remains on the terminal when all is done.
     """
     if sys.stderr.isatty():
-        options = {"unit": unit, "unit_scale": True, "initial": done, "leave": False}
-        with tqdm(desc=what, total=total or None, **options) as bar:
-            yield bar.update
+        scaled = unit == "bytes"  # 12.3M; but 600 updates, not 600.0
+        options = {"unit": f" {unit}", "unit_scale": scaled, "initial": done, "leave": stays}
+        with tqdm(desc=what, total=total or None, dynamic_ncols=True, **options) as bar:
+
+            def move(units: int, **shown: str) -> None:
+                bar.set_postfix_str(_listed(shown), refresh=False)
+                bar.update(units)
+
+            yield move
         return
 
-    said = time.monotonic()
+    said, said_at = done, time.monotonic()
 
-    def advance(units: int) -> None:
-        nonlocal done, said
+    def advance(units: int, **shown: str) -> None:
+        nonlocal done, said, said_at
         done += units
-        if total and time.monotonic() > said + SECONDS_BETWEEN_LINES:
-            logger.info("%s: %d of %d %s", what, done, total, unit)
-            said = time.monotonic()
+        soon = time.monotonic() < said_at + SECONDS_BETWEEN_LINES or (done - said) * LINES < total
+        if units and total and not soon:
+            logger.info(
+                "%s: %d of %d %s%s", what, done, total, unit, f", {_listed(shown)}" if shown else ""
+            )
+            said, said_at = done, time.monotonic()
 
     yield advance
+
+
+def _listed(shown) -> str:
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def write_lines_once() -> None:

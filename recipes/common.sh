@@ -52,6 +52,8 @@ or set KRON_DATA to the folder that holds '$1'"
 
 # distributed.sh brings one of its own.
 declare -F launch > /dev/null || launch() { "$venv/bin/fairseq-train" "$@"; }
+# A bar instead of fairseq's lines, which go into the log.
+export LOGLEVEL=${LOGLEVEL:-WARNING}
 
 train() {
     # A folder for each set of options: the toolkit would go on from the checkpoint of another.
@@ -74,6 +76,7 @@ train() {
     for word in "${options[@]}"; do
         [[ $word == --no-* && " $* " == *" --${word#--no-} "* ]] || words+=("$word")
     done
+    printf '%s: training (%s) into %s\n' "$recipe" "$profile" "$out"
     launch "${words[@]}"
 }
 

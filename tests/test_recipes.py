@@ -1,13 +1,16 @@
 """The recipes, the ledger that lists them, and the records of their runs."""
 
+import contextlib
 import csv
 import json
 import os
+import pty
 import re
 import shlex
 import socket
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,23 @@ def rows(profile=None):
 
 def command_of(row):
     return ["bash", f"recipes/{row['recipe']}.sh", row["profile"]]
+
+
+def run_on_terminal(*command, cwd, env):
+    """`run`, with a terminal of 120 columns for the output."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (40, 120))
+    with subprocess.Popen(
+        command, cwd=cwd, env={**os.environ, **env}, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # what the end of a terminal is to its reader
+            while part := os.read(ours, 1 << 16):
+                said += part
+    os.close(ours)
+    shown = said.decode().replace("\r\n", "\n")
+    return subprocess.CompletedProcess(command, process.returncode, shown)
 
 
 def test_every_recipe_has_every_profile():
@@ -53,8 +73,13 @@ def test_smoke_profile_beats_the_trivial_baseline(row, tmp_path):
     runs = tmp_path / "runs"
     venv = Path(sys.executable).parent.parent
     env = {"KRON_RUNS": str(runs), "KRON_VENV": os.environ.get("KRON_VENV", str(venv))}
-    result = run(*command_of(row), cwd=ROOT, env=env)
+    watch = run_on_terminal if row["recipe"] == "copy_memory" else run
+    result = watch(*command_of(row), cwd=ROOT, env=env)
     assert result.returncode == 0, result.stdout[-3000:]
+    assert result.stdout.count("\n") <= 40, result.stdout
+    assert not re.search(r"[{}]|Warning", result.stdout)
+    bars = re.findall(r"training: 100%.* 300/300 .*loss .*, bits .*, valid bits ", result.stdout)
+    assert bool(bars) == (watch is run_on_terminal), result.stdout
     out = runs / f"{row['recipe']}_smoke"
     record = json.loads((out / "result.json").read_text())
     assert record["command"].split() == command_of(row)

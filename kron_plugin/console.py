@@ -1,0 +1,132 @@
+"""What a terminal or a log sees of fairseq's commands when it asks for little.
+
+With LOGLEVEL=WARNING, which the recipes set, fairseq's own lines go into `--log-file` alone and
+training shows one bar over all its updates instead.
+"""
+
+import atexit
+import logging
+import warnings
+from contextlib import ExitStack
+from functools import wraps
+from math import inf
+from typing import Any, Dict, Iterator, Optional
+
+from .progress import Advance, progress
+
+# What fairseq and its libraries remark on each other, and no user can change: parts of messages.
+REMARKS = (
+    "hydra.experimental",
+    "The version_base parameter is not specified",
+    "Usage of deprecated keyword in package header",
+    "is validated against ConfigStore schema",
+    "The strict flag in the compose API is deprecated",
+    "'pin_memory' argument is set as true but no accelerator is found",
+    "`torch.cuda.amp",
+)
+
+
+def silence_remarks() -> None:
+    """Show no warnings that a user can do nothing about."""
+    for remark in REMARKS:
+        warnings.filterwarnings("ignore", message=rf"\s*.*{remark}")
+
+
+def show_bars() -> None:
+    """Where LOGLEVEL hides fairseq's lines, show a bar; harmless to repeat.
+
+    The lines still reach `--log-file`: only what writes to the console holds them back.
+    """
+    root = logging.getLogger()
+    if root.level <= logging.INFO or not root.handlers:
+        return
+    for handler in root.handlers:
+        handler.addFilter(_is_shown)
+    root.setLevel(logging.INFO)  # fairseq raises it for all workers but the first
+
+    from fairseq.logging import progress_bar as bars
+
+    make, training = bars.progress_bar, TrainingBar()
+
+    @wraps(make)
+    def progress_bar(iterator, *args, **kwargs):
+        bar = make(iterator, *args, **kwargs)
+        is_first_worker = root.level <= logging.INFO
+        return ShownBar(bar, training, iterator, **kwargs) if is_first_worker else bar
+
+    bars.progress_bar = progress_bar
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.startswith(__package__)
+
+
+class TrainingBar:
+    """The bar of a whole training: updates, loss and the metric that chooses the checkpoint."""
+
+    def __init__(self) -> None:
+        self.metric = "loss"
+        self.shown: Dict[str, str] = {}
+        self.updates = 0
+        self.advance: Optional[Advance] = None
+
+    def begin(self, config: Dict[str, Any], updates: int, updates_per_epoch: int) -> None:
+        """An epoch begins, after so many updates; the first one starts the bar."""
+        if self.advance is not None:
+            return
+        limits = config["optimization"]
+        total = min(limits["max_update"] or inf, (limits["max_epoch"] or inf) * updates_per_epoch)
+        total = 0 if total == inf else int(total)
+        stack = ExitStack()
+        atexit.register(stack.close)
+        bar = progress("training", total, "updates", updates, stays=True)
+        self.advance = stack.enter_context(bar)
+        self.metric = config["checkpoint"]["best_checkpoint_metric"]
+        self.updates = updates
+
+    def tell(self, stats: Dict[str, Any], updates: Optional[int], split: str = "") -> None:
+        """What fairseq logs after so many updates; nothing to us where it does not train."""
+        from fairseq.logging.progress_bar import format_stat
+
+        if self.advance is None or updates is None:
+            return
+        for name in (self.metric,) if split else ("loss", self.metric):
+            if name in stats:
+                self.shown[f"{split} {name}".strip()] = f"{float(format_stat(stats[name])):.3g}"
+        self.advance(updates - self.updates, **self.shown)
+        self.updates = updates
+
+
+class ShownBar:
+    """One of fairseq's progress bars, an epoch's or a validation's, that moves ours as well."""
+
+    def __init__(
+        self,
+        bar: Any,
+        training: TrainingBar,
+        iterator: Any,
+        epoch: int = 1,
+        prefix: Optional[str] = None,
+        **others: Any,
+    ) -> None:
+        self.bar, self.training, self.is_validation = bar, training, bool(prefix)
+        self.updates = (epoch - 1) * len(iterator) + getattr(iterator, "n", 0)
+
+    def __len__(self) -> int:
+        return len(self.bar)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.bar)
+
+    def update_config(self, config: Dict[str, Any]) -> None:
+        self.bar.update_config(config)
+        self.training.begin(config, self.updates, len(self))
+
+    def log(self, stats: Dict[str, Any], tag: Optional[str] = None, step: Optional[int] = None):
+        self.bar.log(stats, tag, step)
+        self.training.tell(stats, step)
+
+    def print(self, stats: Dict[str, Any], tag: Optional[str] = None, step: Optional[int] = None):
+        self.bar.print(stats, tag, step)
+        if self.is_validation:
+            self.training.tell(stats, step, split=tag or "valid")
