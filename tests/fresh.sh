@@ -52,7 +52,7 @@ make_system() {
     enter useradd --create-home --home-dir /srv/elsewhere reader
     enter install -d -o reader "/srv/a folder"
     git bundle create --quiet "$root/srv/kron.bundle" HEAD
-    as_user "git clone --quiet /srv/kron.bundle '/srv/a folder/kron'"
+    as_user "git -c advice.detachedHead=false -c init.defaultBranch=main clone --quiet /srv/kron.bundle '/srv/a folder/kron'"
 }
 
 leave_system() {
