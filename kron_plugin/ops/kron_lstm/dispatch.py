@@ -1,15 +1,14 @@
 """The backends of the LSTM's recurrence, and the one place where its arguments are checked."""
 
-from math import prod
 from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from .. import inputs
+from .. import checks, inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
-from . import cpu
+from . import cpu, operator
 from .cuda import kron_lstm_cuda
 from .reference import kron_lstm_reference
 
@@ -70,49 +69,25 @@ def kron_lstm(
         RuntimeError: the named backend cannot serve.
     """
     factors = [list(gate) for gate in factors]
-    _check(x, factors, bias, state, weight)
-    lengths = inputs.checked_lengths("kron_lstm", lengths, x)
-    if checkpoint_every < 1:
-        raise ValueError(f"kron_lstm: checkpoint_every={checkpoint_every} must be at least 1")
-    h0 = state[0]
+    checks.require("kron_lstm", len(state) == 2, "state must be a pair of h and c")
+    h0, c0 = state
+    _check_factors(factors)
+    shapes = [[size for w in gate for size in w.shape] for gate in factors]
+    operator.check(x, shapes, bias, h0, c0, weight)
+    checks.check_factors("kron_lstm", [w for gate in factors for w in gate], h0)
+    lengths = checks.checked_lengths("kron_lstm", lengths, x)
+    checks.check_every("kron_lstm", checkpoint_every)
     run = _BACKENDS.run(backend, Problem(h0.device, h0.dtype, False))
     return run(x, factors, bias, state, lengths, weight, need_output, checkpoint_every)
 
 
-def _check(
-    x: Tensor,
-    factors: Sequence[Sequence[Tensor]],
-    bias: Tensor,
-    state: Tuple[Tensor, Tensor],
-    weight: Optional[Tensor],
-) -> None:
-    inputs.require("kron_lstm", len(factors) == 4, f"factors has {len(factors)} gates, expected 4")
-    n = bias.shape[0] // 4 if bias.dim() == 1 else 0
+def _check_factors(factors: Sequence[Sequence[Tensor]]) -> None:
+    message = "factors has {} gates, expected 4"
+    checks.require("kron_lstm", len(factors) == 4, message, len(factors))
     for name, gate in zip("ifgo", factors, strict=True):
-        _check_gate(name, gate, n)
-    inputs.check_steps("kron_lstm", x)
-    inputs.check_shape("kron_lstm", "bias", bias, (4 * n,))
-    inputs.require("kron_lstm", len(state) == 2, "state must be a pair of h and c")
-    for name, tensor in zip(("h0", "c0"), state, strict=True):
-        inputs.check_shape("kron_lstm", name, tensor, (x.shape[1], n))
-    inputs.check_input("kron_lstm", x, weight, 4 * n)
-    others = {"x": x, "bias": bias, "weight": weight, "c0": state[1]}
-    inputs.check_alike("kron_lstm", state[0], others)
-    inputs.check_factors("kron_lstm", [w for gate in factors for w in gate], state[0])
-
-
-def _check_gate(name: str, factors: Sequence[Tensor], n: int) -> None:
-    """One gate's factors against N, which is a quarter of the bias."""
-    fit = bool(factors) and all(w.dim() == 2 and w.numel() for w in factors)
-    inputs.require(
-        "kron_lstm",
-        fit and not any(w.is_complex() for w in factors),
-        f"factors of gate {name} must be real matrices, of at least one row and column",
-    )
-    rows, columns = prod([w.shape[0] for w in factors]), prod([w.shape[1] for w in factors])
-    inputs.require(
-        "kron_lstm",
-        rows == columns == n,
-        f"factors of gate {name} make a {rows}x{columns} matrix; with a bias of 4·{n} it must be"
-        f" {n}x{n}",
-    )
+        checks.require(
+            "kron_lstm",
+            bool(gate) and all(w.dim() == 2 and w.numel() and not w.is_complex() for w in gate),
+            "factors of gate {} must be real matrices, of at least one row and column",
+            name,
+        )

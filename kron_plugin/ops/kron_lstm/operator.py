@@ -5,11 +5,13 @@ A backend supplies two functions, one a pass, on plain tensors. They become oper
 of all gates go in as one vector, so that their gradient is one too.
 """
 
-from typing import Callable, List, Optional, Tuple
+from math import prod
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..backends import compute_type
 from ..inputs import project_wide
 from ..kron.flat import flatten
@@ -25,6 +27,32 @@ def split_gates(shapes: List[int], counts: List[int]) -> List[List[int]]:
 def entries(gates: List[List[int]]) -> List[int]:
     """How many numbers each gate's factors hold."""
     return [sum(p * q for p, q in zip(g[::2], g[1::2], strict=True)) for g in gates]
+
+
+def check(
+    x: Tensor,
+    gates: Sequence[Sequence[int]],  # P_0, Q_0, P_1, … of each gate
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weight: Optional[Tensor],
+) -> None:
+    """Raise a ValueError unless all but the factors' entries fit together."""
+    n = bias.shape[0] // 4 if bias.dim() == 1 else 0
+    for name, shapes in zip("ifgo", gates, strict=True):
+        rows, columns = prod(shapes[::2]), prod(shapes[1::2])
+        checks.require(
+            "kron_lstm",
+            rows == columns == n,
+            "factors of gate {} make a {}x{} matrix; with a bias of 4·{} it must be {}x{}",
+            *(name, rows, columns, n, n, n),
+        )
+    checks.check_steps("kron_lstm", x)
+    checks.check_shape("kron_lstm", "bias", bias, (4 * n,))
+    for name, part in (("h0", h0), ("c0", c0)):
+        checks.check_shape("kron_lstm", name, part, (x.shape[1], n))
+    checks.check_input("kron_lstm", x, weight, 4 * n)
+    checks.check_alike("kron_lstm", h0, {"x": x, "bias": bias, "weight": weight, "c0": c0})
 
 
 def define(
@@ -59,9 +87,10 @@ def define(
         keep: bool,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """Outputs (T, B, N), what the backward pass keeps, and the last h and c (B, N)."""
+        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every)
+        _check_buffers(*problem)
         results = _allocate(x, h0, need_output, every, keep)
-        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, threads)
-        forward(*problem, *results)
+        forward(*problem, threads, *results)
         return results
 
     def _forward_fake(
@@ -89,9 +118,14 @@ def define(
         need_d_x: bool,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x, factors, bias, h0, c0 and weight; empty for an x or weight without."""
+        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every)
+        _check_buffers(*problem)
+        if not _has_states(d_outputs, d_h_n, d_c_n, kept, x, h0, every):
+            made = _allocate(x, h0, need_output=False, every=every, keep=True)
+            forward(*problem, threads, *made)
+            kept = made[1]
         results = _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
-        problem = (x, factors, bias, h0, c0, weight, lengths, shapes, counts, every, threads)
-        backward(d_outputs, d_h_n, d_c_n, kept, *problem, *results)
+        backward(d_outputs, d_h_n, d_c_n, kept, *problem, threads, *results)
         return results
 
     def _backward_fake(
@@ -127,6 +161,29 @@ def define(
 
     run.operator = operator
     return run
+
+
+def _check_buffers(x, factors, bias, h0, c0, weight, lengths, shapes, counts, every) -> None:
+    """Raise a ValueError unless each array is what a kernel will take it for."""
+    checks.check_flat_factors("kron_lstm", factors, shapes, False, h0)
+    fit = len(counts) == 4 and min(counts) >= 1 and 2 * sum(counts) == len(shapes)
+    checks.require("kron_lstm", fit, "counts={} must tell four gates of {}", counts, shapes)
+    check(x, split_gates(shapes, counts), bias, h0, c0, weight)
+    checks.check_lengths("kron_lstm", lengths, x)
+    checks.check_every("kron_lstm", every)
+
+
+def _has_states(d_outputs, d_h_n, d_c_n, kept, x, h0, every) -> bool:
+    """Whether the backward pass was given states; a graph traced without gradients kept none.
+
+    Raises:
+        ValueError: an array is not what a kernel will take it for.
+    """
+    checks.check_array("kron_lstm", "d_outputs", d_outputs, (x.shape[0], *h0.shape), h0)
+    for name, part in (("d_h_n", d_h_n), ("d_c_n", d_c_n)):
+        checks.check_array("kron_lstm", name, part, tuple(h0.shape), h0)
+    before = (-(-x.shape[0] // every), 2, *h0.shape)
+    return checks.is_kept("kron_lstm", "kept", kept, before, h0, computed=True)
 
 
 def _allocate(x: Tensor, h0: Tensor, need_output: bool, every: int, keep: bool):

@@ -1,12 +1,11 @@
 """The backends of the recurrence, and the one place where its arguments are checked."""
 
-from math import prod
 from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from .. import inputs
+from .. import checks, inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
 from . import cpu, operator
@@ -82,43 +81,19 @@ def kron_rnn(
         RuntimeError: the named backend cannot serve.
     """
     factors = list(factors)
-    _check(x, factors, bias, h0, weight, activation)
-    lengths = inputs.checked_lengths("kron_rnn", lengths, x)
-    if checkpoint_every < 1:
-        raise ValueError(f"kron_rnn: checkpoint_every={checkpoint_every} must be at least 1")
+    _check_factors(factors)
+    shapes = [size for w in factors for size in w.shape]
+    operator.check(x, shapes, bias, h0, weight, factors[0].is_complex(), activation)
+    checks.check_factors("kron_rnn", factors, h0)
+    lengths = checks.checked_lengths("kron_rnn", lengths, x)
+    checks.check_every("kron_rnn", checkpoint_every)
     run = _BACKENDS.run(backend, Problem(h0.device, h0.dtype, factors[0].is_complex()))
     return run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every)
 
 
-def _check(
-    x: Tensor,
-    factors: Sequence[Tensor],
-    bias: Tensor,
-    h0: Tensor,
-    weight: Optional[Tensor],
-    activation: str,
-) -> None:
-    def require(condition: bool, message: str) -> None:
-        inputs.require("kron_rnn", condition, message)
-
-    require(
-        bool(factors) and all(w.dim() == 2 and w.numel() for w in factors),
-        "factors must be matrices, of at least one row and column",
-    )
-    n = prod([w.shape[0] for w in factors])
-    columns = prod([w.shape[1] for w in factors])
-    require(n == columns, f"factors make a {n}x{columns} matrix; the recurrence needs a square one")
-    is_complex = factors[0].is_complex()
-    require(
-        all(w.is_complex() == is_complex for w in factors),
-        "factors must be all real or all complex",
-    )
-    width = 2 * n if is_complex else n
-    require(activation in ACTIVATIONS, f"activation={activation!r}: choose from {ACTIVATIONS}")
-    require(not (is_complex and activation == "tanh"), "activation='tanh' needs real factors")
-    inputs.check_steps("kron_rnn", x)
-    inputs.check_shape("kron_rnn", "bias", bias, (n,) if activation == "modrelu" else (width,))
-    inputs.check_shape("kron_rnn", "h0", h0, (x.shape[1], width))
-    inputs.check_input("kron_rnn", x, weight, width)
-    inputs.check_alike("kron_rnn", h0, {"x": x, "bias": bias, "weight": weight})
-    inputs.check_factors("kron_rnn", factors, h0)
+def _check_factors(factors: Sequence[Tensor]) -> None:
+    fit = bool(factors) and all(w.dim() == 2 and w.numel() for w in factors)
+    message = "factors must be matrices, of at least one row and column"
+    checks.require("kron_rnn", fit, message)
+    alike = all(w.is_complex() == factors[0].is_complex() for w in factors)
+    checks.require("kron_rnn", alike, "factors must be all real or all complex")

@@ -5,17 +5,46 @@ A backend supplies two functions, one a pass, on plain tensors. They become oper
 go in as one real vector, so that their gradient is one too.
 """
 
-from typing import Callable, List, Optional, Tuple
+from math import prod
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..backends import compute_type
 from ..inputs import project_wide
 from ..kron.flat import flatten
 from ..operators import register, register_backward
 
 ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}  # enum Activation of the kernels
+
+
+def check(
+    x: Tensor,
+    shapes: Sequence[int],
+    bias: Tensor,
+    h0: Tensor,
+    weight: Optional[Tensor],
+    is_complex: bool,
+    activation: str,
+) -> None:
+    """Raise a ValueError unless all but the factors' entries fit together."""
+
+    def require(condition: bool, message: str, *values) -> None:
+        checks.require("kron_rnn", condition, message, *values)
+
+    n, columns = prod(shapes[::2]), prod(shapes[1::2])
+    message = "factors make a {}x{} matrix; the recurrence needs a square one"
+    require(n == columns, message, n, columns)
+    width = 2 * n if is_complex else n
+    require(activation in ACTIVATIONS, "activation={!r}: choose from {}", activation, ACTIVATIONS)
+    require(not (is_complex and activation == "tanh"), "activation='tanh' needs real factors")
+    checks.check_steps("kron_rnn", x)
+    checks.check_shape("kron_rnn", "bias", bias, (n,) if activation == "modrelu" else (width,))
+    checks.check_shape("kron_rnn", "h0", h0, (x.shape[1], width))
+    checks.check_input("kron_rnn", x, weight, width)
+    checks.check_alike("kron_rnn", h0, {"x": x, "bias": bias, "weight": weight})
 
 
 def define(
@@ -51,9 +80,10 @@ def define(
         keep: bool,
     ) -> Tuple[Tensor, Tensor, Tensor]:
         """States (T, B, W), what the backward pass keeps instead, and the last state (B, W)."""
+        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
+        _check_buffers(*problem)
         results = _allocate(x, h0, need_output, every, keep)
-        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
-        forward(*problem, every, threads, *results)
+        forward(*problem, threads, *results)
         return results
 
     def _forward_fake(
@@ -81,9 +111,14 @@ def define(
         need_d_x: bool,
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x, factors, bias, h0 and weight; empty for an x or weight without one."""
+        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every)
+        _check_buffers(*problem)
+        if not _has_states(d_states, d_last, states, kept, x, h0, every):
+            made = _allocate(x, h0, need_output=False, every=every, keep=True)
+            forward(*problem, threads, *made)
+            states, kept, _ = made
         results = _allocate_gradients(x, factors, bias, h0, weight, need_d_x)
-        problem = (x, factors, bias, h0, weight, lengths, shapes, is_complex, activation)
-        backward(d_states, d_last, states, kept, *problem, every, threads, *results)
+        backward(d_states, d_last, states, kept, *problem, threads, *results)
         return results
 
     def _backward_fake(
@@ -117,6 +152,30 @@ def define(
 
     run.operator = operator
     return run
+
+
+def _check_buffers(
+    x, factors, bias, h0, weight, lengths, shapes, is_complex, activation, every
+) -> None:
+    """Raise a ValueError unless each array is what a kernel will take it for."""
+    checks.check_flat_factors("kron_rnn", factors, shapes, is_complex, h0)
+    check(x, shapes, bias, h0, weight, is_complex, activation)
+    checks.check_lengths("kron_rnn", lengths, x)
+    checks.check_every("kron_rnn", every)
+
+
+def _has_states(d_states, d_last, states, kept, x, h0, every) -> bool:
+    """Whether the backward pass was given states; a graph traced without gradients kept none.
+
+    Raises:
+        ValueError: an array is not what a kernel will take it for.
+    """
+    rows = (x.shape[0], *h0.shape)
+    checks.check_array("kron_rnn", "d_states", d_states, rows, h0)
+    checks.check_array("kron_rnn", "d_last", d_last, tuple(h0.shape), h0)
+    last_ones = (-(-x.shape[0] // every), *h0.shape)
+    has_kept = checks.is_kept("kron_rnn", "kept", kept, last_ones, h0, computed=every > 1)
+    return (checks.is_kept("kron_rnn", "states", states, rows, h0) and every == 1) or has_kept
 
 
 def _allocate(x: Tensor, h0: Tensor, need_output: bool, every: int, keep: bool):

@@ -49,12 +49,20 @@ def run(
 ) -> None:
     """Fill a call's fields with tensors (None or empty: null) and numbers, and make it.
 
+    The kernel reads and writes as many numbers of each tensor as the call's sizes tell: the
+    operators check that they are there.
+
     Raises:
+        ValueError: a tensor is not in the CPU's memory, or there is no such number of threads.
         MemoryError: the kernel could not get its scratch memory.
     """
+    if not 1 <= fields["threads"] <= MAX_THREADS:
+        raise ValueError(f"threads={fields['threads']}: must be from 1 to {MAX_THREADS}")
     alive = []
     for name, value in fields.items():
         if isinstance(value, Tensor):
+            if value.device.type != "cpu":
+                raise ValueError(f"{function}: {name} is on {value.device}, not on the CPU")
             alive.append(value.contiguous())
             value = alive[-1].data_ptr() if value.numel() else None
         setattr(call, name, value)

@@ -1,0 +1,194 @@
+"""Checks of what the recurrences are given, each an error that names the argument.
+
+They are made twice: of what a user passes; and by the operators of the fused backends, which
+anybody can call, of every buffer that a kernel will read.
+"""
+
+from typing import Dict, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import compute_type
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # of lengths
+
+
+def require(operation: str, condition: bool, message: str, *values) -> None:
+    """Raise a ValueError that begins with the operation's name unless the condition holds.
+
+    The values are put into the message when it is needed, not before: a size that is written out
+    is a constant of a traced graph from there on.
+    """
+    if not condition:
+        raise ValueError(f"{operation}: {message.format(*values)}")
+
+
+def check_shape(operation: str, name: str, tensor: Tensor, expected: tuple) -> None:
+    """Raise a ValueError that names the argument unless it has the expected shape."""
+    have = tuple(tensor.shape)
+    require(operation, have == expected, "{} has shape {}, expected {}", name, have, expected)
+
+
+def check_device(operation: str, name: str, tensor: Tensor, h0: Tensor) -> None:
+    """Raise a ValueError unless the tensor is where h0 is."""
+    require(
+        operation,
+        tensor.device == h0.device,
+        "{} is on another device than h0, {} and not {}",
+        *(name, tensor.device, h0.device),
+    )
+
+
+def check_array(
+    operation: str,
+    name: str,
+    tensor: Optional[Tensor],
+    expected: tuple,
+    h0: Tensor,
+    computed: bool = False,
+) -> None:
+    """Raise a ValueError unless an array, if given, has the expected shape and is like h0.
+
+    It is when it is on the same device, and of h0's type, or for `computed` of that which h0 is
+    computed with.
+    """
+    if tensor is None:
+        return
+    check_shape(operation, name, tensor, expected)
+    check_device(operation, name, tensor, h0)
+    dtype = compute_type(h0.dtype) if computed else h0.dtype
+    message = "{} has another type than h0, {} and not {}"
+    require(operation, tensor.dtype == dtype, message, name, tensor.dtype, dtype)
+
+
+def is_kept(
+    operation: str, name: str, tensor: Tensor, expected: tuple, h0: Tensor, computed: bool = False
+) -> bool:
+    """Whether states were kept for the backward pass: an empty array tells that they were not.
+
+    Raises:
+        ValueError: it is neither empty nor what `check_array` asks for.
+    """
+    if tensor.numel():
+        check_array(operation, name, tensor, expected, h0, computed)
+    return tensor.numel() > 0
+
+
+def check_steps(operation: str, x: Tensor) -> None:
+    """Raise a ValueError unless x has axes of time and batch, and a first step."""
+    fits = x.dim() >= 2 and x.shape[0] >= 1
+    require(operation, fits, "x needs at least one step, has shape {}", tuple(x.shape))
+
+
+def check_input(operation: str, x: Tensor, weight: Optional[Tensor], width: int) -> None:
+    """Raise a ValueError unless x and weight are one of the forms that `project` takes."""
+    have = tuple(x.shape)
+    if weight is None:
+        require(
+            operation,
+            x.dim() == 3 and x.shape[2] == width,
+            "x has shape {}, expected (T, B, {}) when no weight is given",
+            *(have, width),
+        )
+        return
+    require(
+        operation,
+        weight.dim() == 2 and weight.shape[1] == width and weight.shape[0] >= 1,
+        "weight has shape {}, expected (I, {}), I at least 1",
+        *(tuple(weight.shape), width),
+    )
+    fits = x.dim() == 3 and x.shape[2] == weight.shape[0] if x.is_floating_point() else x.dim() == 2
+    require(
+        operation,
+        fits and not x.is_complex() and x.dtype != torch.bool,
+        "x has shape {} and type {}; with weight {} it must be features (T, B, {}) or integer"
+        " tokens (T, B)",
+        *(have, x.dtype, tuple(weight.shape), weight.shape[0]),
+    )
+
+
+def check_alike(operation: str, h0: Tensor, tensors: Dict[str, Optional[Tensor]]) -> None:
+    """Raise a ValueError unless h0 holds real numbers and the others are like it.
+
+    They are when they have its type and lie on its device; tokens, an "x" of integers beside a
+    "weight", may have any type.
+    """
+    message = "h0 must hold real numbers, not {}"
+    require(operation, h0.is_floating_point(), message, h0.dtype)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        check_device(operation, name, tensor, h0)
+        is_tokens = name == "x" and tensors["weight"] is not None and not tensor.is_floating_point()
+        require(
+            operation,
+            is_tokens or tensor.dtype == h0.dtype,
+            "{} has another type than h0, {} and not {}",
+            *(name, tensor.dtype, h0.dtype),
+        )
+
+
+def check_factors(operation: str, factors: Sequence[Tensor], h0: Tensor) -> None:
+    """Raise a ValueError unless factors are on h0's device, and of its type or that it is computed
+    with."""
+    fitting = [h0.dtype, compute_type(h0.dtype)]
+    fitting.append(torch.promote_types(fitting[1], torch.complex64))
+    for factor in factors:
+        check_device(operation, "a factor", factor, h0)
+        require(
+            operation,
+            factor.dtype in fitting,
+            "a factor has the type {}, which does not fit a state of {}",
+            *(factor.dtype, h0.dtype),
+        )
+
+
+def check_flat_factors(
+    operation: str, factors: Tensor, shapes: Sequence[int], is_complex: bool, h0: Tensor
+) -> None:
+    """Raise a ValueError unless all factors as one vector are what `shapes` and h0 ask for."""
+    require(
+        operation,
+        len(shapes) % 2 == 0 and all(size >= 1 for size in shapes),
+        "shapes={} must be pairs of sizes of at least 1",
+        shapes,
+    )
+    entries = sum(p * q for p, q in zip(shapes[::2], shapes[1::2], strict=True))
+    check_array(operation, "factors", factors, (entries * (1 + is_complex),), h0, computed=True)
+
+
+def check_every(operation: str, checkpoint_every: int) -> None:
+    """Raise a ValueError unless states can be kept every so many steps."""
+    message = "checkpoint_every={} must be at least 1"
+    require(operation, checkpoint_every >= 1, message, checkpoint_every)
+
+
+def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
+    """Raise a ValueError unless lengths, if given, are integers, one for each sequence of x.
+
+    Their values are not looked at: the backends read and write no memory by them.
+    """
+    if lengths is None:
+        return
+    check_shape(operation, "lengths", lengths, (x.shape[1],))
+    fits = lengths.dtype in INTEGERS
+    require(operation, fits, "lengths must be integers, not {}", lengths.dtype)
+
+
+def checked_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
+    """Lengths as int64, which holds any step, where x is.
+
+    Raises:
+        ValueError: they are not from 1 to T, one a sequence.
+    """
+    check_lengths(operation, lengths, x)
+    if lengths is None:
+        return None
+    lengths = lengths.long()
+    # In a traced graph and on a device, which would have to be waited for, they go unseen.
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        fits = bool(((lengths >= 1) & (lengths <= x.shape[0])).all())
+        message = "lengths must be between 1 and the {} steps of x"
+        require(operation, fits, message, x.shape[0])
+    return lengths.to(x.device)
