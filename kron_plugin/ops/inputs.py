@@ -20,9 +20,33 @@ def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
     return torch.nn.functional.embedding(x.long(), weight)
 
 
-def project_wide(x: Tensor, weight: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
-    """What a fused kernel is given: many features are faster projected by a matrix product."""
-    if weight is None or not x.is_floating_point() or weight.shape[0] <= MAX_FEATURES:
+def within_lengths(
+    x: Tensor,  # shape: (T, B) or (T, B, …)
+    lengths: Optional[Tensor],  # shape: (B,)
+) -> Tensor:
+    """x with zeros beyond each length, whatever stands there.
+
+    A gradient of zero is none where it meets a NaN or an infinity; and a token may have no row.
+    """
+    if lengths is None:
+        return x
+    x = x if x.is_floating_point() else x.long()
+    live = torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths
+    live = live.unsqueeze(2) if x.dim() == 3 else live
+    return torch.where(live, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def prepared(
+    x: Tensor, weight: Optional[Tensor], lengths: Optional[Tensor]
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """What a fused kernel is given: many features are faster projected by a matrix product.
+
+    Dense x is given as it is: the kernels pass over what stands beyond a length themselves.
+    """
+    if weight is None:
+        return x, None
+    x = within_lengths(x, lengths)
+    if not x.is_floating_point() or weight.shape[0] <= MAX_FEATURES:
         return x, weight
     return x @ weight, None
 

@@ -277,3 +277,28 @@ def test_other_ways_to_differentiate(cell):
     fused = make(cell, backend="cpu")
     with pytest.raises(RuntimeError, match=r"torch\.func .* want backend='reference'"):
         torch.func.grad(lambda x: fused(x)[0].sum())(x)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("form", ["features", "many features", "tokens"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_what_stands_beyond_a_length_is_not_read(cell, form, backend):
+    """In either direction and any layer, whatever it is: no result knows of it."""
+    inputs = 12 if form == "many features" else 3
+    layer = cell(inputs, 4, num_layers=2, bidirectional=True, backend=backend).double()
+    clean = torch.randint(3, (6, 4)) if form == "tokens" else torch.randn(6, 4, inputs).double()
+    lengths = torch.tensor(LENGTHS)
+    beyond = torch.arange(6).unsqueeze(1) >= lengths
+    results = []
+    for bad in [None, -1, 1000] if form == "tokens" else [None, float("nan"), float("inf")]:
+        x = clean.clone()
+        if bad is not None:
+            x[beyond] = bad
+        leaves = [x.requires_grad_()] if form != "tokens" else []
+        output, state = layer(x, None, lengths)
+        leaves += layer.parameters()
+        gradients = torch.autograd.grad(loss(output, parts(state)), leaves)
+        results.append([output, *parts(state), *gradients])
+        assert form == "tokens" or gradients[0][beyond].eq(0).all()
+    for have in results[1:]:
+        assert all(map(torch.equal, have, results[0]))

@@ -54,7 +54,8 @@ def kron_lstm(
         bias: of the four gates, one after the other.
         state: h and c before the first input.
         lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
-            keeps its last h and c, and its later inputs receive no gradient.
+            keeps its last h and c, and its later inputs, whatever they are, are not read and
+            receive no gradient. What is asked of its later outputs is asked of its last h.
         need_output: False when only the last state is wanted; the first result then is empty.
         checkpoint_every: keep every so many-th state for the backward pass, and compute the others
             again. Same gradients; memory for T/k + k states rather than T, and more time.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..backends import compute_type
-from ..inputs import project_wide
+from ..inputs import prepared
 from ..kron.flat import flatten
 from ..operators import register, register_backward
 
@@ -149,7 +149,7 @@ def define(
     operator = register("kron_lstm", name, _forward, _forward_fake, _differentiate, _setup_context)
 
     def run(x, factors, bias, state, lengths, weight, need_output, checkpoint_every):
-        x, weight = project_wide(x, weight)
+        x, weight = prepared(x, weight, lengths)
         flat = flatten([w for gate in factors for w in gate]).to(compute_type(state[0].dtype))
         shapes = [size for gate in factors for w in gate for size in w.shape]
         counts = [len(gate) for gate in factors]

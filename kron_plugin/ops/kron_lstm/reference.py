@@ -5,7 +5,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..inputs import project
+from ..inputs import project, within_lengths
 from ..kron.reference import kron_matmul_reference as kron_matmul
 
 
@@ -23,7 +23,7 @@ def kron_lstm_reference(
 
     `checkpoint_every` is ignored: autograd keeps what it needs of every step.
     """
-    u_tbw = project(x, weight)
+    u_tbw = project(within_lengths(x, lengths), weight)
     h, c = state
     outputs = []
     for t, u in enumerate(u_tbw):

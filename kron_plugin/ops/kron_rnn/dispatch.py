@@ -64,7 +64,8 @@ def kron_rnn(
             factors; "identity": z + b.
         h0: the state before the first input.
         lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
-            keeps its last state, and its later inputs receive no gradient.
+            keeps its last state, and its later inputs, whatever they are, are not read and receive
+            no gradient. What is asked of its later outputs is asked of that last state.
         need_output: False when only the last state is wanted; the first result then is
             empty.
         checkpoint_every: keep every so many-th state for the backward pass, and compute the others

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..backends import compute_type
-from ..inputs import project_wide
+from ..inputs import prepared
 from ..kron.flat import flatten
 from ..operators import register, register_backward
 
@@ -142,7 +142,7 @@ def define(
 
     def run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every):
         is_complex = factors[0].is_complex()
-        x, weight = project_wide(x, weight)
+        x, weight = prepared(x, weight, lengths)
         tensors = (x, flatten(factors).to(compute_type(h0.dtype)), bias, h0, weight)
         shapes = [size for w in factors for size in w.shape]
         keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..activation import join, modrelu, split
-from ..inputs import project
+from ..inputs import project, within_lengths
 from ..kron.reference import kron_matmul_reference as kron_matmul
 
 
@@ -26,7 +26,7 @@ def kron_rnn_reference(
     `checkpoint_every` is ignored: autograd keeps what it needs of every step.
     """
     is_complex = factors[0].is_complex()
-    u_tbw = project(x, weight)
+    u_tbw = project(within_lengths(x, lengths), weight)
     h = h0
     states = []
     for t, u in enumerate(u_tbw):
