@@ -52,39 +52,54 @@ void store_state(const Cell<L>* state, const Block& block, int64_t n, real* h, r
 }
 
 template <int L>
-void forward_block(const Call& call, const Block& block) {
-  Arena arena;
-  Step<L> step(call, block, arena);
-  const int64_t n = call.size;
-  Cell<L>* ring[2] = {arena.take<Cell<L>>(2 * n), arena.take<Cell<L>>(2 * n)};
-  const auto place = [&](int64_t t) {  // of the state that step t starts from
-    const bool keep = call.kept && t % call.every == 0 && t < call.steps;
-    return keep ? kept_states<L>(call, block) + t / call.every * 2 * n : ring[t & 1];
-  };
-  load_state<L>(call.h0, call.c0, block, n, place(0));
-  for (int64_t t = 0; t < call.steps; ++t) {
-    step(t, place(t), place(t + 1));
-    if (call.outputs) store_batch<L>(place(t + 1), block, n, call.outputs + t * call.batch * n);
+class Forward {
+ public:
+  explicit Forward(const Call& call)
+      : call_(call),
+        step_(call, arena_),
+        ring_{arena_.take<Cell<L>>(2 * call.size), arena_.take<Cell<L>>(2 * call.size)} {}
+
+  void run(const Block& block, Pace& pace) {
+    const int64_t n = call_.size;
+    const auto place = [&](int64_t t) {  // of the state that step t starts from
+      const bool keep = call_.kept && t % call_.every == 0 && t < call_.steps;
+      return keep ? kept_states<L>(call_, block) + t / call_.every * 2 * n : ring_[t & 1];
+    };
+    step_.begin(block);
+    load_state<L>(call_.h0, call_.c0, block, n, place(0));
+    for (int64_t t = 0; t < call_.steps && !pace.stop(kGates * n); ++t) {
+      step_(t, place(t), place(t + 1));
+      if (call_.outputs) store_batch<L>(place(t + 1), block, n, call_.outputs + t * call_.batch * n);
+    }
+    store_state<L>(place(call_.steps), block, n, call_.h_n, call_.c_n);
   }
-  store_state<L>(place(call.steps), block, n, call.h_n, call.c_n);
-}
+
+ private:
+  const Call& call_;
+  Arena arena_;
+  Step<L> step_;
+  Cell<L>* const ring_[2];
+};
 
 // The states that steps start from, on the way back. Those within a segment are computed again when it
 // is entered.
 template <int L>
 class History {
  public:
-  History(const Call& call, const Block& block, Step<L>& step, Arena& arena)
+  History(const Call& call, Step<L>& step, Arena& arena)
       : call_(call),
         step_(step),
-        kept_(kept_states<L>(call, block)),
         segment_(arena.take<Cell<L>>(std::min(call.every - 1, call.steps) * 2 * call.size)) {}
+  void begin(const Block& block) {
+    kept_ = kept_states<L>(call_, block);
+    entered_ = -1;
+  }
   // To be called with t falling from T - 1 to 0.
-  const Cell<L>* operator()(int64_t t) {
+  const Cell<L>* operator()(int64_t t, Pace& pace) {
     const int64_t cells = 2 * call_.size, segment = t / call_.every, first = segment * call_.every;
     const Cell<L>* state = kept_ + segment * cells;
     if (segment != entered_)
-      for (int64_t i = first; i < t; ++i) {
+      for (int64_t i = first; i < t && !pace.stop(kGates * call_.size); ++i) {
         step_(i, state, segment_ + (i - first) * cells);
         state = segment_ + (i - first) * cells;
       }
@@ -95,16 +110,10 @@ class History {
  private:
   const Call& call_;
   Step<L>& step_;
-  const Cell<L>* const kept_;
   Cell<L>* const segment_;
+  const Cell<L>* kept_ = nullptr;
   int64_t entered_ = -1;
 };
-
-Sums no_sums(const Call& call) {
-  const GateFactors last = gate_factors(call).back();
-  const int64_t entries = last.offset + factor_entries(last.count, last.shapes);
-  return Sums(entries, kGates * call.size, call.input());
-}
 
 // From delta_t (4N cells) to gamma_{t-1}, and to the factors of all gates.
 template <int L>
@@ -148,30 +157,50 @@ KRON_INLINE Gates<L> gates_backward(const Gates<L>& gate, Lanes<L> before, Lanes
 }
 
 template <int L>
-void backward_block(const Call& call, const Block& block, Sums& sums) {
-  const int64_t size = call.size;
-  Arena arena;
-  Step<L> step(call, block, arena);
-  History<L> history(call, block, step, arena);
-  RecurrentGradient<L> recurrent(call, arena, sums);
-  InputGradient<L> inputs(step.input, arena);
-  Cell<L>*gradient = arena.take<Cell<L>>(2 * size), *d_c = gradient + size;  // of the state after step t
-  Cell<L>*delta = arena.take<Cell<L>>(kGates * size), *d_bias = arena.take<Cell<L>>(kGates * size);
-  Cell<L>* outside = call.d_outputs ? arena.take<Cell<L>>(size) : nullptr;
-  Cell<L>* carried = call.lengths ? arena.take<Cell<L>>(size) : nullptr;
-  load_state<L>(call.d_h_n, call.d_c_n, block, size, gradient);
-  for (int64_t t = call.steps - 1; t >= 0; --t) {
-    const Cell<L>* state = history(t);
-    if (outside) load_batch<L>(call.d_outputs + t * call.batch * size, block, size, outside);
-    step.read(t, state);
-    inputs.begin(t);
-    const auto live = step.lengths.live(t);
+class Backward {
+ public:
+  Backward(const Call& call, Sums& sums)
+      : call_(call),
+        sums_(sums),
+        step_(call, arena_),
+        history_(call, step_, arena_),
+        recurrent_(call, arena_, sums),
+        inputs_(step_.input, arena_),
+        gradient_(arena_.sums<Cell<L>>(2 * call.size)),
+        delta_(arena_.take<Cell<L>>(kGates * call.size)),
+        d_bias_(arena_.sums<Cell<L>>(kGates * call.size)),
+        outside_(call.d_outputs ? arena_.take<Cell<L>>(call.size) : nullptr),
+        carried_(call.lengths ? arena_.sums<Cell<L>>(call.size) : nullptr) {}
+
+  void run(const Block& block, Pace& pace) {
+    const int64_t size = call_.size;
+    arena_.clear();
+    step_.begin(block);
+    history_.begin(block);
+    load_state<L>(call_.d_h_n, call_.d_c_n, block, size, gradient_);
+    for (int64_t t = call_.steps - 1; t >= 0 && !pace.stop(kGates * size); --t) step(t, block, pace);
+    recurrent_.finish();
+    inputs_.finish(sums_.weight);
+    add_lanes<L>(d_bias_, kGates * size, 1, sums_.bias.data());
+    store_state<L>(gradient_, block, size, call_.d_h0, call_.d_c0);
+  }
+
+ private:
+  void step(int64_t t, const Block& block, Pace& pace) {
+    const int64_t size = call_.size;
+    const Cell<L>* state = history_(t, pace);
+    Cell<L>*const gradient = gradient_, *const d_c = gradient_ + size, *const delta = delta_;
+    Cell<L>*const d_bias = d_bias_, *const outside = outside_, *const carried = carried_;
+    if (outside) load_batch<L>(call_.d_outputs + t * call_.batch * size, block, size, outside);
+    step_.read(t, state);
+    inputs_.begin(t);
+    const auto live = step_.lengths.live(t);
     for (int64_t n = 0; n < size; ++n) {
       const Lanes<L> later = d_c[n].v[0];
       Lanes<L> gamma = gradient[n].v[0];
       if (outside) gamma += outside[n].v[0];
       if (carried) gamma += carried[n].v[0];
-      const Gates<L> d = gates_backward<L>(step.gates(n), state[size + n].v[0], gamma, d_c[n].v[0]);
+      const Gates<L> d = gates_backward<L>(step_.gates(n), state[size + n].v[0], gamma, d_c[n].v[0]);
       if (carried) {
         carried[n].v[0] = live ? Lanes<L>{} : gamma;
         d_c[n].v[0] = live ? d_c[n].v[0] : later;
@@ -181,38 +210,43 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
         const int64_t at = k * size + n;
         delta[at].v[0] = live ? deltas[k] : Lanes<L>{};  // whatever stands behind a sequence's end
         add(d_bias[at], delta[at]);
-        inputs(delta[at], at);
+        inputs_(delta[at], at);
       }
     }
-    inputs.end(t, delta, sums.weight);
-    recurrent.step(delta, state, gradient);
+    inputs_.end(t, delta, sums_.weight);
+    recurrent_.step(delta, state, gradient);
   }
-  recurrent.finish();
-  inputs.finish(sums.weight);
-  add_lanes<L>(d_bias, kGates * size, 1, sums.bias.data());
-  store_state<L>(gradient, block, size, call.d_h0, call.d_c0);
-}
+
+  const Call& call_;
+  Sums& sums_;
+  Arena arena_;
+  Step<L> step_;
+  History<L> history_;
+  RecurrentGradient<L> recurrent_;
+  InputGradient<L> inputs_;
+  Cell<L>*const gradient_;  // of the state after step t: of h, and then of c
+  Cell<L>*const delta_, *const d_bias_, *const outside_, *const carried_;
+};
 
 }  // namespace
 
 extern "C" int kron_lstm_forward(const Call* call) {
-  const int64_t state = call->batch * call->size * sizeof(real);
-  use_huge_pages(call->outputs, call->steps * state);
-  use_huge_pages(call->kept, segments(*call) * 2 * state);
-  return status([&] {
-    return for_blocks(call->batch, call->threads, [&](auto width, const Block& block, int64_t) {
-      forward_block<decltype(width)::value>(*call, block);
+  return status(call->interpreter, [&](Running& running) {
+    const int64_t state = call->batch * call->size * sizeof(real);
+    use_huge_pages(call->outputs, call->steps * state);
+    use_huge_pages(call->kept, segments(*call) * 2 * state);
+    for_blocks<Forward>(Shares(call->batch, call->threads), running, [&](auto width, int64_t) {
+      return std::make_unique<Forward<decltype(width)::value>>(*call);
     });
   });
 }
 
 extern "C" int kron_lstm_backward(const Call* call) {
-  if (call->inputs == 0)
-    use_huge_pages(call->d_x, call->steps * call->batch * kGates * call->size * sizeof(real));
-  const auto zero = [&] { return no_sums(*call); };
-  return status([&] {
-    return sum_over_blocks(*call, zero, [&](auto width, const Block& block, Sums& sums) {
-      backward_block<decltype(width)::value>(*call, block, sums);
-    });
+  return status(call->interpreter, [&](Running& running) {
+    if (call->inputs == 0)
+      use_huge_pages(call->d_x, call->steps * call->batch * kGates * call->size * sizeof(real));
+    const GateFactors last = gate_factors(*call).back();
+    const int64_t entries = last.offset + factor_entries(last.count, last.shapes);
+    sum_over_blocks<Backward>(*call, running, entries, kGates * call->size);
   });
 }

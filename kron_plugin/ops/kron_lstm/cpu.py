@@ -25,6 +25,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("outputs", "kept", "h_n", "c_n", "shortcut")),
         *((name, ctypes.c_void_p) for name in ("d_outputs", "d_h_n", "d_c_n", "d_x", "d_weight")),
         *((name, ctypes.c_void_p) for name in ("d_factors", "d_bias", "d_h0", "d_c0")),
+        ("interpreter", ctypes.c_void_p),
     ]
 
 

@@ -43,6 +43,8 @@ struct Call {
   real* d_bias;             // as bias
   real* d_h0;               // (B, N)
   real* d_c0;               // (B, N)
+  // of kernel.py's
+  const Interpreter* interpreter;  // or null
 
   InputTensors input() const {
     return {steps, batch, kGates * size, inputs, token_rows, x, tokens, weight, d_x};
@@ -73,17 +75,21 @@ struct Gates {
 template <int L>
 class Step {
  public:
-  Step(const Call& call, const Block& block, Arena& arena)
-      : lengths(call.lengths, call.steps, block),
-        input(call.input(), block, arena),
+  Step(const Call& call, Arena& arena)
+      : lengths(call.lengths, call.steps),
+        input(call.input(), arena),
         call_(call),
         products_(products(call)),
         work_(arena, {&products_[0], &products_[1], &products_[2], &products_[3]}),
         recurrent_(arena.take<Cell<L>>(kGates * call.size)) {}
 
-  const Lengths<L> lengths;
+  Lengths<L> lengths;
   Input<L> input;
 
+  void begin(const Block& block) {
+    lengths.begin(block);
+    input.begin(block);
+  }
   // To be called before `gates`, with the state that step t starts from.
   void read(int64_t t, const Cell<L>* state) {
     input.read(t);

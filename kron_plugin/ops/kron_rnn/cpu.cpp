@@ -23,6 +23,7 @@
 // A sequence that has ended keeps its state: gamma is carried past its last steps, and delta is 0 there.
 
 #include <algorithm>
+#include <memory>
 
 #include "../native/blocks.h"
 #include "../native/gradient.h"
@@ -42,23 +43,36 @@ Cell<L>* kept_states(const Call& call, const Block& block) {
 }
 
 template <int L>
-void forward_block(const Call& call, const Block& block) {
-  Arena arena;
-  Step<L> step(call, block, arena);
-  Workspace<L> work(arena, {&step.product});
-  const int64_t n = call.size;
-  Cell<L>* ring[2] = {arena.take<Cell<L>>(n), arena.take<Cell<L>>(n)};
-  load_batch<L>(call.h0, block, n, ring[1]);
-  const Cell<L>* h = ring[1];
-  for (int64_t t = 0; t < call.steps; ++t) {
-    const bool keep = call.kept && ((t + 1) % call.every == 0 || t + 1 == call.steps);
-    Cell<L>* next = keep ? kept_states<L>(call, block) + t / call.every * n : ring[t & 1];
-    step(t, h, next, work);
-    h = next;
-    if (call.states) store_batch<L>(h, block, n, call.states + t * call.batch * C * n);
+class Forward {
+ public:
+  explicit Forward(const Call& call)
+      : call_(call),
+        step_(call, arena_),
+        work_(arena_, {&step_.product}),
+        ring_{arena_.take<Cell<L>>(call.size), arena_.take<Cell<L>>(call.size)} {}
+
+  void run(const Block& block, Pace& pace) {
+    const int64_t n = call_.size;
+    step_.begin(block);
+    load_batch<L>(call_.h0, block, n, ring_[1]);
+    const Cell<L>* h = ring_[1];
+    for (int64_t t = 0; t < call_.steps && !pace.stop(n); ++t) {
+      const bool keep = call_.kept && ((t + 1) % call_.every == 0 || t + 1 == call_.steps);
+      Cell<L>* next = keep ? kept_states<L>(call_, block) + t / call_.every * n : ring_[t & 1];
+      step_(t, h, next, work_);
+      h = next;
+      if (call_.states) store_batch<L>(h, block, n, call_.states + t * call_.batch * C * n);
+    }
+    store_batch<L>(h, block, n, call_.last);
   }
-  store_batch<L>(h, block, n, call.last);
-}
+
+ private:
+  const Call& call_;
+  Arena arena_;
+  Step<L> step_;
+  Workspace<L> work_;
+  Cell<L>* const ring_[2];
+};
 
 // States h_{-1}..h_{T-1} of a block on the way back, wherever the forward pass left them. Kept is the
 // last state of each segment of `every` steps, and all of a segment when every = 1; the others are
@@ -66,26 +80,29 @@ void forward_block(const Call& call, const Block& block) {
 template <int L>
 class History {
  public:
-  History(const Call& call, const Block& block, Step<L>& step, Workspace<L>& work, Arena& arena)
-      : call_(call), block_(block), step_(step), work_(work) {
+  History(const Call& call, Step<L>& step, Workspace<L>& work, Arena& arena)
+      : call_(call), step_(step), work_(work), initial_(arena.take<Cell<L>>(call.size)) {
     const int64_t n = call.size;
-    initial_ = arena.take<Cell<L>>(n);
-    load_batch<L>(call.h0, block, n, initial_);
     if (call.kept)
       segment_ = arena.take<Cell<L>>(std::min(call.every - 1, call.steps) * n);
     else
       for (auto& slot : ring_) slot = arena.take<Cell<L>>(n);
   }
+  void begin(const Block& block) {
+    block_ = block;
+    entered_ = loaded_ = -1;
+    load_batch<L>(call_.h0, block, call_.size, initial_);
+  }
   // To be called with t falling from T - 1 to -1, twice each at most.
-  const Cell<L>* operator()(int64_t t) {
+  const Cell<L>* operator()(int64_t t, Pace& pace) {
     if (t < 0) return initial_;
     if (!call_.kept) return from_rows(t);
     const int64_t n = call_.size, segment = t / call_.every, first = segment * call_.every;
     if ((t + 1) % call_.every == 0 || t + 1 == call_.steps)
       return kept_states<L>(call_, block_) + segment * n;
     if (segment != entered_) {
-      const Cell<L>* h = (*this)(first - 1);
-      for (int64_t i = first; i <= t; ++i) {
+      const Cell<L>* h = (*this)(first - 1, pace);
+      for (int64_t i = first; i <= t && !pace.stop(n); ++i) {
         step_(i, h, segment_ + (i - first) * n, work_);
         h = segment_ + (i - first) * n;
       }
@@ -103,39 +120,54 @@ class History {
     return ring_[t & 1];
   }
   const Call& call_;
-  const Block& block_;
   Step<L>& step_;
   Workspace<L>& work_;
-  Cell<L>*initial_, *segment_, *ring_[2];
+  Block block_{};
+  Cell<L>* const initial_;
+  Cell<L>*segment_, *ring_[2];
   int64_t entered_ = -1, loaded_ = -1;
 };
 
-Sums no_sums(const Call& call) {
-  const int64_t biases = (call.activation == kModrelu ? 1 : C) * call.size;
-  return Sums(factor_entries(call.count, call.shapes), biases, call.input());
-}
-
 template <int L>
-void backward_block(const Call& call, const Block& block, Sums& sums) {
-  const int64_t n = call.size, row = call.batch * C * n;
-  Arena arena;
-  Step<L> step(call, block, arena);
-  Workspace<L> work(arena, {&step.product});
-  History<L> history(call, block, step, work, arena);
-  const auto factors =
-      factor_gradient<L>(arena, call.shortcut, call.count, call.shapes, call.factors, n);
-  InputGradient<L> inputs(step.input, arena);
-  Cell<L>*g = arena.take<Cell<L>>(n), *delta = arena.take<Cell<L>>(n);
-  Cell<L>* d_bias = arena.take<Cell<L>>(n);
-  Cell<L>* outside = call.d_states ? arena.take<Cell<L>>(n) : nullptr;
-  Cell<L>* carried = call.lengths ? arena.take<Cell<L>>(n) : nullptr;
-  if (call.d_last) load_batch<L>(call.d_last, block, n, g);
-  for (int64_t t = call.steps - 1; t >= 0; --t) {
-    const Cell<L>* h = history(t);
-    const Cell<L>* before = history(t - 1);
-    if (outside) load_batch<L>(call.d_states + t * row, block, n, outside);
-    inputs.begin(t);
-    const auto live = step.lengths.live(t);
+class Backward {
+ public:
+  Backward(const Call& call, Sums& sums)
+      : call_(call),
+        sums_(sums),
+        step_(call, arena_),
+        work_(arena_, {&step_.product}),
+        history_(call, step_, work_, arena_),
+        factors_(factor_gradient<L>(arena_, call.shortcut, call.count, call.shapes, call.factors, call.size)),
+        inputs_(step_.input, arena_),
+        g_(arena_.sums<Cell<L>>(call.size)),
+        delta_(arena_.take<Cell<L>>(call.size)),
+        d_bias_(arena_.sums<Cell<L>>(call.size)),
+        outside_(call.d_states ? arena_.take<Cell<L>>(call.size) : nullptr),
+        carried_(call.lengths ? arena_.sums<Cell<L>>(call.size) : nullptr) {}
+
+  void run(const Block& block, Pace& pace) {
+    const int64_t n = call_.size;
+    arena_.clear();
+    step_.begin(block);
+    history_.begin(block);
+    if (call_.d_last) load_batch<L>(call_.d_last, block, n, g_);
+    for (int64_t t = call_.steps - 1; t >= 0 && !pace.stop(n); --t) step(t, block, pace);
+    factors_->finish(sums_.factors.data());
+    inputs_.finish(sums_.weight);
+    add_lanes<L>(d_bias_, n, call_.activation == kModrelu ? 1 : C, sums_.bias.data());
+    store_batch<L>(g_, block, n, call_.d_h0);
+  }
+
+ private:
+  void step(int64_t t, const Block& block, Pace& pace) {
+    const int64_t n = call_.size;
+    const Cell<L>* h = history_(t, pace);
+    const Cell<L>* before = history_(t - 1, pace);
+    Cell<L>*const g = g_, *const delta = delta_, *const d_bias = d_bias_;
+    Cell<L>*const outside = outside_, *const carried = carried_;
+    if (outside) load_batch<L>(call_.d_states + t * call_.batch * C * n, block, n, outside);
+    inputs_.begin(t);
+    const auto live = step_.lengths.live(t);
     for (int64_t i = 0; i < n; ++i) {
       Cell<L> gamma = g[i];
       if (outside) add(gamma, outside[i]);
@@ -145,39 +177,43 @@ void backward_block(const Call& call, const Block& block, Sums& sums) {
         gamma.v[c] = live ? gamma.v[c] : Lanes<L>{};
       }
       for (int c = 0; c < C; ++c) __builtin_prefetch(&before[i].v[c]);  // it was last used long ago
-      step.activate_backward(gamma, h[i], i, d_bias[i]);
-      inputs(gamma, i);
+      step_.activate_backward(gamma, h[i], i, d_bias[i]);
+      inputs_(gamma, i);
       delta[i] = gamma;
     }
-    inputs.end(t, delta, sums.weight);
-    factors->step(delta, before, g, sums.factors.data());
+    inputs_.end(t, delta, sums_.weight);
+    factors_->step(delta, before, g, sums_.factors.data());
   }
-  factors->finish(sums.factors.data());
-  inputs.finish(sums.weight);
-  add_lanes<L>(d_bias, n, call.activation == kModrelu ? 1 : C, sums.bias.data());
-  store_batch<L>(g, block, n, call.d_h0);
-}
+
+  const Call& call_;
+  Sums& sums_;
+  Arena arena_;
+  Step<L> step_;
+  Workspace<L> work_;
+  History<L> history_;
+  const std::unique_ptr<FactorGradient<L>> factors_;
+  InputGradient<L> inputs_;
+  Cell<L>*const g_, *const delta_, *const d_bias_, *const outside_, *const carried_;
+};
 
 }  // namespace
 
 extern "C" int kron_rnn_forward(const Call* call) {
-  const int64_t row = call->batch * C * call->size * sizeof(real);
-  use_huge_pages(call->states, call->steps * row);
-  use_huge_pages(call->kept, kept_count(*call) * row);
-  return status([&] {
-    return for_blocks(call->batch, call->threads, [&](auto width, const Block& block, int64_t) {
-      forward_block<decltype(width)::value>(*call, block);
+  return status(call->interpreter, [&](Running& running) {
+    const int64_t row = call->batch * C * call->size * sizeof(real);
+    use_huge_pages(call->states, call->steps * row);
+    use_huge_pages(call->kept, kept_count(*call) * row);
+    for_blocks<Forward>(Shares(call->batch, call->threads), running, [&](auto width, int64_t) {
+      return std::make_unique<Forward<decltype(width)::value>>(*call);
     });
   });
 }
 
 extern "C" int kron_rnn_backward(const Call* call) {
-  if (call->inputs == 0)
-    use_huge_pages(call->d_x, call->steps * call->batch * C * call->size * sizeof(real));
-  const auto zero = [&] { return no_sums(*call); };
-  return status([&] {
-    return sum_over_blocks(*call, zero, [&](auto width, const Block& block, Sums& sums) {
-      backward_block<decltype(width)::value>(*call, block, sums);
-    });
+  return status(call->interpreter, [&](Running& running) {
+    if (call->inputs == 0)
+      use_huge_pages(call->d_x, call->steps * call->batch * C * call->size * sizeof(real));
+    const int64_t biases = (call->activation == kModrelu ? 1 : C) * call->size;
+    sum_over_blocks<Backward>(*call, running, factor_entries(call->count, call->shapes), biases);
   });
 }

@@ -26,6 +26,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("shortcut", "token_rows")),
         *((name, ctypes.c_void_p) for name in ("d_states", "d_last", "d_x", "d_weight")),
         *((name, ctypes.c_void_p) for name in ("d_factors", "d_bias", "d_h0")),
+        ("interpreter", ctypes.c_void_p),
     ]
 
 

@@ -35,6 +35,8 @@ struct Call {
   double* d_factors;        // as factors
   real* d_bias;             // as bias
   real* d_h0;               // (B, W)
+  // of kernel.py's
+  const Interpreter* interpreter;  // or null
 
   InputTensors input() const {
     return {steps, batch, size, inputs, token_rows, x, tokens, weight, d_x};
@@ -45,14 +47,19 @@ template <int L>
 struct Step {
   const Call& call;
   const Product product;
-  const Lengths<L> lengths;
+  Lengths<L> lengths;
   Input<L> input;
 
-  Step(const Call& c, const Block& block, Arena& arena)
+  Step(const Call& c, Arena& arena)
       : call(c),
         product(read_factors(c.count, c.shapes, c.factors, false), sizeof(Cell<L>)),
-        lengths(c.lengths, c.steps, block),
-        input(c.input(), block, arena) {}
+        lengths(c.lengths, c.steps),
+        input(c.input(), arena) {}
+
+  void begin(const Block& block) {
+    lengths.begin(block);
+    input.begin(block);
+  }
 
   KRON_INLINE void activate(Cell<L>& z, int64_t n) const {
     if (call.activation == kModrelu) {

@@ -7,14 +7,17 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <system_error>
+#include <memory>
+#include <mutex>
 #include <thread>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
+#include "interrupt.h"
 #include "lanes.h"
 
 // A run of sequences that fill the lanes of a vector.
@@ -50,41 +53,79 @@ void with_lanes(int lanes, Work work) {
   }
 }
 
-// Runs work(width, block, thread) on every block of the batch; false if a thread ran out of memory.
-// Where the system gives no more threads, the caller does their share.
-template <class Work>
-bool for_blocks(int64_t batch, int64_t threads, Work work) {
-  const std::vector<Block> blocks = partition(batch, threads);
-  threads = std::min<int64_t>(threads, blocks.size());
-  std::atomic<bool> failed{false};
-  const auto share = [&](int64_t thread) {
-    try {
-      for (size_t i = thread; i < blocks.size(); i += threads)
-        with_lanes(blocks[i].lanes, [&](auto width) { work(width, blocks[i], thread); });
-    } catch (const std::exception&) {
-      failed = true;
-    }
+// How a batch is dealt out: block i to thread i modulo `threads`.
+struct Shares {
+  std::vector<Block> blocks;
+  int64_t threads;
+  Shares(int64_t batch, int64_t most) : blocks(partition(batch, most)), threads(std::min<int64_t>(most, blocks.size())) {}
+};
+
+// What one thread works with: a Worker for each width that its blocks have.
+template <template <int> class Worker>
+struct Workers {
+  std::tuple<std::unique_ptr<Worker<1>>, std::unique_ptr<Worker<kMaxLanes / 4>>,
+             std::unique_ptr<Worker<kMaxLanes / 2>>, std::unique_ptr<Worker<kMaxLanes>>>
+      by_width;
+  template <int L>
+  std::unique_ptr<Worker<L>>& of(Width<L>) {
+    return std::get<std::unique_ptr<Worker<L>>>(by_width);
+  }
+};
+
+// Has a Worker<L> run every block: worker.run(block, pace). Workers come from make(width, thread). All memory
+// is had by then: a thread that runs out of it cannot even say so, for that takes memory. Where the system
+// gives no more threads, the caller does their share.
+template <template <int> class Worker, class Make>
+void for_blocks(const Shares& shares, Running& running, Make make) {
+  const std::vector<Block>& blocks = shares.blocks;
+  std::vector<Workers<Worker>> workers(shares.threads);
+  for (size_t i = 0; i < blocks.size(); ++i)
+    with_lanes(blocks[i].lanes, [&](auto width) {
+      const int64_t thread = i % shares.threads;
+      auto& worker = workers[thread].of(width);
+      if (!worker) worker = make(width, thread);
+    });
+  const auto share = [&](int64_t thread, bool is_caller) {
+    Pace pace(running, is_caller);
+    for (size_t i = thread; i < blocks.size() && !running.stopped(); i += shares.threads)
+      with_lanes(blocks[i].lanes, [&](auto width) { workers[thread].of(width)->run(blocks[i], pace); });
   };
+  std::mutex mutex;
+  std::condition_variable ended;
+  size_t done = 0;
   std::vector<std::thread> others;
-  others.reserve(threads);
-  for (int64_t thread = 1; thread < threads; ++thread) {
+  others.reserve(shares.threads);
+  for (int64_t thread = 1; thread < shares.threads; ++thread) {
     try {
-      others.emplace_back(share, thread);
-    } catch (const std::system_error&) {
-      share(thread);
+      others.emplace_back([&, thread] {
+        share(thread, false);
+        const std::lock_guard<std::mutex> lock(mutex);
+        ++done;
+        ended.notify_one();
+      });
+    } catch (const std::exception&) {
+      share(thread, true);
     }
   }
-  share(0);
+  if (shares.threads > 0) share(0, true);
+  std::unique_lock<std::mutex> lock(mutex);
+  while (!ended.wait_for(lock, Running::kInterval, [&] { return done == others.size(); })) {
+    lock.unlock();
+    running.look();
+    lock.lock();
+  }
+  lock.unlock();
   for (std::thread& other : others) other.join();
-  return !failed;
 }
 
 // What a pass returns to its caller in another language, which no exception may reach: 0, or 1 when
 // memory ran out.
 template <class Pass>
-int status(Pass pass) {
+int status(const Interpreter* interpreter, Pass pass) {
+  Running running(interpreter);
   try {
-    return !pass();
+    pass(running);
+    return 0;
   } catch (const std::exception&) {
     return 1;
   }
@@ -109,10 +150,12 @@ void store_batch(const Cell<L>* cells, const Block& block, int64_t n, real* to) 
 template <int L>
 class Lengths {
  public:
-  Lengths(const int64_t* lengths, int64_t steps, const Block& block) : given(lengths) {
-    for (int l = 0; l < L; ++l) length_[l] = lengths ? lengths[block.begin + l] : steps;
-  }
+  Lengths(const int64_t* lengths, int64_t steps) : given(lengths), lengths_(lengths), steps_(steps) {}
   const bool given;
+  void begin(const Block& block) {
+    for (int l = 0; l < L; ++l)
+      length_[l] = given ? std::clamp<int64_t>(lengths_[block.begin + l], 0, steps_) : steps_;
+  }
   // Whether step t still counts, lane by lane.
   auto live(int64_t t) const {
     real left[L];
@@ -121,6 +164,8 @@ class Lengths {
   }
 
  private:
+  const int64_t* const lengths_;
+  const int64_t steps_;
   int64_t length_[L];
 };
 

@@ -101,12 +101,14 @@ class Correlation {
         inner *= part.p;
       }
       part.outer = outer;
-      if (run) part.cells = arena.take<Cell<L>>(2 * run);
+      if (run) part.cells = arena.sums<Cell<L>>(2 * run);
       f -= part.bits - 1;
       parts_.push_back(std::move(part));
     }
     size_ = n;
-    if (has_pairs()) diagonal = arena.take<Cell<L>>(n);
+    if (!has_pairs()) return;
+    diagonal = arena.sums<Cell<L>>(n);
+    products_ = arena.take<Coef>(n);
   }
 
   Cell<L>* diagonal = nullptr;  // null when there is no 2x2 factor
@@ -128,9 +130,8 @@ class Correlation {
   // Adds what the cells hold to the sums (p, q, C) of the factors.
   void finish(double* sums) const {
     if (!diagonal) return;
-    std::vector<Coef> products(size_);
     for (int64_t n = 0; n < size_; ++n)
-      for (int c = 0; c < C; ++c) products[n].v[c] = sum<L>(diagonal[n].v[c]);
+      for (int c = 0; c < C; ++c) products_[n].v[c] = sum<L>(diagonal[n].v[c]);
     for (const Part& part : parts_)
       for (int64_t k = 0; part.cells && k < part.bits; ++k)
         for (int c = 0; c < C; ++c) {
@@ -138,7 +139,7 @@ class Correlation {
           to[1 * C] += sum<L>(part.cells[2 * k].v[c]);
           to[2 * C] += sum<L>(part.cells[2 * k + 1].v[c]);
           const int64_t stride = part.inner << k;
-          for (int64_t n = 0; n < size_; ++n) to[n / stride % 2 * 3 * C] += products[n].v[c];
+          for (int64_t n = 0; n < size_; ++n) to[n / stride % 2 * 3 * C] += products_[n].v[c];
         }
   }
 
@@ -164,6 +165,7 @@ class Correlation {
   }
   std::vector<Part> parts_;
   int64_t size_;
+  Coef* products_ = nullptr;  // those of the diagonal, summed over the lanes
 };
 
 // How many steps to collect before correlating, so that sums over the lanes, one an entry of a large
@@ -177,7 +179,8 @@ inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
 }
 
 // One step back through the product: g = W^H delta, and what delta and h = h_{t-1} add to `sums`, the
-// factors' gradients or what they are solved from. Those are complete after `finish`.
+// factors' gradients or what they are solved from. Those are complete after `finish`; the arena's `clear`
+// begins the next block.
 template <int L>
 struct FactorGradient {
   virtual ~FactorGradient() = default;

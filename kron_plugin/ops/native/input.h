@@ -23,15 +23,15 @@ struct InputTensors {
 template <int L>
 class Input {
  public:
-  Input(const InputTensors& tensors, Block block, Arena& arena)
+  Input(const InputTensors& tensors, Arena& arena)
       : of(tensors),
         features(of.inputs > 0 ? arena.take<Lanes<L>>(of.inputs) : nullptr),
-        block_(block),
         cells_(of.inputs > 0 ? nullptr : arena.take<Cell<L>>(of.size)) {}
 
   const InputTensors of;
   Lanes<L>* const features;  // x_t of the block: one cell an input
 
+  void begin(const Block& block) { block_ = block; }
   // The index of lane l's row in tensors of shape (T, B, ..).
   int64_t row(int64_t t, int l) const { return t * of.batch + block_.begin + l; }
 
@@ -59,25 +59,28 @@ class Input {
   }
 
  private:
-  const Block block_;
+  Block block_{};
   Cell<L>* const cells_;  // u_t, where it comes as rows
 };
 
 // A thread's share of the input weight's gradient.
 struct WeightSums {
   std::vector<double> features;
-  std::vector<real> table;  // of the rows that tokens name
+  const int64_t entries;  // of the table
+  Arena arena;
+  real* const table;  // of the rows that tokens name, which may be few of many
 
   explicit WeightSums(const InputTensors& of)
       : features(std::max<int64_t>(of.inputs, 0) * C * of.size),
-        table(of.inputs < 0 ? of.token_rows * C * of.size : 0) {}
+        entries(of.inputs < 0 ? of.token_rows * C * of.size : 0),
+        table(entries ? arena.take<real>(entries) : nullptr) {}
   void add(const WeightSums& other) {
     add_to(other.features, features);
-    add_to(other.table, table);
+    for (int64_t i = 0; i < entries; ++i) table[i] += other.table[i];
   }
   void store(real* d_weight) const {
     std::copy(features.begin(), features.end(), d_weight);
-    std::copy(table.begin(), table.end(), d_weight);
+    std::copy_n(table, entries, d_weight);
   }
 };
 
@@ -87,7 +90,7 @@ class InputGradient {
  public:
   InputGradient(Input<L>& input, Arena& arena) : input_(input), of_(input.of) {
     if (of_.inputs <= 0) return;
-    d_weight_ = arena.take<Cell<L>>(of_.inputs * of_.size);
+    d_weight_ = arena.sums<Cell<L>>(of_.inputs * of_.size);
     d_features_ = arena.take<Lanes<L>>(of_.inputs);
   }
   void begin(int64_t t) {
@@ -108,7 +111,7 @@ class InputGradient {
     const int64_t width = C * of_.size;
     real* rows[L];
     for (int l = 0; l < L; ++l) {
-      if (of_.inputs < 0) rows[l] = sums.table.data() + of_.tokens[input_.row(t, l)] * width;
+      if (of_.inputs < 0) rows[l] = sums.table + of_.tokens[input_.row(t, l)] * width;
       if (of_.inputs == 0 && of_.d_x) rows[l] = of_.d_x + input_.row(t, l) * width;
     }
     if (of_.inputs < 0) store_rows<L, true>(delta, of_.size, rows);

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
@@ -16,10 +17,26 @@ MAX_THREADS = 1024
 VECTOR_BYTES = 64  # of lanes.h
 
 
+class _Interpreter(ctypes.Structure):
+    """`struct Interpreter` of interrupt.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("release", "acquire", "raised")]
+
+
+def _interpreter(*functions: str) -> _Interpreter:
+    found = [getattr(ctypes.pythonapi, name) for name in functions]
+    return _Interpreter(*(ctypes.cast(function, ctypes.c_void_p) for function in found))
+
+
+# Signals come to the main thread: a kernel that others call need not look for them.
+_MAIN = _interpreter("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
+_OTHER = _interpreter("PyEval_SaveThread", "PyEval_RestoreThread")
+
+
 @cache
 def library(
     source: Path, dtype: torch.dtype, is_complex: bool
-) -> Tuple[Optional[ctypes.CDLL], str]:
+) -> Tuple[Optional[ctypes.PyDLL], str]:
     """The kernel compiled for one type of state, or None and what is missing.
 
     The headers `cpu_*.h` beside its source are its own.
@@ -29,9 +46,11 @@ def library(
         f"KRON_COMPLEX={int(is_complex)}",
     ]
     try:
-        return compiling.load(source, sorted(source.parent.glob("cpu_*.h")), defines), ""
+        loaded = compiling.load(source, sorted(source.parent.glob("cpu_*.h")), defines)
     except compiling.CompileError as error:
         return None, str(error)
+    # It releases the interpreter's lock itself, and takes it again to look for signals.
+    return ctypes.PyDLL(loaded._name, handle=loaded._handle), ""
 
 
 def obstacle(source: Path, problem: Problem) -> Optional[str]:
@@ -55,6 +74,8 @@ def run(
     Raises:
         ValueError: a tensor is not in the CPU's memory, or there is no such number of threads.
         MemoryError: the kernel could not get its scratch memory.
+        KeyboardInterrupt, or what else a signal's handler raises: within a tenth of a second and a
+            step or two; what the kernel has written then is not complete.
     """
     if not 1 <= fields["threads"] <= MAX_THREADS:
         raise ValueError(f"threads={fields['threads']}: must be from 1 to {MAX_THREADS}")
@@ -69,6 +90,8 @@ def run(
     kernel, reason = library(source, dtype, is_complex)
     if kernel is None:
         raise RuntimeError(reason)
+    is_main = threading.current_thread() is threading.main_thread()
+    call.interpreter = ctypes.addressof(_MAIN if is_main else _OTHER)
     if kernel[function](ctypes.byref(call)):
         raise MemoryError(f"{function}: no memory for the states in progress")
 

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <utility>
 #include <vector>
@@ -238,8 +239,9 @@ KRON_OUTLINE void store_rows(const Cell<L>* cells, int64_t n, real* const* rows)
 
 // ---- scratch memory
 
-// Zeroed scratch arrays that live as long as their arena, in huge pages where they are large. Starts
-// are skewed: equal offsets in arrays a power of two apart would fight for the same cache set.
+// Scratch arrays that live as long as their arena, in huge pages where they are large. They are zero at
+// first; those of `sums` again after each `clear`. Starts are skewed: equal offsets in arrays a power of two
+// apart would fight for the same cache set.
 class Arena {
  public:
   Arena() = default;
@@ -258,7 +260,16 @@ class Arena {
     if (bytes >= kHuge) madvise(block, bytes, MADV_HUGEPAGE);
     return reinterpret_cast<T*>(static_cast<char*>(block) + skew);
   }
+  template <class T>
+  T* sums(int64_t count) {
+    T* array = take<T>(count);
+    sums_.emplace_back(array, count * sizeof(T));
+    return array;
+  }
+  void clear() {
+    for (const auto& [array, bytes] : sums_) std::memset(array, 0, bytes);
+  }
 
  private:
-  std::vector<std::pair<void*, size_t>> blocks_;
+  std::vector<std::pair<void*, size_t>> blocks_, sums_;
 };

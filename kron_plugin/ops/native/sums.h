@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
+#include <deque>
+#include <memory>
 #include <vector>
 
 #include "blocks.h"
@@ -23,21 +24,21 @@ struct Sums {
   }
 };
 
-// Runs backward(width, block, sums) on every block of the batch, each thread with sums of its own that
-// start as zero() makes them; what they come to goes to the call. False if a thread ran out of memory.
-template <class Call, class Zero, class Backward>
-bool sum_over_blocks(const Call& call, Zero zero, Backward backward) {
-  std::vector<std::optional<Sums>> sums(call.threads);
-  const auto work = [&](auto width, const Block& block, int64_t thread) {
-    if (!sums[thread]) sums[thread] = zero();
-    backward(width, block, *sums[thread]);
-  };
-  if (!for_blocks(call.batch, call.threads, work)) return false;
-  Sums& total = sums[0] ? *sums[0] : sums[0].emplace(zero());  // an empty batch has none
-  for (int64_t thread = 1; thread < call.threads; ++thread)
-    if (sums[thread]) total.add(*sums[thread]);
+// Has a Worker run every block backwards, each thread's with sums of its own; what they come to goes to
+// the call. `entries` and `biases` are how many numbers factors and bias have.
+template <template <int> class Worker, class Call>
+void sum_over_blocks(const Call& call, Running& running, int64_t entries, int64_t biases) {
+  const Shares shares(call.batch, call.threads);
+  std::deque<Sums> sums;  // one at least, for an empty batch too
+  for (int64_t thread = 0; thread < std::max<int64_t>(shares.threads, 1); ++thread)
+    sums.emplace_back(entries, biases, call.input());
+  for_blocks<Worker>(shares, running, [&](auto width, int64_t thread) {
+    return std::make_unique<Worker<decltype(width)::value>>(call, sums[thread]);
+  });
+  if (running.stopped()) return;
+  Sums& total = sums[0];
+  for (size_t thread = 1; thread < sums.size(); ++thread) total.add(sums[thread]);
   std::copy(total.factors.begin(), total.factors.end(), call.d_factors);
   std::copy(total.bias.begin(), total.bias.end(), call.d_bias);
   total.weight.store(call.d_weight);
-  return true;
 }
