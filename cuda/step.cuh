@@ -110,13 +110,15 @@ __device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, 
     constexpr real kDigit = real(sizeof(real) == 4 ? 6e-8 : 1.1e-16);
     const real square = dot(h, h), per_modulus = square == 0 ? 0 : inverse_root(square);
     const real modulus = square * per_modulus;
-    real before = modulus - bias.v[0];  // |z|, which rounding may take to 0 but not below
+    constexpr real kMost = real(sizeof(real) == 4 ? 3.4e38 : 1.7e308);
+    const real moved = bias.v[0] < -kMost ? -kMost : bias.v[0];  // -inf times nothing is no number
+    real before = modulus - moved;  // |z|, which rounding may take to 0 but not below
     before = before < kDigit * modulus ? kDigit * modulus : before;
     const bool dead = modulus * before < kLeast;
     const real per_before = dead ? 0 : inverse(before);
     const real radial = dead ? 0 : dot(gamma, h) * per_modulus;
     const real stretch = modulus * per_before;
-    const real along = bias.v[0] * per_before * radial * per_modulus;
+    const real along = moved * per_before * radial * per_modulus;
     for (int c = 0; c < C; ++c) gamma.v[c] = stretch * gamma.v[c] - along * h.v[c];
     d_bias.v[0] += radial;
   } else {

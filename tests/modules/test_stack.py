@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from kron_plugin.modules import KRU, KRULSTM
@@ -123,6 +124,18 @@ def test_a_step_can_be_compiled_whole(cell):
     x_t, (_, state) = batch()[0], layer(batch())
     step = torch.compile(layer.step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(step(x_t, state), layer.step(x_t, state))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
+def test_one_graph_serves_all_sizes(cell, options):
+    """Of time and of the batch, with lengths: each further one would be seconds of compiling."""
+    layer, counter = make(cell, **options), CompileCounter()
+    compiled = torch.compile(layer, backend=counter, dynamic=True, fullgraph=True)
+    for steps, batch in [(5, 4), (7, 4), (9, 6)]:
+        x, lengths = torch.randn(steps, batch, 3).double(), torch.randint(1, steps + 1, (batch,))
+        torch.testing.assert_close(compiled(x, None, lengths), layer(x, None, lengths))
+    assert counter.frame_count == 1
 
 
 def test_dropout_falls_between_layers_in_training_only():

@@ -1,7 +1,9 @@
 """The CUDA kernels and all of their host side against the definition: on the GPU, if there is one,
 and compiled for the CPU otherwise."""
 
+import math
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from kron_plugin.ops.kron_rnn import cuda as recurrence
 
 from . import cuda_on_cpu
 from . import test_kron_lstm as lstm
+from . import test_operators as operators
 from .recurrence_cases import PAIRS, cast, dense_rnn, placed, random_case, run, worst_error
 
 on_the_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for the stand-in of a GPU")
@@ -119,12 +122,13 @@ def test_gradcheck(shapes):
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 
 
-def test_factors_far_from_unitary():
+@pytest.mark.parametrize("off", [-100.0, -math.inf])
+def test_factors_far_from_unitary(off):
     case = random_case([(2, 2)] * 4, batch=2, steps=3)
     with torch.no_grad():
         case.factors[0].zero_()
         case.factors[1].copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-        case.bias[:4] = -100.0
+        case.bias[:4] = off
     results, expected = run(case, backend="cuda"), run(case, dense_rnn)
     assert worst_error(results, expected) < 1e-12
 
@@ -229,6 +233,24 @@ def test_lstm_in_bfloat16(form):
     )
     results = lstm.run(case, backend="cuda")
     assert worst_error(results, lstm.run(double, backend="reference")) < 3e-2
+
+
+@on_the_cpu
+@pytest.mark.parametrize("cell", operators.CELLS)
+def test_a_call_with_what_does_not_fit_raises(cell):
+    operators.test_a_call_with_what_does_not_fit_raises(cell, "cuda")
+
+
+@pytest.mark.parametrize("form", ["dense", "features", "tokens"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_stands_beyond_a_length_is_not_read(form, bad):
+    for module in (sys.modules[random_case.__module__], lstm):
+        case = module.random_case(batch=3, steps=4, form=form, with_lengths=True)
+        x, lengths = case.x.detach().clone(), torch.tensor([2, 4, 3])
+        x[torch.arange(4).unsqueeze(1) >= lengths] = 1000 if form == "tokens" else bad
+        spoilt = case._replace(x=x.requires_grad_(form != "tokens"), lengths=lengths)
+        expected = module.run(case._replace(lengths=lengths), backend="cuda")
+        assert all(map(torch.equal, module.run(spoilt, backend="cuda"), expected))
 
 
 RACES = """

@@ -248,6 +248,17 @@ def test_what_stands_behind_a_sequence_end_does_not_matter():
     assert worst_error(run(case, backend="cpu"), expected) == 0.0
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_gates_may_be_shut_for_good(backend):
+    """By a bias of minus infinity."""
+    case = random_case(batch=3, steps=4)
+    with torch.no_grad():
+        case.bias[::3] = -torch.inf
+    results, expected = run(case, backend=backend), run(case, backend="reference")
+    assert all(r.isfinite().all() for r in expected)
+    assert worst_error(results, expected) < 1e-12
+
+
 def test_what_is_not_finite_stays_so():
     case = random_case(batch=3, steps=6)
     with torch.no_grad():

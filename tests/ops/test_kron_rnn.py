@@ -1,5 +1,6 @@
 """Every fast backend of the recurrence against the definition, and against a dense matrix."""
 
+import math
 import sys
 
 import pytest
@@ -129,10 +130,11 @@ def test_factors_far_from_unitary(backend, first, tolerance, is_complex):
 
 
 @fast
-def test_dead_units_have_no_gradient_and_zero_states_no_direction(backend):
+@pytest.mark.parametrize("off", [-100.0, -math.inf])
+def test_dead_units_have_no_gradient_and_zero_states_no_direction(backend, off):
     case = random_case(batch=3, steps=4)
     with torch.no_grad():
-        case.bias[:64] = -100.0  # relu is off
+        case.bias[:64] = off  # relu is off
         case.bias[64:] = 0.5
         case.h0.zero_()
         case.x[0].zero_()  # so z = 0 at the first step, and stays 0 until there is input

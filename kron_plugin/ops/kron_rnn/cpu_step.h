@@ -1,7 +1,9 @@
 // One step of the recurrence for a block of lanes, forwards; and its nonlinearity backwards.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "../native/blocks.h"
 #include "../native/input.h"
@@ -106,8 +108,9 @@ struct Step {
     if (call.activation == kModrelu) {
       constexpr real kLeast = sizeof(real) == 4 ? real(1.2e-38) : real(2.3e-308);
       constexpr real kDigit = sizeof(real) == 4 ? real(6e-8) : real(1.1e-16);
+      const real most = std::numeric_limits<real>::max(), bias = std::max(call.bias[n], -most);  // not -inf
       const Lanes<L> modulus = square_root<L>(dot(h, h));
-      Lanes<L> before = modulus - call.bias[n];  // |z|, which rounding may take to 0 but not below
+      Lanes<L> before = modulus - bias;  // |z|, which rounding may take to 0 but not below
       const Lanes<L> floor = kDigit * modulus;
       before = before < floor ? floor : before;
       const auto dead = modulus * before < splat<L>(kLeast);
@@ -116,7 +119,7 @@ struct Step {
       const Lanes<L> per_before = dead ? Lanes<L>{} : inverse * modulus;
       const Lanes<L> radial = dot(gamma, h) * per_modulus;
       const Lanes<L> stretch = modulus * per_before;
-      const Lanes<L> along = call.bias[n] * per_before * radial * per_modulus;
+      const Lanes<L> along = bias * per_before * radial * per_modulus;
       for (int c = 0; c < C; ++c) gamma.v[c] = stretch * gamma.v[c] - along * h.v[c];
       d_bias.v[0] += radial;
       return;
