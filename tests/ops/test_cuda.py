@@ -3,7 +3,6 @@ and compiled for the CPU otherwise."""
 
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from kron_plugin.ops import dense, kron_lstm, kron_matmul, kron_rnn
 from kron_plugin.ops.kron_rnn import cuda as recurrence
 
-from . import cuda_on_cpu
+from . import cuda_on_cpu, recurrence_cases
 from . import test_kron_lstm as lstm
 from . import test_operators as operators
 from .recurrence_cases import PAIRS, cast, dense_rnn, placed, random_case, run, worst_error
@@ -238,13 +237,13 @@ def test_lstm_in_bfloat16(form):
 @on_the_cpu
 @pytest.mark.parametrize("cell", operators.CELLS)
 def test_a_call_with_what_does_not_fit_raises(cell):
-    operators.test_a_call_with_what_does_not_fit_raises(cell, "cuda")
+    operators.check_wrong_calls(cell, "cuda")
 
 
 @pytest.mark.parametrize("form", ["dense", "features", "tokens"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_stands_beyond_a_length_is_not_read(form, bad):
-    for module in (sys.modules[random_case.__module__], lstm):
+    for module in (recurrence_cases, lstm):
         case = module.random_case(batch=3, steps=4, form=form, with_lengths=True)
         x, lengths = case.x.detach().clone(), torch.tensor([2, 4, 3])
         x[torch.arange(4).unsqueeze(1) >= lengths] = 1000 if form == "tokens" else bad
