@@ -1,4 +1,4 @@
-"""The nonlinearities of the recurrence, and the two ways of storing a complex vector."""
+"""The nonlinearity of complex states, and the ways of storing complex numbers as real ones."""
 
 import torch
 from torch import Tensor
@@ -32,3 +32,14 @@ def split(
 ) -> Tensor:  # shape: (..., 2N), real
     """[Re z ; Im z], the form in which states leave the recurrence."""
     return torch.cat([z.real, z.imag], dim=-1)
+
+
+def as_complex(
+    pairs: Tensor,  # shape: (..., 2), real: real and imaginary part
+) -> Tensor:  # shape: (...,), complex
+    """The complex numbers that pairs stand for, wherever these lie in memory.
+
+    A copy: `torch.view_as_complex` refuses a part of a flat buffer that begins at an odd place, and
+    a traced graph cannot ask where a tensor begins.
+    """
+    return torch.complex(*pairs.unbind(-1))

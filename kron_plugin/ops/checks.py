@@ -8,6 +8,7 @@ from typing import Dict, Optional, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .backends import compute_type
 
@@ -187,7 +188,8 @@ def checked_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> Opt
         return None
     lengths = lengths.long()
     # In a traced graph and on a device, which would have to be waited for, they go unseen.
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() or isinstance(lengths, FakeTensor)
+    if lengths.device.type == "cpu" and not traced:
         fits = bool(((lengths >= 1) & (lengths <= x.shape[0])).all())
         message = "lengths must be between 1 and the {} steps of x"
         require(operation, fits, message, x.shape[0])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .activation import as_complex
 from .backends import Problem
 
 FOLDER = Path(__file__).parents[1] / "cuda"
@@ -338,7 +339,7 @@ def arranged(
     columns are the conjugate rows of W.
     """
     if adjoint and kernels.parts == 2:
-        factors = torch.view_as_real(torch.view_as_complex(factors.view(-1, 2)).conj_physical())
+        factors = torch.view_as_real(as_complex(factors.view(-1, 2)).conj_physical())
     if adjoint == (kernels.kind == "stages"):
         return aligned(factors.reshape(-1))
     parts = factors.view(-1, kernels.parts)

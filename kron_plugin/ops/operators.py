@@ -1,8 +1,9 @@
 """Functions made operators of torch, `kron_plugin::OPERATION_BACKEND` and `…_backward`."""
 
-from typing import Callable
+from typing import Callable, Optional, Sequence
 
 import torch
+from torch import Tensor
 
 
 def register(
@@ -40,3 +41,10 @@ def register_backward(operation: str, backend: str, function: Callable, fake: Ca
     return register(
         operation, f"{backend}_backward", function, fake, refuse, lambda ctx, inputs, output: None
     )
+
+
+def needs_backward(tensors: Sequence[Optional[Tensor]]) -> bool:
+    """Whether a backward pass may follow. What torch.jit.trace records may be differentiated later,
+    whether gradients were wanted while it did or not."""
+    wanted = any(t is not None and t.requires_grad for t in tensors)
+    return torch.jit.is_tracing() or (wanted and torch.is_grad_enabled())

@@ -18,14 +18,14 @@ from ..cuda_kernels import (
     launch,
 )
 from ..operators import register, register_backward
-from .flat import flatten, unflatten
+from .flat import flatten, shapes_of, unflatten
 from .reference import factor_gradients as factor_gradients_reference
 
 
 def kron_matmul_cuda(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """`kron_matmul` with arguments as it describes and has checked them."""
     is_complex = factors[0].is_complex()
-    shapes = [size for w in factors for size in w.shape]
+    shapes = shapes_of(factors)
     rows = x.reshape(-1, x.shape[-1])
     rows = split(rows) if is_complex else rows
     flat = flatten(factors).to(compute_type(rows.dtype))

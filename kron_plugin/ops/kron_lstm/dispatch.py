@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import checks, inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
+from ..kron.flat import shapes_of
 from . import cpu, operator
 from .cuda import kron_lstm_cuda
 from .reference import kron_lstm_reference
@@ -73,8 +74,7 @@ def kron_lstm(
     checks.require("kron_lstm", len(state) == 2, "state must be a pair of h and c")
     h0, c0 = state
     _check_factors(factors)
-    shapes = [[size for w in gate for size in w.shape] for gate in factors]
-    operator.check(x, shapes, bias, h0, c0, weight)
+    operator.check(x, [shapes_of(gate) for gate in factors], bias, h0, c0, weight)
     checks.check_factors("kron_lstm", [w for gate in factors for w in gate], h0)
     lengths = checks.checked_lengths("kron_lstm", lengths, x)
     checks.check_every("kron_lstm", checkpoint_every)

@@ -8,14 +8,13 @@ of all gates go in as one vector, so that their gradient is one too.
 from math import prod
 from typing import Callable, List, Optional, Sequence, Tuple
 
-import torch
 from torch import Tensor
 
 from .. import checks
 from ..backends import compute_type
 from ..inputs import prepared
-from ..kron.flat import flatten
-from ..operators import register, register_backward
+from ..kron.flat import flatten, shapes_of
+from ..operators import needs_backward, register, register_backward
 
 
 def split_gates(shapes: List[int], counts: List[int]) -> List[List[int]]:
@@ -150,11 +149,12 @@ def define(
 
     def run(x, factors, bias, state, lengths, weight, need_output, checkpoint_every):
         x, weight = prepared(x, weight, lengths)
-        flat = flatten([w for gate in factors for w in gate]).to(compute_type(state[0].dtype))
-        shapes = [size for gate in factors for w in gate for size in w.shape]
+        together = [w for gate in factors for w in gate]
+        flat = flatten(together).to(compute_type(state[0].dtype))
+        shapes = shapes_of(together)
         counts = [len(gate) for gate in factors]
         tensors = (x, flat, bias, *state, weight)
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        keep = needs_backward(tensors)
         settings = (shapes, counts, need_output, checkpoint_every, threads(), keep)
         outputs, _, h_n, c_n = operator(*tensors, lengths, *settings)
         return outputs, (h_n, c_n)

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import checks, inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
+from ..kron.flat import shapes_of
 from . import cpu, operator
 from .cuda import kron_rnn_cuda
 from .reference import kron_rnn_reference
@@ -83,8 +84,7 @@ def kron_rnn(
     """
     factors = list(factors)
     _check_factors(factors)
-    shapes = [size for w in factors for size in w.shape]
-    operator.check(x, shapes, bias, h0, weight, factors[0].is_complex(), activation)
+    operator.check(x, shapes_of(factors), bias, h0, weight, factors[0].is_complex(), activation)
     checks.check_factors("kron_rnn", factors, h0)
     lengths = checks.checked_lengths("kron_rnn", lengths, x)
     checks.check_every("kron_rnn", checkpoint_every)

@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import checks
 from ..backends import compute_type
 from ..inputs import prepared
-from ..kron.flat import flatten
-from ..operators import register, register_backward
+from ..kron.flat import flatten, shapes_of
+from ..operators import needs_backward, register, register_backward
 
 ACTIVATIONS = {"modrelu": 0, "tanh": 1, "identity": 2}  # enum Activation of the kernels
 
@@ -144,8 +144,8 @@ def define(
         is_complex = factors[0].is_complex()
         x, weight = prepared(x, weight, lengths)
         tensors = (x, flatten(factors).to(compute_type(h0.dtype)), bias, h0, weight)
-        shapes = [size for w in factors for size in w.shape]
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        shapes = shapes_of(factors)
+        keep = needs_backward(tensors)
         settings = (shapes, is_complex, activation, need_output, checkpoint_every, threads(), keep)
         states, _, last = operator(*tensors, lengths, *settings)
         return states, last
