@@ -1,9 +1,14 @@
 """Factor sizes: reading them, choosing them, and saying what is wrong with them."""
 
 from math import isqrt, prod
-from typing import List, Sequence, Tuple, Union
+from typing import Any, List, Sequence, Tuple, Union
+
+from ..ops.backends import log_once
+from .arguments import whole
 
 MAX_SIZE = 1 << 31  # of a state, and of what is allocated at once: 8 GiB in single precision
+LARGE = 32  # a factor of more rows is said to be large; by default none is asked for
+SMALL = (2, 3, 5, 7)  # primes of the sizes that are recommended
 
 FactorSizes = Tuple[Tuple[int, int], ...]
 FactorSpec = Union[None, str, int, Sequence[Union[int, Sequence[int]]]]
@@ -23,15 +28,16 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
 
     Raises:
         ValueError: not sizes, or their products are not N; the message says what would fit.
+        TypeError: the hidden size is no whole number.
     """
-    if hidden_size < 1:
-        raise ValueError(f"hidden_size={hidden_size}: must be at least 1")
+    hidden_size = whole("hidden_size", hidden_size)
     if hidden_size > MAX_SIZE:
         raise ValueError(f"hidden_size: must be at most {MAX_SIZE}")
-    if spec is None or spec == "":
-        return _allocatable(default_factors(hidden_size))
-    parts = spec.split(",") if isinstance(spec, str) else [spec] if _is_integer(spec) else spec
-    sizes = tuple(_one_size(part, spec) for part in parts)
+    if spec is None or (isinstance(spec, str) and not spec):
+        sizes = _allocatable(default_factors(hidden_size))
+        _tell_large(sizes, hidden_size)
+        return sizes
+    sizes = tuple(_one_size(part, spec) for part in _parts(spec))
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
     if rows != hidden_size or columns != hidden_size:
         have = f"{rows}" if rows == columns else f"{rows} rows and {columns} columns"
@@ -40,6 +46,35 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
             f" {hidden_size}; {' or '.join(map(repr, _suggestions(hidden_size)))} would fit"
         )
     return _allocatable(sizes)
+
+
+def _parts(spec: Any) -> Sequence[Any]:
+    if isinstance(spec, str):
+        return spec.split(",")
+    return spec if hasattr(spec, "__iter__") else [spec]
+
+
+def _tell_large(sizes: FactorSizes, hidden_size: int) -> None:
+    """Say once that the default has a large factor; a user need not know that it goes by primes."""
+    p, _ = max(sizes)
+    if p <= LARGE:
+        return
+    near = min(_small_products(2 * hidden_size), key=lambda size: abs(size - hidden_size))
+    log_once(
+        f"hidden_size={hidden_size}: the default factors {format_factors(sizes)!r} hold a dense"
+        f" matrix of {p}x{p}; hidden_size={near} is the nearest with small factors,"
+        f" {format_factors(default_factors(near))!r}. Give factors to choose them yourself"
+    )
+
+
+def _small_products(most: int) -> List[int]:
+    """All numbers up to `most` whose prime factors are SMALL."""
+    numbers = [1]
+    for prime in SMALL:
+        for number in numbers:  # which grows by the loop
+            if number * prime <= most:
+                numbers.append(number * prime)
+    return numbers
 
 
 def _allocatable(sizes: FactorSizes) -> FactorSizes:

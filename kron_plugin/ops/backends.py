@@ -75,7 +75,7 @@ class Backends:
             reason = self._obstacle(name, problem)
             if reason is None:
                 if reasons:
-                    _log_once(f"{self.operation} runs on the {name} backend: {'; '.join(reasons)}")
+                    log_once(f"{self.operation} runs on the {name} backend: {'; '.join(reasons)}")
                 return name
             reasons.append(f"{name}: {reason}")
         raise RuntimeError(f"{self.operation}: no backend can serve: {'; '.join(reasons)}")
@@ -117,5 +117,6 @@ def _choose(backends: Backends, name: str, *problem) -> str:
 
 
 @cache
-def _log_once(message: str) -> None:
+def log_once(message: str) -> None:
+    """A warning, unless this process has logged it before."""
     logger.warning(message)

@@ -188,7 +188,7 @@ def test_no_cupy(monkeypatch, caplog):
     problem = backends.Problem(CUDA, torch.float32, True)
     with pytest.raises(RuntimeError, match=r"pip install 'kron-plugin\[cuda12\]'"):
         dispatch._BACKENDS.choose("cuda", problem)
-    backends._log_once.cache_clear()
+    backends.log_once.cache_clear()
     caplog.set_level(logging.INFO)
     assert dispatch._BACKENDS.choose("auto", problem) == "reference"
     assert "CuPy" in caplog.text

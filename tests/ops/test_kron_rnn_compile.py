@@ -117,7 +117,7 @@ def test_a_cache_folder_that_cannot_be_made(source, monkeypatch):
 def no_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     kernel.library.cache_clear()
-    backends._log_once.cache_clear()
+    backends.log_once.cache_clear()
     yield
     kernel.library.cache_clear()
 

@@ -1,0 +1,86 @@
+"""Arguments of layers: one of a wrong type or out of range is named, with what it must be."""
+
+from numbers import Real
+from operator import index
+from typing import Any, Dict, Optional, Sequence, Union
+
+import torch
+
+PARAMETER_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def whole(name: str, value: Any, least: int = 1, unit: str = "") -> int:
+    """The whole number that a value is, a Python int.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is less than `least`.
+    """
+    try:
+        number = index(None if isinstance(value, bool) else value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name}={value!r}: must be a whole number, not {kind}") from None
+    if number < least:
+        raise ValueError(f"{name}={number}: must be at least {least} {unit}".rstrip())
+    return number
+
+
+def real(name: str, value: Any, most: float, bounds: str) -> float:
+    """The number that a value is, a Python float.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is not from 0 to `most`, which `bounds` says in words.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: must be a number, not {type(value).__name__}")
+    if not 0 <= value <= most:
+        raise ValueError(f"{name}={value}: must be {bounds}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value, or a TypeError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: must be True or False, not {type(value).__name__}")
+    return value
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """The value, or a ValueError unless it is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose from {choices}")
+    return value
+
+
+def place(
+    device: Union[str, int, torch.device, None], dtype: Optional[torch.dtype]
+) -> Dict[str, Any]:
+    """Where and in which type parameters are made, as arguments of `torch.empty`.
+
+    Raises:
+        ValueError: torch knows no such device.
+        TypeError: parameters cannot have such a type.
+    """
+    try:
+        device = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: is no device of torch") from error
+    if dtype is not None and dtype not in PARAMETER_TYPES:
+        raise TypeError(f"dtype={dtype!r}: choose from {PARAMETER_TYPES}")
+    return {"device": device, "dtype": dtype}
+
+
+def by_name(layer: str, unnamed: Sequence[Any]) -> None:
+    """Raise a TypeError if arguments after `hidden_size` were given without their names.
+
+    `torch.nn.LSTM` has `num_layers` third, where one might look for factors here.
+    """
+    if unnamed:
+        first = unnamed[0]
+        as_layers = f"num_layers={first} or " if isinstance(first, int) else ""
+        raise TypeError(
+            f"{layer}: what comes after hidden_size is given by name; write {as_layers}"
+            f"factors={first!r} for the {first!r}"
+        )
