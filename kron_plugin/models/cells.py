@@ -55,6 +55,7 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
     _check_options(cfg, hidden_size)
     if cfg.cell in BASELINES:
         return BaselineCell(str(cfg.cell), input_size, hidden_size, chrono=cfg.chrono_init, **shape)
+    dropout = shape.pop("dropout")
     options = {**shape, "backend": cfg.kron_backend}
     if cfg.unitary is not None:
         options["unitary"] = str(cfg.unitary)
@@ -64,9 +65,9 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
         kind = KRU
         options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
         options["angle"] = cfg.angle_init
-    cell = kind(input_size, hidden_size, cfg.kron_factors, **options)
-    # The toolkit's own can be retained when generating (--retain-dropout).
-    cell.between_layers = FairseqDropout(shape["dropout"], module_name=kind.__name__)
+    cell = kind(input_size, hidden_size, factors=cfg.kron_factors, **options)
+    # fairseq's own can be retained when generating (--retain-dropout).
+    cell.between_layers = FairseqDropout(dropout, module_name=kind.__name__)
     return cell
 
 

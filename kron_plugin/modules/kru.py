@@ -1,14 +1,16 @@
 """The Kronecker Recurrent Unit as a layer, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import List, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import ACTIVATIONS, available_backends, kron_rnn
+from .arguments import by_name, choice, flag, place
 from .factors import FactorSpec
-from .layer import GroupedParameters, KronLayer, State
+from .layer import KronLayer, State
+from .parameters import GroupedParameters
 from .stack import RecurrentStack
 
 
@@ -31,6 +33,7 @@ class KRU(RecurrentStack):
             prime factors of N, so 2x2 for a power of two. Rectangular ones, "2x4,4x2", give a W
             of rank ∏ min(P_f, Q_f) < N, which cannot be unitary.
         num_layers: layers upon each other, each with parameters of its own.
+        bias: False leaves out the bias of "tanh" and "identity"; "modrelu" is nothing without one.
         bidirectional: every layer reads in both directions.
         dropout: probability with which outputs are dropped between layers.
         complex: complex factors. The real orthogonal matrices fall apart in two sets, of
@@ -46,23 +49,28 @@ class KRU(RecurrentStack):
         checkpoint_every: keep only every so many-th state for the backward pass, and compute the
             others again: less memory for one more forward pass.
         check_finite: after every call make sure that the state holds no NaN or infinity.
-        device, dtype: where and in which type the parameters are; as for `torch.nn.LSTM`.
+        device, dtype: where and in which type the parameters are made, as for `torch.nn.LSTM`.
+
+    What comes after hidden_size is given by name.
 
     Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
     Every square factor starts exactly unitary. Every layer and direction learns its initial state
     `h0`, which starts away from 0, where modReLU has no direction and no bound on its gradient.
 
     Raises:
-        ValueError: sizes that do not fit together; the message says which would.
+        ValueError: sizes that do not fit together, or an argument out of its range; the message
+            says what would be right.
+        TypeError: an argument of another type, or without its name.
     """
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
+        *unnamed: Any,
         factors: FactorSpec = None,
-        *,
         num_layers: int = 1,
+        bias: bool = True,
         bidirectional: bool = False,
         dropout: float = 0.0,
         complex: bool = True,
@@ -76,11 +84,14 @@ class KRU(RecurrentStack):
         device: Union[str, torch.device, None] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
+        by_name("KRU", unnamed)
+
         def make_layer(features: int) -> KRULayer:
             return KRULayer(
                 features,
                 hidden_size,
                 factors,
+                bias=bias,
                 complex=complex,
                 activation=activation,
                 unitary=unitary,
@@ -88,9 +99,11 @@ class KRU(RecurrentStack):
                 backend=backend,
                 checkpoint_every=checkpoint_every,
                 check_finite=check_finite,
+                device=device,
+                dtype=dtype,
             )
 
-        options = (num_layers, bidirectional, dropout, batch_first, device, dtype)
+        options = (num_layers, bidirectional, dropout, batch_first)
         super().__init__(make_layer, input_size, *options)
 
     def singular_values(self, layer: int = 0) -> Tensor:
@@ -114,21 +127,31 @@ class KRULayer(GroupedParameters, KronLayer):
         hidden_size: int,
         factors: FactorSpec = None,
         *,
+        bias: bool,
         complex: bool,
         activation: str,
-        **options,
+        device: Union[str, torch.device, None],
+        dtype: Optional[torch.dtype],
+        **options: Any,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}: choose from {ACTIVATIONS}")
-        if complex and activation == "tanh":
+        where = place(device, dtype)
+        choice("activation", activation, ACTIVATIONS)
+        if flag("complex", complex) and activation == "tanh":
             raise ValueError("activation='tanh' needs complex=False")
-        super().__init__(input_size, hidden_size, factors, products=1, complex=complex, **options)
-        self.activation = activation
-        self.weight = nn.Parameter(torch.empty(input_size, self.output_size))
-        self.bias = nn.Parameter(
-            torch.empty(hidden_size if activation == "modrelu" else self.output_size)
+        if not flag("bias", bias) and activation == "modrelu":
+            raise ValueError(
+                "bias=False: activation='modrelu' is the identity without its bias; choose"
+                " activation='identity'"
+            )
+        super().__init__(
+            input_size, hidden_size, factors, products=1, complex=complex, **where, **options
         )
-        self.h0 = nn.Parameter(torch.empty(self.output_size))
+        self.activation = activation
+        width = self.output_size
+        self.weight = nn.Parameter(torch.empty(self.input_size, width, **where))
+        size = self.hidden_size if activation == "modrelu" else width
+        self.bias = nn.Parameter(torch.empty(size, **where)) if bias else None
+        self.h0 = nn.Parameter(torch.empty(width, **where))
         self.reset_parameters()
 
     def group_of(self, name: str) -> Optional[str]:
@@ -138,7 +161,8 @@ class KRULayer(GroupedParameters, KronLayer):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         nn.init.xavier_uniform_(self.weight)
-        nn.init.uniform_(self.bias, -0.01, 0.01)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -0.01, 0.01)
         # A start of length about 1 (uRNN section 4.4).
         nn.init.uniform_(self.h0, -sqrt(3 / self.output_size), sqrt(3 / self.output_size))
 
@@ -149,7 +173,8 @@ class KRULayer(GroupedParameters, KronLayer):
         # A gradient of zero rather than none: to momentum, and to workers that wait for each
         # other's gradients, it is not the same.
         none = 0 * self.h0.sum().to(state[0].dtype)
-        return (state[0] + none,) if torch.is_grad_enabled() else state
+        wanted = torch.is_grad_enabled() or torch.jit.is_tracing()
+        return (state[0] + none,) if wanted else state
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
@@ -157,7 +182,7 @@ class KRULayer(GroupedParameters, KronLayer):
         output, h_n = kron_rnn(
             x,
             self.matrices(),
-            self.bias,
+            self.offsets(),
             state[0],
             lengths,
             weight=self.weight,

@@ -1,13 +1,14 @@
 """An LSTM whose four recurrent matrices are Kronecker products, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import List, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import kron_lstm
 from ..ops.kron_lstm.dispatch import available_backends
+from .arguments import by_name, flag, place, whole
 from .factors import FactorSpec
 from .layer import KronLayer, State
 from .stack import RecurrentStack
@@ -33,6 +34,7 @@ class KRULSTM(RecurrentStack):
 
     Args:
         factors: sizes whose products are N, the same for every gate; as for `KRU`.
+        bias: False leaves out the biases of all gates.
         unitary: as for `KRU`; gates keep gradients in bounds, so there is no penalty by default.
         chrono: the longest dependency that is expected, in steps: units start with memories of 1 to
             so many steps (`chrono_`). Without it the bias of every forget gate starts at 1.
@@ -41,16 +43,17 @@ class KRULSTM(RecurrentStack):
     0, as those of `torch.nn.LSTM`.
 
     Raises:
-        ValueError: sizes that do not fit together; the message says which would.
+        ValueError, TypeError: as `KRU`.
     """
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
+        *unnamed: Any,
         factors: FactorSpec = None,
-        *,
         num_layers: int = 1,
+        bias: bool = True,
         bidirectional: bool = False,
         dropout: float = 0.0,
         unitary: str = "none",
@@ -62,19 +65,24 @@ class KRULSTM(RecurrentStack):
         device: Union[str, torch.device, None] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
+        by_name("KRULSTM", unnamed)
+
         def make_layer(features: int) -> KRULSTMLayer:
             return KRULSTMLayer(
                 features,
                 hidden_size,
                 factors,
+                bias=bias,
                 chrono=chrono,
                 unitary=unitary,
                 backend=backend,
                 checkpoint_every=checkpoint_every,
                 check_finite=check_finite,
+                device=device,
+                dtype=dtype,
             )
 
-        options = (num_layers, bidirectional, dropout, batch_first, device, dtype)
+        options = (num_layers, bidirectional, dropout, batch_first)
         super().__init__(make_layer, input_size, *options)
 
 
@@ -93,15 +101,24 @@ class KRULSTMLayer(KronLayer):
         hidden_size: int,
         factors: FactorSpec = None,
         *,
-        chrono: Optional[int] = None,
-        **options,
+        bias: bool,
+        chrono: Optional[int],
+        device: Union[str, torch.device, None],
+        dtype: Optional[torch.dtype],
+        **options: Any,
     ) -> None:
-        if chrono is not None and chrono < 2:
-            raise ValueError(f"chrono={chrono}: must be at least 2 steps")
-        super().__init__(input_size, hidden_size, factors, products=GATES, complex=False, **options)
+        where = place(device, dtype)
+        if chrono is not None:
+            chrono = whole("chrono", chrono, 2, "steps")
+        if not flag("bias", bias) and chrono is not None:
+            raise ValueError(f"chrono={chrono}: sets the biases that bias=False leaves out")
+        super().__init__(
+            input_size, hidden_size, factors, products=GATES, complex=False, **where, **options
+        )
         self.chrono = chrono
-        self.weight = nn.Parameter(torch.empty(input_size, GATES * hidden_size))
-        self.bias = nn.Parameter(torch.empty(GATES * hidden_size))
+        width = GATES * self.hidden_size
+        self.weight = nn.Parameter(torch.empty(self.input_size, width, **where))
+        self.bias = nn.Parameter(torch.empty(width, **where)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -109,6 +126,8 @@ class KRULSTMLayer(KronLayer):
         super().reset_parameters()
         bound = 1 / sqrt(self.hidden_size)
         nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is None:
+            return
         nn.init.zeros_(self.bias)
         of_input, of_forget, _, _ = self.bias.chunk(GATES)
         if self.chrono is not None:
@@ -118,7 +137,7 @@ class KRULSTMLayer(KronLayer):
             of_forget.fill_(1)
 
     def start(self, batch: int) -> State:
-        zeros = self.bias.new_zeros(batch, self.hidden_size)
+        zeros = self.weight.new_zeros(batch, self.hidden_size)
         return zeros, zeros
 
     def run(
@@ -128,7 +147,7 @@ class KRULSTMLayer(KronLayer):
         return kron_lstm(
             x,
             [matrices[k * count : (k + 1) * count] for k in range(GATES)],
-            self.bias,
+            self.offsets(),
             state,
             lengths,
             weight=self.weight,
@@ -138,4 +157,4 @@ class KRULSTMLayer(KronLayer):
         )
 
     def available_backends(self) -> List[str]:
-        return available_backends(self.bias.device, self.bias.dtype)
+        return available_backends(self.weight.device, self.weight.dtype)

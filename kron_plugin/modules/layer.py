@@ -1,15 +1,17 @@
 """What one layer in one direction is, whatever it computes: its factors and its start."""
 
 from functools import partial, wraps
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..ops import check_backend
+from .arguments import choice, flag, place, whole
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
-from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
+from .parameters import FactorList
+from .unitary import singular_values, unitary_deviation, unitary_penalty
 from .unitary_map import UnitaryMap
 
 UNITARY = ("none", "soft", "hard")
@@ -37,42 +39,6 @@ def _in_type(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if is_real else value
 
 
-class GroupedParameters(nn.Module):
-    """Marks its own parameters with `param_group`, the toolkit's word for: an optimiser may treat
-    these apart. Copies and new parameters put in their places, whoever does so, are marked too."""
-
-    def group_of(self, name: str) -> Optional[str]:
-        """The group of a parameter, None for the one of all others."""
-        raise NotImplementedError
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if isinstance(value, nn.Parameter):
-            self._mark()
-
-    def _mark(self) -> None:
-        for name, parameter in self._parameters.items():
-            group = self.group_of(name)
-            if group is not None:
-                parameter.param_group = group
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._mark()
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "GroupedParameters":
-        super()._apply(*args, **kwargs)
-        self._mark()
-        return self
-
-
-class FactorList(GroupedParameters, nn.ParameterList):
-    """Parameters in the group "factors"."""
-
-    def group_of(self, name: str) -> str:
-        return "factors"
-
-
 class KronLayer(nn.Module):
     """One recurrent layer in one direction whose recurrent matrices are Kronecker products.
 
@@ -84,8 +50,9 @@ class KronLayer(nn.Module):
         unitary: "soft" counts in `unitary_penalty`, "none" does not, and "hard" keeps every factor
             exactly unitary: what is trained then are the matrices X_f of `UnitaryMap`.
 
-    A subclass adds `weight` of shape (input_size, …), calls `reset_parameters`, and defines
-    `start`, `run` and `available_backends`. The other arguments are those of `KRU`.
+    A subclass adds `weight` of shape (input_size, …) and `bias`, which may be None, calls
+    `reset_parameters`, and defines `start`, `run` and `available_backends`. The other arguments are
+    those of `KRU`.
     """
 
     state_parts: int  # how many tensors make up a state
@@ -103,40 +70,37 @@ class KronLayer(nn.Module):
         backend: str,
         checkpoint_every: int,
         check_finite: bool,
+        device: Union[str, torch.device, None] = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
-        if input_size < 1:
-            raise ValueError(f"input_size={input_size}: must be at least 1")
-        if checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every={checkpoint_every}: must be at least 1")
-        if unitary not in UNITARY:
-            raise ValueError(f"unitary={unitary!r}: choose from {UNITARY}")
+        self.input_size = whole("input_size", input_size)
+        self.hidden_size = whole("hidden_size", hidden_size)
+        self.complex = flag("complex", complex)
+        self.unitary = choice("unitary", unitary, UNITARY)
+        self.angle = angle
         check_backend(backend)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.factor_sizes = parse_factors(factors, hidden_size)
-        self.complex = complex
-        if input_size * self.output_size > MAX_SIZE:
+        self.backend = backend
+        self.checkpoint_every = whole("checkpoint_every", checkpoint_every)
+        self.check_finite = flag("check_finite", check_finite)
+        self.factor_sizes = parse_factors(factors, self.hidden_size)
+        if self.input_size * self.output_size > MAX_SIZE:
             raise ValueError(
                 f"input_size={input_size}: too large to weigh into {self.output_size} numbers"
             )
-        self.unitary = unitary
-        self.angle = angle
-        self.backend = backend
-        self.checkpoint_every = checkpoint_every
-        self.check_finite = check_finite
-
-        if unitary == "hard" and any(p != q for p, q in self.factor_sizes):
+        is_hard = unitary == "hard"
+        if is_hard and any(p != q for p, q in self.factor_sizes):
             raise ValueError(
                 f"factors={format_factors(self.factor_sizes)!r}: unitary='hard' needs square ones;"
                 " a product with rectangular factors has a null space"
             )
-
+        where = place(device, dtype)
         sizes = self.factor_sizes * products
         tail = (2,) if complex else ()
-        self.factors = FactorList(nn.Parameter(torch.empty(p, q, *tail)) for p, q in sizes)
-        if unitary == "hard":
-            self.maps = nn.ModuleList(UnitaryMap(p, q, complex, angle) for p, q in sizes)
+        made = (torch.empty(p, q, *tail, **where) for p, q in sizes)
+        self.factors = FactorList(made, complex=complex, zero=is_hard, angle=angle)
+        if is_hard:
+            self.maps = nn.ModuleList(UnitaryMap(p, q, complex, angle, device) for p, q in sizes)
 
     @property
     def output_size(self) -> int:
@@ -145,27 +109,21 @@ class KronLayer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        if self.unitary == "hard":
-            for factor, unitary_map in zip(self.factors, self.maps, strict=True):
-                factor.zero_()
-                unitary_map.reset_parameters()
-        else:
-            for factor, matrix in zip(self.factors, self._trained(), strict=True):
-                # Of a copy, where the factor is stored in half precision.
-                unitary_(matrix, self.angle)
-                factor.copy_(torch.view_as_real(matrix) if self.complex else matrix)
-
-    def _trained(self) -> List[Tensor]:
-        """The parameters as matrices (P_f, Q_f), complex if the layer is; views where possible."""
-        # In half precision complex numbers lack most operations, and a penalty its small digits.
-        factors = [f if f.dtype == torch.float64 else f.float() for f in self.factors]
-        return [torch.view_as_complex(f) for f in factors] if self.complex else factors
+        """Start anew, with other random numbers."""
+        self.factors.reset_parameters()
+        for unitary_map in self.maps if self.unitary == "hard" else ():
+            unitary_map.reset_parameters()
 
     def matrices(self) -> List[Tensor]:
         """The factors W_f, shape (P_f, Q_f) each, those of the first product first."""
+        trained = self.factors()
         if self.unitary != "hard":
-            return self._trained()
-        return [make(x) for make, x in zip(self.maps, self._trained(), strict=True)]
+            return trained
+        return [make(x) for make, x in zip(self.maps, trained, strict=True)]
+
+    def offsets(self) -> Tensor:
+        """The bias, and zeros where there is none."""
+        return self.weight.new_zeros(self.weight.shape[1]) if self.bias is None else self.bias
 
     def start(self, batch: int) -> State:
         """The state before the first input."""
@@ -214,7 +172,7 @@ class KronLayer(nn.Module):
     def unitary_penalty(self) -> Tensor:
         """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar; 0 unless the layer is to be softly unitary."""
         if self.unitary != "soft":
-            return self.factors[0].new_zeros(())
+            return self.factors()[0].real.new_zeros(())
         return unitary_penalty(self.matrices())
 
     @without_autocast

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from .arguments import choice, whole
+from .factors import MAX_SIZE
+
 READS = ("parts", "moduli", "both")
 
 
@@ -21,17 +24,24 @@ class Readout(nn.Linear):
 
     Raises:
         ValueError: unknown `reads`, or moduli of an input_size that 2 · directions does not divide.
+        TypeError: a size that is no whole number.
     """
 
     def __init__(
         self, input_size: int, output_size: int, *, reads: str = "parts", directions: int = 1
     ) -> None:
-        if reads not in READS:
-            raise ValueError(f"reads={reads!r}: choose from {READS}")
+        whole("input_size", input_size)
+        whole("output_size", output_size)
+        whole("directions", directions)
+        choice("reads", reads, READS)
         if reads != "parts" and input_size % (2 * directions):
             raise ValueError(
                 f"input_size={input_size}: reads={reads!r} needs a real and an imaginary part of"
                 f" every number in each of {directions} direction(s)"
+            )
+        if input_size * output_size > MAX_SIZE:
+            raise ValueError(
+                f"input_size={input_size}: too large to weigh into {output_size} numbers"
             )
         half = input_size // 2
         sizes = {"parts": input_size, "moduli": half, "both": input_size + half}

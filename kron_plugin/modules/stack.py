@@ -1,15 +1,25 @@
 """Layers upon layers, in one direction or both, called like `torch.nn.LSTM`."""
 
-from typing import Callable, List, Optional, Tuple, Union
+import warnings
+from typing import Callable, List, NoReturn, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .arguments import flag, real, whole
 from .layer import KronLayer, State
 
 Sequences = Union[Tensor, PackedSequence]
-StackedState = Union[Tensor, State]  # shape: (layers · directions, B, W) each
+StackedState = Union[Tensor, State]  # shape: (layers · directions, B, W) each; without B for one
+
+DEFAULTS = {  # what is shown where it differs, as by `torch.nn.LSTM`
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+}
 
 
 class RecurrentStack(nn.Module):
@@ -19,11 +29,11 @@ class RecurrentStack(nn.Module):
 
     Args:
         make_layer: a layer of one direction for so many input features.
-        input_size, num_layers, bidirectional, dropout, batch_first, device, dtype: as for
-            `torch.nn.LSTM`.
+        input_size, num_layers, bidirectional, dropout, batch_first: as for `torch.nn.LSTM`.
 
     Raises:
         ValueError: an argument out of its range.
+        TypeError: an argument of another type.
     """
 
     def __init__(
@@ -34,26 +44,23 @@ class RecurrentStack(nn.Module):
         bidirectional: bool,
         dropout: float,
         batch_first: bool,
-        device: Union[str, torch.device, None] = None,
-        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: must be at least 1")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout={dropout}: must be between 0 and 1")
-        self.num_layers = num_layers
-        self.bidirectional = bidirectional
+        self.num_layers = whole("num_layers", num_layers)
+        self.bidirectional = flag("bidirectional", bidirectional)
         self.directions = 2 if bidirectional else 1
-        self.between_layers = nn.Dropout(dropout)
-        self.batch_first = batch_first
+        self.between_layers = nn.Dropout(real("dropout", dropout, 1, "between 0 and 1"))
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout}: falls between layers, and num_layers=1", stacklevel=3
+            )
+        self.batch_first = flag("batch_first", batch_first)
         self.layers = nn.ModuleList()
         self.input_size = self.output_size = input_size
         for _ in range(num_layers):
             self.layers.extend([make_layer(self.output_size) for _ in range(self.directions)])
             self.output_size = self.directions * self.layers[-1].output_size
         self.hidden_size = self.layers[0].hidden_size
-        self.to(device=device, dtype=dtype)
 
     def forward(
         self,
@@ -61,16 +68,20 @@ class RecurrentStack(nn.Module):
         state: Optional[StackedState] = None,
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
+        *,
+        hx: Optional[StackedState] = None,
     ) -> Tuple[Sequences, StackedState]:  # shape: (T, B, output_size)
         """The output of every step, and the last states, as torch's layers return them.
 
         Args:
             x: features, or symbols that each pick their row of the input weights; packed or not.
+                One sequence may come without its axis B, and so leave, with its states.
             state: where to start; default the layers' own start.
             lengths: steps that count in each sequence; a finished one keeps its last state. The
                 other direction begins at the last step that counts.
             need_output: False if the last state is all that is wanted; the output then is empty,
                 and less memory is written.
+            hx: `state` by the name that torch's layers have for it.
 
         Raises:
             ValueError: sizes that do not fit.
@@ -78,31 +89,37 @@ class RecurrentStack(nn.Module):
             RuntimeError: `check_finite` found a NaN or an infinity; the message names the step, in
                 the order in which the layer's direction reads.
         """
+        if hx is not None and state is not None:
+            raise ValueError("hx: is another name of state; give one of them")
+        state = hx if state is None else state
         packed = x if isinstance(x, PackedSequence) else None
-        if packed is None and x.dim() < 2:
-            raise ValueError(
-                f"x: has shape {tuple(x.shape)}, expected (T, B, {self.input_size}), or (T, B) of"
-                " integers"
-            )
+        if packed is not None and lengths is not None:
+            raise ValueError("lengths: a PackedSequence has its own")
         if packed is not None:
-            if lengths is not None:
-                raise ValueError("lengths: a PackedSequence has its own")
             x, lengths = pad_packed_sequence(packed)
-        elif self.batch_first:
+        alone = self._check_input(x) and packed is None
+        if alone and lengths is not None:
+            raise ValueError("lengths: x has no axis B; cut it to its length")
+        if alone:
+            x = x.unsqueeze(1)
+        elif self.batch_first and packed is None:
             x = x.transpose(0, 1)
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
             lengths = lengths if lengths.numel() else lengths.long()  # those of an empty list
-        output, last = self._run(x, self._starts(state), lengths, need_output)
+        starts = self._starts(state, None if alone else x.shape[1])
+        output, last = self._run(x, starts, lengths, need_output)
         if need_output and packed is not None:
             output = _pack_like(packed, output, lengths)
+        elif need_output and alone:
+            output = output.squeeze(1)
         elif need_output and self.batch_first:
             output = output.transpose(0, 1)
-        return output, _stacked(last)
+        return output, _stacked(last, alone)
 
     def step(
         self,
-        x_t: Tensor,  # shape: (B, input_size), or (B,) of integers below input_size
+        x_t: Tensor,  # shape: (B, input_size), or (B,) of integers below input_size; B is optional
         state: Optional[StackedState] = None,
     ) -> StackedState:
         """The states after one more input, for streams; the last layer's is the output.
@@ -115,14 +132,36 @@ class RecurrentStack(nn.Module):
         if self.directions == 2:
             raise ValueError("step: a bidirectional layer needs the whole sequence; call it")
         x = x_t.unsqueeze(0)
+        alone = self._check_input(x)
+        x = x.unsqueeze(1) if alone else x
         last = []
-        for layer, start in zip(self.layers, self._starts(state), strict=True):
+        for layer, start in zip(
+            self.layers, self._starts(state, None if alone else x.shape[1]), strict=True
+        ):
             last.append(layer(x, start, need_output=False)[1])
             x = last[-1][0].unsqueeze(0)
-        return _stacked(last)
+        return _stacked(last, alone)
 
-    def _starts(self, state: Optional[StackedState]) -> List[Optional[State]]:
-        """The start of every layer and direction."""
+    def _check_input(self, x: Tensor) -> bool:
+        """Whether it is one sequence without an axis for the batch.
+
+        Raises:
+            ValueError: it has no shape of an input.
+        """
+        size, axes = self.input_size, "B, T" if self.batch_first else "T, B"
+        if not isinstance(x, Tensor):
+            raise ValueError(f"x: must be a tensor, not {type(x).__name__}")
+        features = x.is_floating_point()
+        dims = x.dim() - features
+        if dims not in (1, 2) or (features and x.shape[-1] != size):
+            raise ValueError(
+                f"x: has shape {tuple(x.shape)}, expected ({axes}, {size}) or (T, {size}), or"
+                f" ({axes}) or (T,) of integers"
+            )
+        return dims == 1
+
+    def _starts(self, state: Optional[StackedState], batch: Optional[int]) -> List[Optional[State]]:
+        """The start of every layer and direction; `batch` is None for one sequence alone."""
         if state is None:
             return [None] * len(self.layers)
         parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
@@ -131,12 +170,17 @@ class RecurrentStack(nn.Module):
                 f"state: has {len(parts)} tensors; {type(self).__name__} has"
                 f" {self.layers[0].state_parts}"
             )
+        rows, width = len(self.layers), self.layers[0].output_size
+        expected = (rows, width) if batch is None else (rows, batch, width)
         for part in parts:
-            if part.dim() != 3 or part.shape[0] != len(self.layers):
+            if not isinstance(part, Tensor):
+                raise ValueError(f"state: must be a tensor or several, not {type(part).__name__}")
+            if tuple(part.shape) != expected:
                 raise ValueError(
-                    f"state: has shape {tuple(part.shape)}, expected ({len(self.layers)}, B,"
-                    f" {self.layers[0].output_size}), a row for every layer and direction"
+                    f"state: has shape {tuple(part.shape)}, expected {expected}, a row for every"
+                    " layer and direction"
                 )
+        parts = [part.unsqueeze(1) for part in parts] if batch is None else parts
         return list(zip(*parts, strict=True))
 
     def _run(
@@ -171,6 +215,30 @@ class RecurrentStack(nn.Module):
         self.between_layers.p = share
 
     @property
+    def bias(self) -> bool:
+        """Whether the layers have one."""
+        return self.layers[0].bias is not None
+
+    @property
+    def all_weights(self) -> List[List[nn.Parameter]]:
+        """The parameters of every layer and direction."""
+        return [list(layer.parameters()) for layer in self.layers]
+
+    def flatten_parameters(self) -> None:
+        """Nothing, as in torch's layers where cuDNN does not run them: our kernels take parameters
+        wherever they lie."""
+
+    def reset_parameters(self) -> None:
+        """Start anew, with other random numbers."""
+        for layer in self.layers:
+            layer.reset_parameters()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise NotImplementedError(
+            f"torch.jit.script cannot read {type(self).__name__}; torch.export can"
+        )
+
+    @property
     def factors(self) -> List[nn.Parameter]:
         """What is trained of all factors: smaller steps suit them than the other parameters."""
         return [factor for layer in self.layers for factor in layer.factors]
@@ -193,11 +261,16 @@ class RecurrentStack(nn.Module):
         return sum(layer.recurrent_parameters() for layer in self.layers)
 
     def extra_repr(self) -> str:
-        return f"dropout={self.dropout}, batch_first={self.batch_first}"
+        said = [f"{self.input_size}, {self.hidden_size}"]
+        for name, default in DEFAULTS.items():
+            if getattr(self, name) != default:
+                said.append(f"{name}={getattr(self, name)}")
+        return ", ".join(said)
 
 
-def _stacked(last: List[State]) -> StackedState:
+def _stacked(last: List[State], alone: bool) -> StackedState:
     parts = tuple(torch.stack(part) for part in zip(*last, strict=True))
+    parts = tuple(part.squeeze(1) for part in parts) if alone else parts
     return parts if len(parts) > 1 else parts[0]
 
 

@@ -11,6 +11,8 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor
 
+from .arguments import real
+
 
 def unitary_penalty(factors: Sequence[Tensor]) -> Tensor:
     """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint of KRU."""
@@ -44,11 +46,11 @@ def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
 
     Raises:
         ValueError: an angle out of range, or for a rectangular matrix.
+        TypeError: an angle that is no number.
     """
     p, q = factor.shape
     if angle is not None:
-        if not 0 <= angle <= pi:
-            raise ValueError(f"angle={angle}: must be from 0 to π, in radians")
+        angle = real("angle", angle, pi, "from 0 to π, in radians")
         if p != q:
             raise ValueError(f"angle={angle}: a factor of {p}x{q} has no eigenvalues; leave it out")
         eigenvectors = unitary_(torch.empty_like(factor))

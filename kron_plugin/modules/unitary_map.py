@@ -1,13 +1,14 @@
 """A matrix kept unitary while any optimiser trains it."""
 
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
+from ..ops import as_complex
 from ..ops.backends import compute_type
-from .unitary import unitary_
+from .parameters import fill_unitary
 
 
 class UnitaryMap(nn.Module):
@@ -15,16 +16,22 @@ class UnitaryMap(nn.Module):
 
     B is random and unitary, so X = 0 stands for a random unitary matrix. exp(A) is torch's
     `parametrizations.orthogonal`, taken out of the module that it wants to own: it would make the
-    trained parameter complex, which the toolkit's optimisers cannot hold, and refuse to be pickled.
+    trained parameter complex, which fairseq's optimisers cannot hold, and refuse to be pickled.
 
     Args:
         rows, columns: of the matrix. It gets orthonormal columns if tall, and rows if wide.
         complex: complex matrices; real ones keep the sign of B's determinant.
         angle: of B, as `unitary_` takes it.
+        device: where B is.
     """
 
     def __init__(
-        self, rows: int, columns: int, complex: bool, angle: Optional[float] = None
+        self,
+        rows: int,
+        columns: int,
+        complex: bool,
+        angle: Optional[float] = None,
+        device: Union[str, torch.device, None] = None,
     ) -> None:
         super().__init__()
         dtype = compute_type(torch.get_default_dtype())
@@ -34,9 +41,9 @@ class UnitaryMap(nn.Module):
         )
         orthogonal(owner, "weight", "matrix_exp", use_trivialization=False)
         self.exponential = owner.parametrizations.weight[0]
-        size = max(rows, columns)
-        # A real buffer like the parameters, for the sake of the toolkit.
-        base = torch.empty(size, size, *((2,) if complex else ()), dtype=torch.float64)
+        size, tail = max(rows, columns), (2,) if complex else ()
+        # A real buffer like the parameters, for the sake of fairseq.
+        base = torch.empty(size, size, *tail, dtype=torch.float64, device=device)
         self.register_buffer("base", base)
         self.complex = complex
         self.angle = angle
@@ -50,17 +57,15 @@ class UnitaryMap(nn.Module):
             self.base = base.to(self.base.device, torch.float64)
         return self
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw another B."""
-        base = torch.view_as_complex(self.base) if self.complex else self.base
-        unitary_(base, self.angle)
+        fill_unitary(self.base, self.complex, self.angle)
 
     def forward(
         self,
         x: Tensor,  # shape: (P, Q)
     ) -> Tensor:  # shape: (P, Q)
         base = self.base.to(x.real.dtype)
-        base = torch.view_as_complex(base) if self.complex else base
+        base = as_complex(base) if self.complex else base
         unitary = self.exponential(x)
         return base @ unitary if x.shape[0] >= x.shape[1] else unitary @ base

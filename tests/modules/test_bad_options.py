@@ -1,5 +1,6 @@
-"""Sizes, factor strings and lengths: each gives a layer that works, or an error that names it."""
+"""Arguments, factor strings, lengths: each gives a layer that works, or an error that names it."""
 
+import inspect
 from math import inf, nan, prod
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kron_plugin.modules import KRU, parse_factors
+from kron_plugin.modules import KRU, KRULSTM, Readout, parse_factors
 
 from ..fuzz import ends_well, fuzzed
 
@@ -48,7 +49,7 @@ def test_factors(spec, hidden_size):
     ),
 )
 def test_layers(input_size, hidden_size, factors, options):
-    layer = ends_well(lambda: KRU(input_size, hidden_size, factors, **options))
+    layer = ends_well(lambda: KRU(input_size, hidden_size, factors=factors, **options))
     if layer is not None:
         output, last = layer(torch.randn(3, 2, input_size))
         assert torch.equal(output[-1], last[0])
@@ -74,3 +75,64 @@ def test_lengths(backend):
                 assert int(length) == length
 
     check()
+
+
+NO_NUMBERS = (8.0, "8", None, [8], True, 8j)
+WRONG = {  # for every argument, values of a wrong type or out of range
+    "input_size": (*NO_NUMBERS, 0, -1, 2**40),
+    "hidden_size": (*NO_NUMBERS, 0, -1, 2**40),
+    "factors": ("3", "a", 2.5, 3, (4.0, 2), {}, object()),
+    "num_layers": (*NO_NUMBERS, 0, -1),
+    "bias": (None, 0, 1, "True", [True]),
+    "bidirectional": (None, 0, 1, "True"),
+    "dropout": (None, "0.5", True, [0.5], 0.5j, -0.1, 1.1, nan, inf),
+    "complex": (None, 0, 1, "True"),
+    "activation": (None, 1, "relu", ["tanh"]),
+    "unitary": (None, 1, "very", True, ["soft"]),
+    "angle": ("0.1", True, [0.1], -0.1, 4, nan),
+    "chrono": (8.0, "8", True, [8], 1, 0, -1),
+    "batch_first": (None, 0, 1, "True"),
+    "backend": (None, 1, "gpu", ["cpu"]),
+    "checkpoint_every": (*NO_NUMBERS, 0, -1),
+    "check_finite": (None, 0, 1, "True"),
+    "device": ("gpu", 0.5, [], "cuda:x"),
+    "dtype": (int, "float32", torch.int32, torch.complex64, torch.bool),
+    "output_size": (*NO_NUMBERS, 0, -1),
+    "reads": (None, 1, "phases", ["parts"]),
+    "directions": (*NO_NUMBERS, 0, -1),
+}
+
+
+@pytest.mark.parametrize("layer", [KRU, KRULSTM, Readout])
+def test_every_argument_of_a_wrong_type_or_range_is_named(layer):
+    right = {"input_size": 4, "output_size": 4} if layer is Readout else {}
+    right = right or {"input_size": 4, "hidden_size": 8}
+    names = inspect.signature(layer).parameters.keys() - {"unnamed"}
+    for name in names:
+        for value in WRONG[name]:
+            with pytest.raises((TypeError, ValueError)) as raised:
+                layer(**{**right, name: value})
+            message = str(raised.value)
+            assert message.startswith(name), (name, value, message)
+            assert "\n" not in message
+
+
+@pytest.mark.parametrize("layer", [KRU, KRULSTM])
+def test_what_torch_lstm_takes_by_position_is_asked_for_by_name(layer):
+    for unnamed, said in (((2,), "num_layers=2 or factors=2"), (("4,2", 1), "factors='4,2'")):
+        with pytest.raises(TypeError, match=f"{layer.__name__}: .* by name; write {said} for"):
+            layer(4, 8, *unnamed)
+    with pytest.raises(TypeError, match="proj_size"):
+        layer(4, 8, proj_size=2)
+
+
+def test_biases_that_are_needed_are_not_left_out():
+    with pytest.raises(ValueError, match="bias=False: activation='modrelu' is the identity"):
+        KRU(4, 8, bias=False)
+    with pytest.raises(ValueError, match="chrono=9: sets the biases that bias=False leaves out"):
+        KRULSTM(4, 8, bias=False, chrono=9)
+    for options in ({"activation": "identity"}, {"activation": "tanh", "complex": False}):
+        layer = KRU(4, 8, bias=False, **options)
+        assert not [name for name, _ in layer.named_parameters() if "bias" in name]
+        layer(torch.randn(3, 2, 4))[0].sum().backward()
+        assert all(p.grad is not None for p in layer.parameters())

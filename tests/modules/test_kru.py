@@ -107,7 +107,7 @@ def test_factors_put_in_a_list_are_marked():
 
 
 def test_layer_is_the_operator_on_its_parameters():
-    kru = KRU(2, 8, "2x4,4x2")
+    kru = KRU(2, 8, factors="2x4,4x2")
     x, h0 = torch.randn(4, 3, 2), torch.randn(1, 3, 16)
     factors = [torch.view_as_complex(f) for f in kru.factors]
     (layer,) = kru.layers
@@ -115,18 +115,19 @@ def test_layer_is_the_operator_on_its_parameters():
     torch.testing.assert_close(kru(x, h0)[0], expected)
 
 
-def copy_to_torch(layer, reference):
+def copy_to_torch(layer, reference, suffix="l0"):
     """The weights of a layer with one N×N factor a gate, in torch's names."""
     n = layer.hidden_size
     with torch.no_grad():
-        reference.weight_ih_l0.copy_(layer.weight.t())
-        reference.weight_hh_l0.copy_(torch.cat(layer.matrices()).view(-1, n))
-        reference.bias_ih_l0.copy_(layer.bias)
-        reference.bias_hh_l0.zero_()
+        getattr(reference, f"weight_ih_{suffix}").copy_(layer.weight.t())
+        getattr(reference, f"weight_hh_{suffix}").copy_(torch.cat(layer.matrices()).view(-1, n))
+        if reference.bias:
+            getattr(reference, f"bias_ih_{suffix}").copy_(layer.bias)
+            getattr(reference, f"bias_hh_{suffix}").zero_()
 
 
 def test_one_real_factor_and_tanh_make_torch_rnn():
-    kru = KRU(3, 8, "8", complex=False, activation="tanh").double()
+    kru = KRU(3, 8, factors="8", complex=False, activation="tanh").double()
     rnn = torch.nn.RNN(3, 8).double()
     copy_to_torch(kru.layers[0], rnn)
     x, h0 = torch.randn(6, 2, 3).double(), torch.randn(1, 2, 8).double()

@@ -8,16 +8,16 @@ from .test_kru import copy_to_torch
 
 
 def test_four_square_factors_make_torch_lstm():
-    kru_lstm, lstm = KRULSTM(3, 8, "8").double(), torch.nn.LSTM(3, 8).double()
+    kru_lstm, lstm = KRULSTM(3, 8, factors="8").double(), torch.nn.LSTM(3, 8).double()
     copy_to_torch(kru_lstm.layers[0], lstm)
     x = torch.randn(6, 2, 3).double()
     torch.testing.assert_close(kru_lstm(x), lstm(x), rtol=1e-12, atol=1e-12)
 
 
 def test_each_gate_has_the_product_of_its_own_factors():
-    kru_lstm, lstm = KRULSTM(3, 8, "2x4,4x2"), torch.nn.LSTM(3, 8)
+    kru_lstm, lstm = KRULSTM(3, 8, factors="2x4,4x2"), torch.nn.LSTM(3, 8)
     (layer,) = kru_lstm.layers
-    whole = KRULSTM(3, 8, "8")
+    whole = KRULSTM(3, 8, factors="8")
     whole.layers[0].load_state_dict(
         {
             "weight": layer.weight,

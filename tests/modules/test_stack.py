@@ -206,7 +206,7 @@ def test_autocast_leaves_the_recurrence_its_own_precision(cell):
 
 
 def test_it_is_asked_as_a_layer_of_torch():
-    layer = KRU(3, 4, 4, num_layers=2, bidirectional=True)
+    layer = KRU(3, 4, factors=4, num_layers=2, bidirectional=True)
     assert (layer.num_layers, layer.bidirectional, layer.batch_first) == (2, True, False)
     x = torch.randn(6, 2, 3)
     given, tensor = layer(x, lengths=[6, 2])[1], layer(x, lengths=torch.tensor([6, 2]))[1]
@@ -218,8 +218,8 @@ def test_it_is_asked_as_a_layer_of_torch():
     }
     assert layer(x[:, :0], lengths=[])[0].shape == (6, 0, 16)
     with pytest.raises(ValueError, match="factors='2' multiply to 2, but hidden_size is 4"):
-        KRU(3, 4, 2)
-    assert KRU(3, 4, [np.int64(2), 2]).layers[0].factor_sizes == ((2, 2), (2, 2))
+        KRU(3, 4, factors=2)
+    assert KRU(3, 4, factors=[np.int64(2), 2]).layers[0].factor_sizes == ((2, 2), (2, 2))
     with pytest.raises(IndexError):
         layer(torch.tensor([[3]]))
 

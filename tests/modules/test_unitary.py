@@ -60,7 +60,7 @@ def test_an_angle_that_is_none_is_named(angle):
 
 def test_an_angle_for_a_rectangular_factor_is_named():
     with pytest.raises(ValueError, match=r"angle=0\.2: a factor of 2x4 has no eigenvalues"):
-        KRU(3, 8, "2x4,4x2", angle=0.2)
+        KRU(3, 8, factors="2x4,4x2", angle=0.2)
 
 
 @pytest.mark.parametrize("unitary", ["soft", "hard"])

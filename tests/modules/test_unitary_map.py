@@ -22,7 +22,7 @@ def test_any_matrix_becomes_unitary(rows, columns, complex):
 @pytest.mark.parametrize("cell", [KRU, KRULSTM])
 def test_hard_factors_stay_unitary_whatever_the_optimiser_does(cell):
     torch.manual_seed(0)
-    layer = cell(2, 8, "4,2", unitary="hard")
+    layer = cell(2, 8, factors="4,2", unitary="hard")
     assert {p.param_group for p in layer.factors} == {"factors"}
     assert not any(p.is_complex() for p in layer.parameters())
     before = [w.detach().clone() for w in layer.layers[0].matrices()]

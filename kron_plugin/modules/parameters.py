@@ -1,0 +1,130 @@
+"""Parameters that are marked, lie where others put them, and are read where they are owned."""
+
+from typing import Any, Iterable, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import as_complex
+from ..ops.backends import compute_type
+from .unitary import unitary_
+
+
+class GroupedParameters(nn.Module):
+    """Marks its own parameters with `param_group`, fairseq's word for: an optimiser may treat
+    these apart. Copies and new parameters put in their places, whoever does so, are marked too."""
+
+    def group_of(self, name: str) -> Optional[str]:
+        """The group of a parameter, None for the one of all others."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Parameter):
+            self._mark()
+
+    def _mark(self) -> None:
+        for name, parameter in self._parameters.items():
+            group = self.group_of(name)
+            if group is not None and parameter is not None:
+                parameter.param_group = group
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._mark()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "GroupedParameters":
+        super()._apply(*args, **kwargs)
+        self._mark()
+        return self
+
+
+class FactorList(GroupedParameters, nn.ParameterList):
+    """What is trained of factors, parameters in the group "factors"; called, they are matrices.
+
+    Whoever shards, offloads or first makes parameters does so around the call, or by the
+    `reset_parameters`, of the very module that owns them: so it is called for all that is read.
+
+    Args:
+        factors: real parameters of shape (P_f, Q_f), or (P_f, Q_f, 2) for `complex`.
+        zero: start from 0, as `UnitaryMap` wants it, and not from unitary matrices.
+        angle: of the unitary matrices, as `unitary_` takes it.
+    """
+
+    __call__ = nn.Module.__call__  # which a ParameterList refuses
+
+    def __init__(
+        self,
+        factors: Iterable[nn.Parameter] = (),
+        *,
+        complex: bool = False,
+        zero: bool = False,
+        angle: Optional[float] = None,
+    ) -> None:
+        super().__init__(factors)
+        self.complex = complex
+        self.zero = zero
+        self.angle = angle
+
+    def group_of(self, name: str) -> str:
+        return "factors"
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for factor in self:
+            factor.zero_() if self.zero else fill_unitary(factor, self.complex, self.angle)
+
+    def forward(self) -> List[Tensor]:  # shape: (P_f, Q_f) each, complex if the layer is
+        """The factors as matrices, in single precision at least; copies, for FSDP and others free
+        the parameters' memory when the call ends.
+
+        Raises:
+            RuntimeError: FSDP keeps them in shards, and this is no call of a module that it wraps.
+        """
+        factors = [_whole(factor) for factor in self]
+        self._check_whole(factors)
+        # In half precision complex numbers lack most operations, and a penalty its small digits.
+        factors = [f.to(compute_type(f.dtype), copy=not self.complex) for f in factors]
+        return [as_complex(factor) for factor in factors] if self.complex else factors
+
+    def _check_whole(self, factors: List[Tensor]) -> None:
+        """FSDP leaves flat shards in the place of parameters (`use_orig_params`), or takes them
+        away and leaves views of freed memory, which end the process that reads it."""
+        is_flat = any(factor.dim() != 2 + self.complex for factor in factors)
+        taken = not self._parameters
+        if is_flat or (taken and any(not f.untyped_storage().size() for f in factors)):
+            raise RuntimeError(
+                "factors: FSDP keeps them in shards between the calls of what it wraps; let it"
+                " wrap every FactorList by itself, or use fully_shard"
+            )
+
+
+@torch.no_grad()
+def fill_unitary(
+    matrix: Tensor,  # shape: (P, Q), or (P, Q, 2) for a complex one
+    complex: bool,
+    angle: Optional[float],
+) -> None:
+    """Fill a real tensor with a random unitary matrix, as `unitary_` makes one."""
+    # Of another one, where the tensor is stored in half precision or in shards.
+    dtype = compute_type(matrix.dtype)
+    made = torch.empty(
+        matrix.shape[:2], dtype=dtype.to_complex() if complex else dtype, device=matrix.device
+    )
+    unitary_(made, angle)
+    _copy(torch.view_as_real(made) if complex else made, matrix)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor whose shards lie in several processes, as `fully_shard` leaves them between
+    the calls of a model; its gradient is in shards again."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _copy(source: Tensor, into: Tensor) -> None:
+    """Copy into a tensor that may be in shards; all get the numbers of the first process."""
+    if hasattr(into, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        source = distribute_tensor(source, into.device_mesh, into.placements)
+    into.copy_(source)
