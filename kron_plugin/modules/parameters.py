@@ -84,8 +84,8 @@ class FactorList(GroupedParameters, nn.ParameterList):
         factors = [_whole(factor) for factor in self]
         self._check_whole(factors)
         # In half precision complex numbers lack most operations, and a penalty its small digits.
-        factors = [f.to(compute_type(f.dtype), copy=not self.complex) for f in factors]
-        return [as_complex(factor) for factor in factors] if self.complex else factors
+        factors = [f if f.dtype == torch.float64 else f.float() for f in factors]
+        return [as_complex(f) if self.complex else f.clone() for f in factors]
 
     def _check_whole(self, factors: List[Tensor]) -> None:
         """FSDP leaves flat shards in the place of parameters (`use_orig_params`), or takes them

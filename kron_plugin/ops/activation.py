@@ -39,7 +39,7 @@ def as_complex(
 ) -> Tensor:  # shape: (...,), complex
     """The complex numbers that pairs stand for, wherever these lie in memory.
 
-    A copy: `torch.view_as_complex` refuses a part of a flat buffer that begins at an odd place, and
-    a traced graph cannot ask where a tensor begins.
+    Of a copy: `torch.view_as_complex` refuses a part of a flat buffer that begins at an odd place,
+    and a traced graph cannot ask where a tensor begins.
     """
-    return torch.complex(*pairs.unbind(-1))
+    return torch.view_as_complex(pairs.contiguous().clone())

@@ -5,7 +5,6 @@ from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from .backends import compute_type
 

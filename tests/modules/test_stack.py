@@ -138,6 +138,7 @@ def test_one_graph_serves_all_sizes(cell, options):
     assert counter.frame_count == 1
 
 
+@pytest.mark.filterwarnings("ignore:dropout=0.5")
 def test_dropout_falls_between_layers_in_training_only():
     one, two = make(KRU, dropout=0.5), make(KRU, num_layers=2, dropout=0.5)
     x = batch()
