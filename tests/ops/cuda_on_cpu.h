@@ -86,7 +86,7 @@ inline float half_to_float(unsigned short bits) {
   return a;
 }
 inline unsigned short float_to_half(float a) {
-  const _Float16 half = a;
+  const _Float16 half = static_cast<_Float16>(a);
   unsigned short bits;
   std::memcpy(&bits, &half, sizeof(bits));
   return bits;
