@@ -100,8 +100,10 @@ class Step {
     return {sigmoid<L>(before(0, n)), sigmoid<L>(before(1, n)), hyperbolic_tangent<L>(before(2, n)),
             sigmoid<L>(before(3, n))};
   }
-  // From one state to the next, or to the same one in the lanes that have ended.
-  void operator()(int64_t t, const Cell<L>* from, Cell<L>* to) {
+  // From one state to the next, or to the same one in the lanes that have ended. Out of line, so that
+  // a state computed again has the same bits: in two inlined copies other products may go into fused
+  // multiply-adds.
+  KRON_OUTLINE void operator()(int64_t t, const Cell<L>* from, Cell<L>* to) {
     const int64_t size = call_.size;
     read(t, from);
     const auto live = lengths.live(t);

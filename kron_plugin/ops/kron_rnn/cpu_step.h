@@ -76,8 +76,10 @@ struct Step {
     if (call.activation == kTanh) z.v[0] = hyperbolic_tangent<L>(z.v[0]);
   }
 
-  // next = sigma(W prev + u_t), or prev in the lanes that have ended.
-  void operator()(int64_t t, const Cell<L>* prev, Cell<L>* next, Workspace<L>& work) {
+  // next = sigma(W prev + u_t), or prev in the lanes that have ended. Out of line, so that a state
+  // computed again has the same bits: in two inlined copies other products may go into fused
+  // multiply-adds.
+  KRON_OUTLINE void operator()(int64_t t, const Cell<L>* prev, Cell<L>* next, Workspace<L>& work) {
     input.read(t);
     const Coef* diagonal = product.diagonal();
     const auto live = lengths.live(t);
