@@ -1,7 +1,18 @@
 """The folder for what can be made again: compiled code, prepared data."""
 
+import fcntl
+import grp
+import logging
 import os
+import pwd
+import stat
+import tempfile
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Iterator, Optional
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -22,3 +33,105 @@ def cache_folder() -> Path:
     except RuntimeError as error:
         raise OSError(f"no place for the cache: {error} Set KRON_CACHE_DIR to a folder") from error
     return parent.absolute() / "kron-plugin"
+
+
+def code_folders() -> Iterator[Path]:
+    """Where compiled code may be kept, the best place first: the cache folder, and one in the
+    folder for temporary files."""
+    yield cache_folder()
+    yield Path(tempfile.gettempdir()).absolute() / f"kron-plugin-{os.geteuid()}"
+
+
+def made_for_code(folder: Path) -> Path:
+    """The folder without symbolic links, made if need be; code in it may be run.
+
+    Raises:
+        OSError: it cannot be made, its files may not be executed, or somebody else than the user
+            and root could put code there. The message names the folder.
+    """
+    folder = folder.resolve()
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir(mode=0o755, exist_ok=True)
+    # Who owns a folder above is not looked at: on clusters and in containers that is often neither
+    # the user nor root. Of a group that may write there, root is the judge, as in /usr/local.
+    for above in folder.parents:
+        if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise PermissionError(f"{folder} lies below {above}, where everybody can write")
+    distrust = why_not_trusted(folder.stat())
+    if distrust:
+        raise PermissionError(f"{folder} {distrust}")
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise PermissionError(f"{folder} is mounted with noexec")
+    return folder
+
+
+def why_not_trusted(status: os.stat_result) -> Optional[str]:
+    """Why somebody else than the user and root decides what a file or folder holds, or None."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to {_user_name(status.st_uid)}"
+    shared = status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid)
+    if shared or status.st_mode & stat.S_IWOTH:
+        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):o})"
+    return None
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"the user number {uid}"
+
+
+def _is_private(gid: int, uid: int) -> bool:
+    """Whether a group is the one that many systems give every user, who is alone in it."""
+    try:
+        user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    named_alike = group.gr_gid == user.pw_gid and group.gr_name == user.pw_name
+    return named_alike and set(group.gr_mem) <= {user.pw_name}
+
+
+@contextmanager
+def one_process(path: Path, patience: float) -> Iterator[None]:
+    """Only one process at a time goes on with what it wants to make at `path`; the others wait.
+
+    A process that ends, however it does, no longer keeps the others waiting. After `patience`
+    seconds, or on a file system without locks, a process goes on all the same.
+
+    Raises:
+        OSError: nothing can be written beside `path`.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    file = _lock(lock, time.monotonic() + patience)
+    try:
+        yield
+    finally:
+        if file is not None:
+            lock.unlink(missing_ok=True)
+            os.close(file)
+
+
+def _lock(path: Path, deadline: float) -> Optional[int]:
+    """A descriptor of the file, which is locked as long as that is open, or None."""
+    waiting = False
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):  # removed by the process that had it
+                if os.path.samestat(os.fstat(file), os.stat(path)):
+                    return file
+        except BlockingIOError:
+            if not waiting:
+                logger.info("waiting for another process, which has locked %s", path)
+            waiting = True
+            time.sleep(0.05)
+        except OSError as error:
+            logger.info("%s cannot be locked: %s", path, error)
+            path.unlink(missing_ok=True)
+            deadline = 0
+        os.close(file)
+        if time.monotonic() > deadline:
+            return None

@@ -1,7 +1,7 @@
 """C++ sources to loaded libraries: compiled once with the system compiler, then found in a cache.
 
 They are kept in `kron_plugin.cache.cache_folder()`. The name of a library holds a hash of all that
-went into it: sources, flags, compiler and processor.
+went into it: sources, flags, compiler and processor; behind its end is a checksum of its content.
 """
 
 import ctypes
@@ -11,13 +11,15 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Set, Tuple
 
-from ...cache import cache_folder
+from ...cache import code_folders, made_for_code, one_process, why_not_trusted
 from ...files import finished
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
+PATIENCE = 600.0  # seconds, for a compiler and for another process that compiles the same
+DIGEST_BYTES = 32  # of a checksum
 
 
 class CompileError(RuntimeError):
@@ -58,59 +62,122 @@ def find_compiler() -> List[str]:
 def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()) -> ctypes.CDLL:
     """The library made of `source`, with macros like "NAME=1" defined.
 
-    `headers` are what it includes beside HEADERS.
-    Several processes may ask at once: each compiles to a name of its own, and moves the result into
-    place in one step.
+    `headers` are what it includes beside HEADERS. Of several processes that ask at once, one
+    compiles. A cache folder that cannot be used, or in which others could put a library of theirs,
+    is passed over for one in the folder for temporary files, with a warning.
 
     Raises:
-        CompileError: no compiler, an error from it, or a cache folder that cannot be written.
+        CompileError: no compiler, an error from it, or no folder for the library.
     """
     compiler = find_compiler()
-    flags = [*FLAGS, *(f"-D{macro}" for macro in defines)]
-    digest = hashlib.sha256()
-    for part in (*flags, _version(tuple(compiler)), _processor()):
-        digest.update(part.encode() + b"\0")
-    for path in (source, *HEADERS, *headers):
-        digest.update(path.read_bytes() + b"\0")
-    name = f"{source.stem}-{digest.hexdigest()[:20]}.so"
+    command = [*compiler, *FLAGS, *(f"-D{macro}" for macro in defines)]
+    reasons: List[str] = []
     try:
-        return _load_or_compile(cache_folder() / name, [*compiler, *flags], source)
-    except CompileError:
-        raise
+        name = f"{source.stem}-{_key(compiler, command, [source, *HEADERS, *headers])}.so"
+        for folder in code_folders():
+            try:
+                library = _load_or_compile(folder, name, command, source)
+            except OSError as error:
+                reasons.append(str(error))
+                continue
+            if reasons and folder not in _announced:
+                _announced.add(folder)
+                logger.warning("libraries are kept in %s: %s", folder, reasons[0])
+            return library
     except OSError as error:
-        raise CompileError(
-            f"{name} cannot be made or loaded ({error}); set KRON_CACHE_DIR to a folder"
-            " that can be written and whose libraries may be loaded"
-        ) from error
+        reasons.append(str(error))
+    raise CompileError(
+        f"the library of {source.name} cannot be made or loaded ({'; '.join(reasons)}); set"
+        " KRON_CACHE_DIR to a folder of your own that can be written and whose libraries may be"
+        " loaded"
+    )
 
 
-def _load_or_compile(library: Path, command: List[str], source: Path) -> ctypes.CDLL:
-    if library.exists():
-        try:
-            return ctypes.CDLL(str(library))
-        except OSError as error:
-            logger.warning("compiling again, for it cannot be loaded: %s", error)
-    _compile(command, source, library)
+_announced: Set[Path] = set()  # folders that a warning has named
+
+
+def _key(compiler: Sequence[str], command: Sequence[str], files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for part in (*command[len(compiler) :], _version(tuple(compiler)), _processor()):
+        digest.update(part.encode() + b"\0")
+    for path in files:
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _load_or_compile(folder: Path, name: str, command: List[str], source: Path) -> ctypes.CDLL:
+    library = made_for_code(folder) / name
+    if _fault(library):
+        with one_process(library, PATIENCE):
+            fault = _fault(library)  # none, if another process has made it meanwhile
+            if fault:
+                if library.exists():
+                    logger.warning("compiling again: %s %s", library, fault)
+                _compile(command, source, library)
     return ctypes.CDLL(str(library))
 
 
+def _fault(library: Path) -> Optional[str]:
+    """Why a library may not be loaded, or None. A damaged one would end the process."""
+    try:
+        with library.open("rb") as file:
+            distrust = why_not_trusted(os.fstat(file.fileno()))
+            content = file.read()
+    except FileNotFoundError:
+        return "is missing"
+    if content[-DIGEST_BYTES:] != hashlib.sha256(content[:-DIGEST_BYTES]).digest():
+        return distrust or "is damaged"
+    return distrust
+
+
 def _compile(command: List[str], source: Path, library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
+    """Make the library, with a checksum behind its end, where loaders do not look."""
     logger.info("compiling %s with %s, once for this machine", source.name, command[0])
     started = time.monotonic()
-    with finished(library) as unfinished:
-        result = subprocess.run(
-            [*command, str(source), "-o", str(unfinished)], capture_output=True, text=True
-        )
-        if result.returncode != 0:
-            lines = (result.stderr or result.stdout).strip().splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / library.name
+        status, printed = _run([*command, str(source), "-o", str(made)])
+        if status != 0:
+            lines = printed.strip().splitlines()
             raise CompileError(f"{command[0]} failed on {source.name}: " + "\n".join(lines[:20]))
+        content = made.read_bytes() if made.is_file() else b""
+    if not content.startswith(b"\x7fELF"):
+        raise CompileError(f"{command[0]} made no library of {source.name}, and no error")
+    with finished(library) as unfinished:
+        unfinished.touch(mode=0o644)
+        unfinished.chmod(unfinished.stat().st_mode & ~0o022)  # what others can write is not loaded
+        unfinished.write_bytes(content + hashlib.sha256(content).digest())
     logger.info("compiled %s in %.1f s: %s", source.name, time.monotonic() - started, library)
+
+
+def _run(command: Sequence[str]) -> Tuple[int, str]:
+    """The exit status of a command and what it prints, in any encoding, to both streams.
+
+    Raises:
+        CompileError: it cannot be started, or takes longer than PATIENCE.
+    """
+    with tempfile.TemporaryFile() as output:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        try:
+            process = subprocess.Popen(command, **streams, start_new_session=True)
+        except OSError as error:
+            raise CompileError(f"{command[0]} cannot be run: {error}") from error
+        try:
+            status = process.wait(PATIENCE)
+        except BaseException as error:  # Ctrl-C, too, ends what a compiler has started
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                message = f"{command[0]} did not end within {PATIENCE:g} seconds"
+                raise CompileError(message) from error
+            raise
+        output.seek(0)
+        return status, output.read().decode(errors="replace")
 
 
 @cache
 def _version(compiler: Sequence[str]) -> str:
-    return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    return _run([*compiler, "--version"])[1]
 
 
 @cache
@@ -119,7 +186,7 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.machine() + platform.processor()
-    lines = info.read_text().splitlines()
+    lines = info.read_text(errors="replace").splitlines()
     return "".join(_first(lines, key) or "" for key in ("model name", "flags", "Features"))
 
 
