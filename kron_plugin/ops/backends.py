@@ -16,6 +16,7 @@ class Problem(NamedTuple):
     device: torch.device
     dtype: torch.dtype  # of the states, a real type
     is_complex: bool
+    is_batched: bool = False  # whether factors come in batches
 
 
 class Backend(NamedTuple):

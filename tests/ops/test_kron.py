@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from kron_plugin.ops import dense, join, kron_matmul, modrelu, split
+from kron_plugin.ops.backends import Problem
+from kron_plugin.ops.kron import dispatch
 
 SHAPES = [
     [(2, 2)] * 7,
@@ -51,10 +53,89 @@ def test_kron_matmul_of_no_vectors():
     assert kron_matmul(torch.ones(2, 0, 6, dtype=torch.float64), factors).shape == (2, 0, 6)
 
 
-@pytest.mark.parametrize("factors", [[], [torch.ones(2)], [torch.ones(2, 2), torch.ones(3, 3)]])
-def test_kron_matmul_says_what_does_not_fit(factors):
-    with pytest.raises(ValueError, match="kron_matmul: factors"):
-        kron_matmul(torch.ones(5), factors)
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ([], "factors must be one or more matrices .* not none"),
+        ([torch.ones(2)], r"factors must be .* not a tensor of shape \(2,\)"),
+        (torch.ones(5, 5), r"factors must be .* not a tensor of shape \(5,\), a tensor of"),
+        ([torch.ones(5, 5), [1.0]], "factors must be .* not a list"),
+        ([torch.ones(2, 2), torch.ones(3, 3)], "factors 2x2, 3x3 take vectors of size 6, but x"),
+        ([torch.ones(4, 5, 5)], r"factors in batches of \[\(4,\)\] do not .* x of shape \(3, 5\)"),
+        ([torch.ones(2, 5, 5), torch.ones(3, 1, 1)], r"factors in batches of \[\(2,\), \(3,\)\]"),
+    ],
+)
+def test_kron_matmul_says_what_does_not_fit(factors, message):
+    with pytest.raises(ValueError, match=f"kron_matmul: {message}"):
+        kron_matmul(torch.ones(3, 5), factors)
+
+
+def test_kron_matmul_wants_vectors():
+    with pytest.raises(ValueError, match="kron_matmul: x must hold vectors"):
+        kron_matmul(torch.tensor(1.0), [torch.ones(1, 1)])
+
+
+def test_kron_matmul_takes_factors_from_anywhere():
+    factors, x = torch.randn(3, 2, 2), torch.randn(4, 8)
+    expected = x @ dense([*factors]).T
+    for given in (factors, tuple(factors), iter(factors), (w for w in factors)):
+        torch.testing.assert_close(kron_matmul(x, given), expected)
+
+
+BATCHES = [
+    ((4,), [(4,), (4,)]),
+    ((), [(3,), ()]),
+    ((2, 3), [(3,), ()]),
+    ((3,), [(2, 1), (3,)]),
+    ((2, 1, 2), [(2, 2, 1), (1, 1)]),
+    ((0,), [(1,), ()]),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(("vectors", "batches"), BATCHES)
+def test_factors_may_come_in_batches(vectors, batches, dtype):
+    sizes = [(2, 1), (2, 3)]
+    factors = make_factors(
+        [(*batch, *size) for batch, size in zip(batches, sizes, strict=True)], dtype, True
+    )
+    x = torch.randn(*vectors, 3, dtype=dtype, requires_grad=True)
+    leading = torch.broadcast_shapes(vectors, *batches)
+    y = kron_matmul(x, factors)
+    assert y.shape == (*leading, 4)
+    every = [w.expand(*leading, *w.shape[-2:]).flatten(0, -3) for w in factors]
+    matrices = [torch.kron(*pair) for pair in zip(*every, strict=True)]
+    torch.testing.assert_close([*dense(factors).expand(*leading, 4, 3).flatten(0, -3)], matrices)
+    rows = [w @ v for w, v in zip(matrices, x.expand(*leading, 3).flatten(0, -2), strict=True)]
+    torch.testing.assert_close([*y.flatten(0, -2)], rows)
+    torch.autograd.gradcheck(lambda x, *fs: kron_matmul(x, fs), (x, *factors))
+
+
+def test_batches_of_factors_are_for_the_reference():
+    x, factors = torch.ones(4), [torch.ones(3, 4, 4)]
+    assert kron_matmul(x, factors, backend="reference").shape == (3, 4)
+    with pytest.raises(RuntimeError, match="backend='cuda' cannot serve"):
+        kron_matmul(x, factors, backend="cuda")
+    on_gpu = Problem(torch.device("cuda"), torch.float32, False, is_batched=True)
+    assert dispatch._BACKENDS.choose("auto", on_gpu) == "reference"
+    with pytest.raises(RuntimeError, match="takes no batches of factors"):
+        dispatch._BACKENDS.choose("cuda", on_gpu)
+
+
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_kron_matmul_is_one_graph(batch):
+    factors = make_factors([(*batch, 2, 2)] * 2, torch.complex64)
+
+    class Product(torch.nn.Module):
+        def forward(self, x, *factors):
+            return kron_matmul(x, factors)
+
+    x = torch.randn(4, 4)
+    expected = kron_matmul(x, factors)
+    compiled = torch.compile(Product(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, *factors), expected)
+    exported = torch.export.export(Product(), (x, *factors), strict=True).module()
+    torch.testing.assert_close(exported(x, *factors), expected)
 
 
 def test_modrelu_keeps_the_phase_and_moves_the_modulus():

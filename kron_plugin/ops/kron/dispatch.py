@@ -1,8 +1,7 @@
 """The backends of the product, and the one place where its arguments are checked."""
 
-from functools import reduce
 from math import prod
-from typing import Sequence
+from typing import Iterable, List, Optional
 
 import torch
 from torch import Tensor
@@ -12,10 +11,15 @@ from ..cuda_kernels import obstacle
 from . import cuda
 from .reference import kron_matmul_reference
 
+
+def _cuda_obstacle(problem: Problem) -> Optional[str]:
+    return "it takes no batches of factors" if problem.is_batched else obstacle(problem)
+
+
 _BACKENDS = Backends(
     "kron_matmul",
     {
-        "cuda": Backend("cuda", obstacle, cuda.kron_matmul_cuda),
+        "cuda": Backend("cuda", _cuda_obstacle, cuda.kron_matmul_cuda),
         "reference": Backend(None, lambda problem: None, kron_matmul_reference),
     },
 )
@@ -23,29 +27,66 @@ _BACKENDS = Backends(
 
 def kron_matmul(
     x: Tensor,  # shape: (..., ∏Q_f)
-    factors: Sequence[Tensor],  # shape: (P_f, Q_f) each
+    factors: Iterable[Tensor],  # shape: (P_f, Q_f) each, or (..., P_f, Q_f)
     *,
     backend: str = "auto",
 ) -> Tensor:  # shape: (..., ∏P_f)
     """W x for every vector x, W = W_0 ⊗ … ⊗ W_{F-1}, in O(N Σ P_f) operations for square factors.
 
-    Real x may meet complex factors; the result then is complex. The reference backend is
-    differentiable to any order, the CUDA one once.
+    Real x may meet complex factors; the result then is complex. Axes of factors before the last two
+    are batches: they are broadcast with each other and with the axes of x before its last, so that
+    each vector meets a matrix of its own. The reference backend serves those and is differentiable
+    to any order; the CUDA one is for single matrices, and differentiable once.
 
     Raises:
-        ValueError: the factors are none, no matrices, or do not fit the last axis of x; or there is
-            no such backend.
+        ValueError: the factors are none, no matrices, or do not fit the last axis of x, or their
+            batches each other or x; x is a single number; or there is no such backend.
         RuntimeError: the named backend cannot serve.
     """
-    if not factors or any(w.dim() != 2 for w in factors):
-        raise ValueError("kron_matmul: factors must be one or more matrices of shape (P_f, Q_f)")
-    n_in = prod(w.shape[1] for w in factors)
+    factors = list(factors)
+    _check_factors(factors)
+    is_batched = max([w.dim() for w in factors]) > 2
+    _check_vectors(x, factors, is_batched)
+    dtype = x.dtype
+    for w in factors:
+        dtype = torch.promote_types(dtype, w.dtype)
+    x = x.to(dtype)
+    # torch.compile knows no dtype.to_real.
+    problem = Problem(x.device, x.real.dtype, x.is_complex(), is_batched)
+    return _BACKENDS.run(backend, problem)(x, [w.to(dtype) for w in factors])
+
+
+def _check_factors(factors: List[Tensor]) -> None:
+    wrong = [_described(w) for w in factors if not isinstance(w, Tensor) or w.dim() < 2]
+    if wrong or not factors:
+        raise ValueError(
+            "kron_matmul: factors must be one or more matrices of shape (P_f, Q_f), or batches of"
+            f" them, not {', '.join(wrong) or 'none'}"
+        )
+
+
+def _check_vectors(x: Tensor, factors: List[Tensor], is_batched: bool) -> None:
+    if x.dim() == 0:
+        raise ValueError("kron_matmul: x must hold vectors, but is a single number")
+    n_in = prod([w.shape[-1] for w in factors])
     if x.shape[-1] != n_in:
-        sizes = ", ".join(f"{w.shape[0]}x{w.shape[1]}" for w in factors)
+        sizes = ", ".join([f"{w.shape[-2]}x{w.shape[-1]}" for w in factors])
         raise ValueError(
             f"kron_matmul: factors {sizes} take vectors of size {n_in}, but x has {x.shape[-1]}"
         )
-    dtype = reduce(torch.promote_types, (w.dtype for w in factors), x.dtype)
-    factors = [w.to(dtype) for w in factors]
-    problem = Problem(x.device, dtype.to_real(), dtype.is_complex)
-    return _BACKENDS.run(backend, problem)(x.to(dtype), factors)
+    if not is_batched:
+        return
+    batches = [tuple(w.shape[:-2]) for w in factors]
+    try:
+        torch.broadcast_shapes(x.shape[:-1], *batches)
+    except RuntimeError as error:
+        raise ValueError(
+            f"kron_matmul: factors in batches of {batches} do not fit each other, or x of shape"
+            f" {tuple(x.shape)}"
+        ) from error
+
+
+def _described(factor: object) -> str:
+    if isinstance(factor, Tensor):
+        return f"a tensor of shape {tuple(factor.shape)}"
+    return f"a {type(factor).__name__}"
