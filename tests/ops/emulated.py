@@ -1,0 +1,71 @@
+"""The CPU kernels on an ARM processor, which qemu emulates: a stand-in for `kernel.run`."""
+
+import ctypes
+import hashlib
+import shutil
+import struct
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kron_plugin.cache import cache_folder
+from kron_plugin.files import finished
+from kron_plugin.ops.native.compile import FLAGS, HEADERS
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+MAIN = Path(__file__).with_name("emulated.cpp")
+# Those of a library for the processor at hand are left out; -O3 would take a minute.
+PROGRAM_FLAGS = [f for f in FLAGS if f not in ("-O3", "-march=native", "-shared", "-fPIC")]
+
+
+def run(source, function, call, dtype, is_complex, **fields):
+    """As `kernel.run`, with a process for every call."""
+    kernel, _, direction = function.rpartition("_")
+    program = build(source, kernel, dtype, is_complex)
+    sent, buffers = [], []
+    for name, _ in call._fields_:
+        value = fields.pop(name, 0)
+        if isinstance(value, torch.Tensor):
+            content = bytes_of(value.contiguous())
+            buffers += [(value, len(content))] if content else []
+            sent.append(struct.pack("q", len(content)) + content)
+        else:
+            sent.append(struct.pack("q", 0) if value is None else struct.pack("qq", -1, value))
+    assert not fields
+    command = [EMULATOR, program, direction]
+    received = subprocess.run(command, input=b"".join(sent), stdout=subprocess.PIPE, check=True)
+    rest = received.stdout
+    for tensor, size in buffers:
+        content, rest = rest[:size], rest[size:]
+        if tensor.is_contiguous():
+            ctypes.memmove(tensor.data_ptr(), content, size)
+    assert not rest
+
+
+def bytes_of(tensor):
+    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+@cache
+def build(source, kernel, dtype, is_complex):
+    """The program of one kernel for one type of state, kept where the libraries are."""
+    command = [
+        *(COMPILER, "-O0", "-static", *PROGRAM_FLAGS),
+        f"-DKRON_REAL={'float' if dtype == torch.float32 else 'double'}",
+        f"-DKRON_COMPLEX={int(is_complex)}",
+        f'-DKRON_SOURCE="{source}"',
+        *(f"-DKRON_{name.upper()}={kernel}_{name}" for name in ("forward", "backward")),
+    ]
+    files = [MAIN, source, *HEADERS, *sorted(source.parent.glob("cpu_*.h"))]
+    version = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
+    key = hashlib.sha256(b"\0".join([version, str(command).encode(), *map(Path.read_bytes, files)]))
+    path = cache_folder() / f"{kernel}-{key.hexdigest()[:20]}.aarch64"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder, finished(path) as unfinished:
+            subprocess.run([*command, MAIN, "-o", f"{folder}/program"], check=True)
+            shutil.copy(f"{folder}/program", unfinished)
+    return path
