@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Optional
 
+from .files import finished
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,8 +21,8 @@ def cache_folder() -> Path:
     """`$KRON_CACHE_DIR`, else `kron-plugin` in `$XDG_CACHE_HOME` or `~/.cache`; absolute, and it
     need not exist.
 
-    Name what you put there by a hash of what it was made from, and write it through
-    `kron_plugin.files.finished`: several processes share the folder.
+    Name what you put there by a hash of what it was made from, and write it through `kept`:
+    several processes share the folder.
 
     Raises:
         OSError: it would be in the home of a user who has none.
@@ -33,6 +35,24 @@ def cache_folder() -> Path:
     except RuntimeError as error:
         raise OSError(f"no place for the cache: {error} Set KRON_CACHE_DIR to a folder") from error
     return parent.absolute() / "kron-plugin"
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[Path]:
+    """Like `finished`, for a file in the cache, whose folder it makes.
+
+    Raises:
+        ValueError: it cannot be written; the message says what to do.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with finished(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise ValueError(
+            f"{path.parent}: cannot keep files there: {error}; choose another folder by"
+            " $KRON_CACHE_DIR"
+        ) from error
 
 
 def code_folders() -> Iterator[Path]:

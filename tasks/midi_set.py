@@ -8,9 +8,8 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from kron_plugin.cache import cache_folder
+from kron_plugin.cache import cache_folder, kept
 from kron_plugin.checks import SPLITS, require
-from kron_plugin.files import finished
 from kron_plugin.progress import progress
 
 from .midi import MAX_STEPS_PER_BEAT, head, midi_files, parse_midi
@@ -99,13 +98,7 @@ def prepare_midi(folder: Path, steps_per_beat: int) -> Prepared:
         logger.info(
             "%s: %d of %d MIDI files give rolls", folder.name, len(prepared.rolls), len(paths)
         )
-        try:
-            _store(prepared, cached, report)
-        except OSError as error:
-            raise ValueError(
-                f"{cached.parent}: cannot keep prepared rolls there: {error}; choose another"
-                " folder by $KRON_CACHE_DIR"
-            ) from error
+        _store(prepared, cached, report)
     if prepared.remarks:
         logger.warning("%s: %d remarks on files, in %s", folder, len(prepared.remarks), report)
     if not prepared.rolls:
@@ -146,12 +139,11 @@ def _read_all(folder: Path, paths: List[Path], steps_per_beat: int) -> Prepared:
 
 
 def _store(prepared: Prepared, cached: Path, report: Path) -> None:
-    cached.parent.mkdir(parents=True, exist_ok=True)
     options = {"encoding": "utf-8", "errors": "replace", "newline": ""}
-    with finished(report) as unfinished, unfinished.open("w", **options) as file:
+    with kept(report) as unfinished, unfinished.open("w", **options) as file:
         csv.writer(file, delimiter="\t").writerows([("file", "remark"), *prepared.remarks])
     steps = np.concatenate([*prepared.rolls, np.zeros((0, KEYS), np.uint8)])
-    with finished(cached) as unfinished, unfinished.open("wb") as file:
+    with kept(cached) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
             packed=np.packbits(steps, axis=1),

@@ -127,7 +127,7 @@ def _clean_text(path: Path, folder: Path) -> None:
 
 
 def _finish_text(folder: Path) -> List[Row]:
-    """Trains the tokenizer by characters, so that training finds it there."""
+    """Trains the tokenizer by characters, so that the first run finds it in the cache."""
     texts = load_text(folder)
     load_tokenizer(folder, texts)
     return [(split, len(texts[split]), "characters", f"{split}.txt") for split in SPLITS]

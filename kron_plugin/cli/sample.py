@@ -88,8 +88,9 @@ def _music(model, task, prompt, steps: int, temperature: float, output: Optional
 def _text(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
     tokenizer = task.tokenizer
     tokens = tokenizer.encode(prompt or "\n")
-    if tokenizer.unk_id() in tokens:
-        raise ValueError(f"--prompt {prompt!r}: has characters that the training text has not")
+    unknown = tokenizer.unknown(prompt or "")
+    if unknown:
+        raise ValueError(f"--prompt: has characters that the training text has not: {unknown}")
 
     def pick(scores: Tensor) -> Tensor:
         scores[tokenizer.unk_id()] = -torch.inf  # stands in no text

@@ -18,7 +18,7 @@ from kron_plugin.cli.datasets import DATASETS, File
 # Files that a prepared set has, and what kron-data counts in each split.
 COUNTS = {
     "mnist": (4, ["12 images", "5,000 images", "7 images"]),
-    "ptb": (4, ["23 characters", "23 characters", "22 characters"]),
+    "ptb": (3, ["23 characters", "23 characters", "22 characters"]),
     "jsb": (1, ["3 sequences", "1 sequences", "2 sequences"]),
     "piano-midi": (1, ["3 sequences", "1 sequences", "2 sequences"]),
     "nottingham": (1, ["3 sequences", "1 sequences", "2 sequences"]),

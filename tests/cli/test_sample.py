@@ -70,7 +70,7 @@ def test_text_is_scored_and_goes_on(text, kron_eval, tmp_path):
     assert coldest.returncode == 0, coldest.stdout
 
     for options, message in (
-        (("--prompt", "xyz"), "has characters that the training text has not"),
+        (("--prompt", "ay b☃"), "has characters that the training text has not: 'y', '☃'"),
         (("--steps", 0), "--steps=0: must be at least 1"),
         (("--temperature", 0), "--temperature=0.0: must be above 0"),
     ):

@@ -1,3 +1,4 @@
+import random
 from math import log
 
 import pytest
@@ -13,6 +14,13 @@ from kron_plugin.tasks.char_lm import CharLMConfig, CharLMTask  # noqa: E402
 from kron_plugin.tasks.text import load_text, load_tokenizer  # noqa: E402
 
 TEXT = "the <unk> cat  sat\non the mat\n\n it did \n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where tokenizers are kept."""
+    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokenizers"
 
 
 @pytest.fixture
@@ -31,28 +39,92 @@ def make(folder, **options):
 
 
 @pytest.mark.parametrize(("vocab", "size"), [("char", None), ("unigram", 26), ("bpe", 26)])
-def test_tokenizer_is_reversible_and_trained_once(folder, vocab, size):
+def test_tokenizer_is_reversible_and_trained_once(folder, cache, vocab, size):
     texts = load_text(folder)
     tokenizer = load_tokenizer(folder, texts, vocab, size)
     for text in texts.values():
         assert tokenizer.decode(tokenizer.encode(text)) == text
     if vocab == "char":
         assert len(tokenizer.encode(TEXT)) == len(TEXT)
-    (model,) = folder.glob("*.model")
+    assert sorted(p.name for p in folder.iterdir() if p.is_file()) == [
+        "test.txt",
+        "train.txt",
+        "valid.txt",
+    ]
+    (model,) = cache.iterdir()
     before = model.stat().st_mtime_ns
     load_tokenizer(folder, texts, vocab, size)
     assert model.stat().st_mtime_ns == before
-    assert not list(folder.glob(".*"))
+    # Another text of the same characters to score does not change it, another alphabet does.
+    load_tokenizer(folder, {**texts, "valid": "tac"}, vocab, size)
+    assert len(list(cache.iterdir())) == 1
+    load_tokenizer(folder, {**texts, "train": texts["train"] + "tac"}, vocab, size)
+    load_tokenizer(folder, {**texts, "valid": "ž"}, vocab, size)
+    assert len(list(cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("vocab", "size"), [("char", None), ("unigram", 20), ("bpe", 20)])
-def test_texts_of_one_long_line(tmp_path, vocab, size):
-    """As text8; with the symbol that SentencePiece would write for an unknown one."""
-    for split in ("train", "valid", "test"):
-        (tmp_path / f"{split}.txt").write_text("the cat⁇ sat on the mat " * 400, encoding="utf-8")
-    texts = load_text(tmp_path)
-    tokenizer = load_tokenizer(tmp_path, texts, vocab, size)
-    assert tokenizer.decode(tokenizer.encode(texts["test"])) == texts["test"]
+def drawn(seed, characters, count):
+    return "".join(random.Random(seed).choices(characters, k=count))
+
+
+ALL = "".join(map(chr, range(1, 0x3000)))
+TEXTS = {
+    "letters and a rare one": drawn(1, "ACGT", 3000) + "N" + drawn(2, "ACGT", 3000),
+    "digits and a hyphen": drawn(3, "0123456789", 3000) + "-17\n",
+    "Chinese": drawn(4, [chr(0x4E00 + i) for i in range(400)], 500),
+    "names": "".join(f"{drawn(i, 'aeiou', 1 + i % 9)}\n" for i in range(1999)) + "Žofie\n",
+    "one character": "a" * 100_000,
+    "a single character": "a",
+    "one of each": ALL,
+    "emoji": "👩\u200d👩\u200d👧\u200d👦 🇩🇪 👍🏽\n" * 20,
+    "combining marks": "Z\u030c o\u0308\u0304\n" * 50 + "\u0301",
+    "right to left": "שלום עולם\nمرحبا\u200f\n" * 9,
+    "blanks": " " * 3000 + "\t \u00a0\u3000a",
+    "ends of line": "\n" * 3000 + "a",
+    "carriage returns": "ab\r\nba\r\n" * 50,
+    "what SentencePiece writes": "▁▂▃▄▅ <unk>\x1f<s></s>⁇\n" * 9,
+    "one long line": "the cat⁇ sat on the mat " * 400,  # as text8
+}
+
+
+@pytest.mark.parametrize("vocab", ["char", "bpe", "unigram"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_any_text_is_represented(tmp_path, name, vocab):
+    """In training, or only where it is scored."""
+    text = TEXTS[name]
+    for train in (text, "a bee\n" * 50):
+        texts = {"train": train, "valid": text, "test": text[::-1]}
+        size = None if vocab == "char" else len(set(text + train)) + 20
+        tokenizer = load_tokenizer(tmp_path, texts, vocab, size)
+        for content in texts.values():
+            symbols = tokenizer.encode(content)
+            assert tokenizer.unk_id() not in symbols
+            assert tokenizer.decode(symbols) == content
+            if vocab == "char":
+                assert len(symbols) == len(content)
+
+
+def test_nothing_is_written_beside_the_data(folder):
+    """Which others may read only."""
+    before = sorted(folder.iterdir())
+    folder.chmod(0o500)
+    make(folder)
+    folder.chmod(0o700)
+    assert [p for p in sorted(folder.iterdir()) if p.name != "cache"] == before
+
+
+def test_a_tokenizer_beside_the_data_is_taken(folder):
+    """Checkpoints may have been trained with it."""
+    other = load_tokenizer(folder, {"train": "Zoë? " + TEXT}, "bpe", 40).serialized_model_proto()
+    (folder / "char.model").write_bytes(other)
+    assert make(folder).tokenizer.serialized_model_proto() == other
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"file/tokenizers: cannot keep .* by \$KRON_CACHE_DIR"):
+        make(folder)
 
 
 def test_the_training_text_is_scored_as_the_others(folder):
@@ -152,7 +224,7 @@ def test_streams_that_are_not_those_of_a_checkpoint_are_named(folder, options):
         ("valid.txt", b" \n \n", r"valid\.txt: holds no text"),
         ("test.txt", b"abc\0def", r"test\.txt: holds a NUL byte at 3"),
         ("train.txt", b"abc\xff", r"train\.txt: not UTF-8 text: .* at byte 3"),
-        ("train.txt", "a▁b".encode(), r"train\.txt: holds the character '▁'"),
+        ("train.txt", "a\U0010fffcb".encode(), r"train\.txt: holds the character '.U0010fffc'"),
         ("char.model", b"no model", r"char\.model: not a SentencePiece model"),
         ("test.txt", None, r"test\.txt: no such file"),
     ],
@@ -173,7 +245,7 @@ def test_files_that_are_no_text_are_named(folder, name, content, message):
         ({"batch_size": None}, "--batch-size: char_lm needs"),
         ({"vocab_size": 100}, "--vocab-size: goes with"),
         ({"vocab_type": "bpe"}, "--vocab-type bpe needs --vocab-size"),
-        ({"vocab_type": "bpe", "vocab_size": 2}, "--vocab-size=2: SentencePiece says"),
+        ({"vocab_type": "bpe", "vocab_size": 2}, "--vocab-size=2: must be at least 21, a symbol"),
     ],
 )
 def test_options_that_do_not_fit_are_named(folder, options, message):
@@ -189,8 +261,11 @@ def test_unprepared_and_missing_folders_are_told_what_to_do(folder):
         load_text(folder)
 
 
-def test_a_stale_tokenizer_is_noticed(folder):
+def test_a_tokenizer_that_does_not_fit_the_text_says_why(folder, cache):
     make(folder)
-    (folder / "test.txt").write_text("Ünknown", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"char\.model: does not know all characters of test\.txt"):
+    (model,) = cache.iterdir()
+    model.rename(folder / "char.model")
+    (folder / "test.txt").write_text("Ünknown$ " + "".join(map(chr, range(0x400, 0x410))))
+    message = r"char\.model: does not know '\$', 'w', 'Ü', .* and 9 more of test\.txt; remove"
+    with pytest.raises(ValueError, match=message):
         make(folder)

@@ -28,6 +28,12 @@ ROLLS = {split: [[(60, 64), (62,)], [(21,), ()]] for split in ("train", "valid",
 TEXT = "a line, or two\nof ünïcode text\n"
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def song():
     midi, piano = PrettyMIDI(), Instrument(0)
     piano.notes = [Note(90, 60 + t, t / 4, (t + 1) / 4) for t in range(5)]
@@ -94,12 +100,11 @@ def test_midi(content, steps_per_beat):
     assert reading is None or is_roll(reading.roll)
 
 
-def test_a_damaged_cache_of_rolls_is_made_anew(tmp_path, monkeypatch):
+def test_a_damaged_cache_of_rolls_is_made_anew(tmp_path, cache):
     (tmp_path / "songs").mkdir()
     (tmp_path / "songs" / "one.mid").write_bytes(song())
-    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "cache"))
     expected = midi_set.prepare_midi(tmp_path / "songs", 2)
-    (cached,) = (tmp_path / "cache").rglob("*.npz")
+    (cached,) = cache.rglob("*.npz")
 
     @fuzzed
     @given(damaged(cached.read_bytes()))
@@ -115,28 +120,31 @@ def test_a_damaged_cache_of_rolls_is_made_anew(tmp_path, monkeypatch):
 @given(damaged(TEXT.encode()) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace")))
 @example(b"\xef\xbb\xbfa\n")
 @example("a\r\nb\u2028\x85\u00a0\u3000 c\n".encode())
-def test_text(tmp_path, content):
+def test_text(tmp_path, cache, content):
     """It comes back as it was from the symbols it is cut into."""
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_bytes(content)
-    (tmp_path / "char.model").unlink(missing_ok=True)
     texts = ends_well(load_text, tmp_path, says="train.txt")
     if texts is not None:
         tokenizer = ends_well(load_tokenizer, tmp_path, texts)
-        if tokenizer is not None:
-            assert tokenizer.decode(tokenizer.encode(texts["train"])).encode() == content
+        assert tokenizer.decode(tokenizer.encode(texts["train"])).encode() == content
 
 
-def test_a_damaged_tokenizer(tmp_path):
+@pytest.mark.parametrize("kept", ["beside the data", "in the cache"])
+def test_a_damaged_tokenizer(tmp_path, cache, kept):
     texts = dict.fromkeys(("train", "valid", "test"), TEXT)
     load_tokenizer(tmp_path, texts)
-    path = tmp_path / "char.model"
+    (path,) = cache.rglob("*.model")
+    content = path.read_bytes()
+    if kept == "beside the data":
+        path = tmp_path / "char.model"
 
     @fuzzed
-    @given(damaged(path.read_bytes()))
+    @given(damaged(content))
     def check(content):
         path.write_bytes(content)
         tokenizer = ends_well(load_tokenizer, tmp_path, texts, says=path)
+        assert tokenizer is not None or kept == "beside the data"
         if tokenizer is not None:
             assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
