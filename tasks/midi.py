@@ -1,36 +1,28 @@
 """Piano rolls from MIDI files, on a grid that follows the beat."""
 
-import io
 import os
-import re
-import warnings
 from pathlib import Path
 from typing import List, NamedTuple
 
 import numpy as np
-from mido import MetaMessage, MidiFile
 from pretty_midi import Instrument, Note, PrettyMIDI
 
 from kron_plugin.checks import require
 from kron_plugin.files import finished
 
+from .midi_notes import Notes, read_notes
 from .rolls import KEYS, LOWEST_NOTE
 
 SUFFIXES = (".mid", ".midi")
-MAX_BYTES = (
-    1 << 20
-)  # scores take some thousand bytes; the parsers take hundreds of times the memory
-MAX_HOURS = 2.0
-MAX_BEATS = 36_000  # two hours at 300 beats a minute: whatever the tempo, rolls stay small
+MAX_BYTES = 1 << 20  # scores take some thousand bytes
+MAX_BEATS = 36_000  # two hours at 300 beats a minute: rolls stay small
 MAX_STEPS_PER_BEAT = 96
-DRUM_CHANNEL = 9  # counted from 0, as in General MIDI
-ONE_SECOND = 1_000_000  # in microseconds, as MIDI states a tempo
 
 
 class Reading(NamedTuple):
     """What a MIDI file gave.
 
-    roll: shape (T, 88), uint8, 0 or 1. remark: which notes were left out, or nothing.
+    roll: shape (T, 88), uint8, 0 or 1. remark: what was left out, or nothing.
     """
 
     roll: np.ndarray
@@ -77,78 +69,32 @@ def head(path: Path) -> bytes:
 def parse_midi(content: bytes, steps_per_beat: int) -> Reading:
     """Like `read_midi`, for the content of a file; the message of its errors does not name it."""
     require(len(content) > 0, "the file is empty")
-    require(content.startswith(b"MThd"), "not a MIDI file: it does not begin with MThd")
     require(len(content) <= MAX_BYTES, f"the file is larger than {MAX_BYTES:,} bytes, the limit")
-    # No message looks so; the parser would make one number of it, in quadratic time.
-    require(not re.search(rb"[\x80-\xff]{1024}", content), "damaged: a number without end")
-    try:
-        return _read(MidiFile(file=io.BytesIO(content)), steps_per_beat)
-    except EOFError as error:
-        raise ValueError("truncated: the file ends before its tracks do") from error
-    except Exception as error:  # the parsers raise whatever a damaged file makes them stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(reason) from error
-
-
-def _read(midi: MidiFile, steps_per_beat: int) -> Reading:
-    _require_sane(midi)
-    begun = sum(
-        message.type == "note_on" and message.velocity > 0 and message.channel != DRUM_CHANNEL
-        for track in midi.tracks
-        for message in track
-    )
-    notes = _notes(midi)
-    keys = [note for note in notes if 0 <= note.pitch - LOWEST_NOTE < KEYS]
-    left_out = [
-        f"{count} {what}"
-        for count, what in (
-            (begun - len(notes), "notes of no length or without an end"),
-            (len(notes) - len(keys), f"notes outside {LOWEST_NOTE} to {LOWEST_NOTE + KEYS - 1}"),
-        )
-        if count
-    ]
+    found = read_notes(content)
+    keys = found.notes[:, 0] - LOWEST_NOTE
+    on_piano = (keys >= 0) & (keys < KEYS)
+    left_out = list(found.left_out)
+    if outside := int((~on_piano).sum()):
+        left_out.append(f"{outside} notes outside {LOWEST_NOTE} to {LOWEST_NOTE + KEYS - 1}")
     remark = "left out: " + ", ".join(left_out) if left_out else ""
-    require(len(keys) > 0, f"no notes of a piano; {remark or 'at most drums'}")
-    roll = _roll(keys, steps_per_beat)
+    require(on_piano.any(), f"no notes of a piano; {remark or 'at most drums'}")
+    roll = _roll(found._replace(notes=found.notes[on_piano]), steps_per_beat)
     require(len(roll) > 1, "lasts one time step, after which there is nothing to predict")
     return Reading(roll, remark)
 
 
-def _require_sane(midi: MidiFile) -> None:
-    """Refuse what has no beats, and what would take gigabytes."""
-    require(len(midi.tracks) > 0, "has no tracks")
-    require(midi.ticks_per_beat > 0, "counts time in frames, not in ticks per quarter note")
-    hours = midi.length / 3600
-    beats = max(sum(message.time for message in track) for track in midi.tracks)
-    beats /= midi.ticks_per_beat
-    require(
-        hours <= MAX_HOURS and beats <= MAX_BEATS,
-        f"lasts {hours:.1f} hours and {beats:,.0f} beats; the limits are {MAX_HOURS:g} hours and"
-        f" {MAX_BEATS:,} beats",
-    )
-
-
-def _notes(midi: MidiFile) -> List[Note]:
-    """All notes but those of drums, their times in beats."""
-    # At 60 beats a minute, the seconds of pretty_midi are beats.
-    for track in midi.tracks:
-        for message in track:
-            if message.type == "set_tempo":
-                message.tempo = ONE_SECOND
-    midi.tracks[0].insert(0, MetaMessage("set_tempo", tempo=ONE_SECOND))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on tempo changes in odd places: there are none any more
-        instruments = PrettyMIDI(mido_object=midi).instruments
-    return [note for i in instruments if not i.is_drum for note in i.notes]
-
-
-def _roll(notes: List[Note], steps_per_beat: int) -> np.ndarray:
-    spans = np.array([(note.start, note.end) for note in notes]) * steps_per_beat
-    first, last = np.floor(spans + 0.5).astype(int).T
+def _roll(found: Notes, steps_per_beat: int) -> np.ndarray:
+    beats = int(found.notes[:, 2].max()) / found.ticks_per_beat
+    require(beats <= MAX_BEATS, f"lasts {beats:,.0f} beats; the limit is {MAX_BEATS:,}")
+    # In whole numbers, so that what lies in the middle between two steps always goes up.
+    halves = found.notes[:, 1:] * (2 * steps_per_beat) + found.ticks_per_beat
+    first, last = (halves // (2 * found.ticks_per_beat)).T
     last = np.maximum(last, first + 1)
-    roll = np.zeros((last.max(), KEYS), dtype=np.uint8)
-    for note, begin, end in zip(notes, first, last, strict=True):
-        roll[begin:end, note.pitch - LOWEST_NOTE] = 1
+    keys, steps = found.notes[:, 0] - LOWEST_NOTE, last.max()
+    roll = np.zeros((steps, KEYS), dtype=np.uint8)
+    for key in np.unique(keys):
+        begun, ended = (np.bincount(at[keys == key], minlength=steps + 1) for at in (first, last))
+        roll[:, key] = np.cumsum(begun - ended)[:-1] > 0
     return roll
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # What the options of the task are by default, and `kron-data` counts.
 STEPS_PER_BEAT, MIDI_SPLIT, MIDI_SEED = 2, (0.7, 0.15, 0.15), 1
-FORMAT = "1"  # of the cached files, and of the way in which rolls are made
+FORMAT = "2"  # of the cached files, and of the way in which rolls are made
 
 
 class Prepared(NamedTuple):

@@ -1,5 +1,6 @@
 """Let a trained model go on: with a piece of music as a MIDI file and a picture, or with a text."""
 
+import logging
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -20,6 +21,8 @@ from ..tasks.char_lm import CharLMTask  # noqa: E402  (there once registered)
 from ..tasks.midi import SUFFIXES, read_midi, write_midi  # noqa: E402
 from ..tasks.music import MusicTask  # noqa: E402
 from ..tasks.rolls import KEYS, LOWEST_NOTE  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 
 def sample(
@@ -75,7 +78,9 @@ def _music(model, task, prompt, steps: int, temperature: float, output: Optional
     if prompt is not None:
         if not Path(prompt).is_file():
             raise ValueError(f"--prompt {prompt}: no such MIDI file")
-        start = read_midi(Path(prompt), resolution).roll
+        start, remark = read_midi(Path(prompt), resolution)
+        if remark:
+            logger.warning("--prompt %s: %s", prompt, remark)
     source = torch.from_numpy(start).float().unsqueeze(1)
     more = go_on(model, source, steps, lambda s: torch.bernoulli(torch.sigmoid(s / temperature)))
     roll = np.concatenate([start, more.numpy().astype(np.uint8)])

@@ -42,6 +42,9 @@ def test_music_goes_on_as_midi_and_picture(music, kron_eval, tmp_path):
     assert compose("other.mid", "--seed", 2).read_bytes() != first.read_bytes()
     prompted = pretty_midi.PrettyMIDI(str(compose("second.mid", "--prompt", first)))
     assert prompted.get_end_time() > pretty_midi.PrettyMIDI(str(first)).get_end_time()
+    first.write_bytes(first.read_bytes() + b"more")
+    prompted = kron_eval("sample", music, "--prompt", first, "--output", tmp_path / "x.mid")
+    assert f"{first}: left out: 4 bytes behind the ends of tracks" in prompted.stdout
     for options, message in (
         (("--prompt", "absent.mid", "--output", "x.mid"), "absent.mid: no such MIDI file"),
         (("--output", "x.png"), "--output x.png: name the MIDI file to write"),
