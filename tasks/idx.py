@@ -1,8 +1,6 @@
 """Reading MNIST's IDX files, plain or compressed, and checking that they are the published ones."""
 
-import gzip
 import hashlib
-import zlib
 from math import prod
 from pathlib import Path
 from typing import Optional, Tuple
@@ -10,6 +8,7 @@ from typing import Optional, Tuple
 import numpy as np
 
 from kron_plugin.checks import require
+from kron_plugin.packed import blocks
 
 # MD5 of the decompressed files. The published archives have others, as gzip keeps a date.
 PUBLISHED = {
@@ -47,7 +46,7 @@ def load_images(folder: Path, part: str, verify: bool = True) -> Tuple[np.ndarra
 def _read(folder: Path, name: str, dimensions: int, verify: bool) -> Tuple[Path, np.ndarray]:
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     require(path is not None, f"{folder / name}: no such file, and no {name}.gz beside it")
-    content = _content(path)
+    content = b"".join(blocks(path))
     if verify:
         checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
         require(
@@ -56,15 +55,6 @@ def _read(folder: Path, name: str, dimensions: int, verify: bool) -> Tuple[Path,
             f" {PUBLISHED[name]}; fetch it again, or add --unverified for data of your own",
         )
     return path, _parse(path, content, dimensions)
-
-
-def _content(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
 
 
 def _parse(path: Path, content: bytes, dimensions: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import io
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, ClassVar, Dict, List, Optional
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from kron_plugin.checks import SPLITS, require
 
 KEYS = 88
 LOWEST_NOTE = 21  # the A0 of a piano, as MIDI numbers it
+SHARED_STEPS = 1 << 16  # that a pickle may have, however small it is
 
 Rolls = Dict[str, List[np.ndarray]]  # split -> sequences of shape (T, 88), 0 or 1
 
@@ -58,6 +59,12 @@ def _sequences(path: Path) -> Dict[str, list]:
             isinstance(data.get(split), (list, tuple)) and len(data[split]) > 0,
             f"{path}: the split '{split}' has no sequences; expected {splits}, each a list",
         )
+    steps = sum(len(s) for split in SPLITS for s in data[split] if isinstance(s, (list, tuple)))
+    # In a file they take a byte each, unless it refers to the same sequence very often.
+    most = max(SHARED_STEPS, path.stat().st_size)
+    require(
+        steps <= most, f"{path}: has {steps:,} time steps in so few bytes; the limit is {most:,}"
+    )
     return {split: data[split] for split in SPLITS}
 
 
@@ -65,22 +72,53 @@ def _roll(steps: Any, where: str) -> np.ndarray:
     require(isinstance(steps, (list, tuple)), f"{where}: expected a list of time steps")
     roll = np.zeros((len(steps), KEYS), dtype=np.uint8)
     for t, notes in enumerate(steps):
-        require(isinstance(notes, (list, tuple)), f"{where}, step {t}: expected a tuple of notes")
+        require(
+            isinstance(notes, (list, tuple)) and len(notes) <= KEYS,
+            f"{where}, step {t}: expected a tuple of notes, at most {KEYS}",
+        )
         for note in notes:
-            require(
-                isinstance(note, int) and 0 <= note - LOWEST_NOTE < KEYS,
-                f"{where}, step {t}: {note!r} is no note of a piano; expected 21 to 108",
-            )
+            if not isinstance(note, int) or not 0 <= note - LOWEST_NOTE < KEYS:
+                # Not at any length: it may be nested or have any number of digits.
+                small = isinstance(note, int) and abs(note) < 1 << 16
+                shown = note if small else f"a {type(note).__name__}"
+                raise ValueError(
+                    f"{where}, step {t}: {shown} is no note of a piano; expected 21 to 108"
+                )
             roll[t, note - LOWEST_NOTE] = 1
     return roll
+
+
+def _load_set(unpickler: pickle._Unpickler) -> None:
+    raise pickle.UnpicklingError("it holds a set")
+
+
+def _load_keys(opcode: bytes, keys: slice) -> Callable[[pickle._Unpickler], None]:
+    """What loads keys of a dict, from this part of the stack; they have to be strings."""
+    load = pickle._Unpickler.dispatch[opcode[0]]
+
+    def checked(unpickler: pickle._Unpickler) -> None:
+        if not all(isinstance(key, str) for key in unpickler.stack[keys]):
+            raise pickle.UnpicklingError("it holds a dict whose keys are no strings")
+        load(unpickler)
+
+    return checked
 
 
 class _PlainUnpickler(pickle._Unpickler):
     """Admits containers, numbers and strings; whatever names a class or function is refused.
 
     The one written in Python, which takes a second for the largest of the published files: the one
-    in C has nine damaged bytes fill gigabytes of memory (CPython issue 115952).
+    in C has nine damaged bytes fill gigabytes of memory (CPython issue 115952). Nothing is hashed
+    but strings: a hundred bytes make a tuple that takes for ever.
     """
+
+    dispatch: ClassVar[Dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        **dict.fromkeys((pickle.EMPTY_SET[0], pickle.FROZENSET[0]), _load_set),
+        pickle.DICT[0]: _load_keys(pickle.DICT, slice(0, None, 2)),
+        pickle.SETITEM[0]: _load_keys(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _load_keys(pickle.SETITEMS, slice(0, None, 2)),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which could run code")

@@ -1,5 +1,6 @@
 """Bad input for the tests: damaged files, and the judgement that it ended as it should."""
 
+import resource
 import time
 import traceback
 from pathlib import Path
@@ -29,20 +30,35 @@ def damaged(draw, content: bytes) -> bytes:
     return bytes(damaged[: draw(st.none() | st.integers(0, len(damaged)))])
 
 
+@st.composite
+def swollen(draw, content: bytes, size: int = 1 << 17) -> bytes:
+    """The content with a few of its bytes repeated very often, as small files can hold them when
+    they are packed."""
+    begin = draw(st.integers(0, len(content) - 1))
+    part = content[begin : begin + draw(st.integers(1, 32))]
+    return content[:begin] + part * (size // len(part)) + content[begin + len(part) :]
+
+
 def ends_well(function, *args, says=None):
-    """Call it: the result, or None where it ended in an error of ours, within a second.
+    """Call it: the result, or None where it ended in an error of ours, within a second and 512 MiB.
 
     An error is ours if it is a ValueError that our code raised; `says` has to stand in it.
     """
-    started = time.process_time()
+    memory, started = _most_memory(), time.process_time()
     result = error = None
     try:
         result = function(*args)
     except ValueError as raised:
         error = raised
     assert time.process_time() - started < 1
+    assert _most_memory() - memory < 512 << 10
     if error is not None:
         *_, origin = traceback.extract_tb(error.__traceback__)
         assert Path(origin.filename).is_relative_to(PACKAGE), "an error that names nothing"
         assert says is None or str(says) in str(error)
     return result
+
+
+def _most_memory() -> int:
+    """The most that this process has ever held, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,6 +1,8 @@
 """Damaged checkpoints, logs and archives are named: never a crash, a hang, a guess."""
 
+import gzip
 import io
+import tarfile
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from kron_plugin.cli.checkpoint import ARCHITECTURES, TASKS, read
 from kron_plugin.cli.curve import draw, read_log
 from kron_plugin.cli.datasets import DATASETS
 
-from ..fuzz import damaged, ends_well, fuzzed
+from ..fuzz import damaged, ends_well, fuzzed, swollen
 from .conftest import archive
 
 STATE = {
@@ -90,10 +92,30 @@ def test_archives(tmp_path):
     path = tmp_path / "nottingham_midi.tar.gz"
     known = DATASETS["nottingham-midi"]
 
+    unpacked = gzip.decompress(archive())
+
     @fuzzed
-    @given(damaged(archive()))
+    @given(damaged(archive()) | (damaged(unpacked) | swollen(unpacked)).map(gzip.compress))
+    @example(gzip.compress(extended(b"1" * (200 << 10)) + unpacked))
+    @example(gzip.compress(extended(b"11 GNU.sparse.map=" + b"1," * 50_000) + unpacked))
+    @example(gzip.compress(sized(-512) + unpacked))
+    @example(gzip.compress(sized(1 << 60) + unpacked))
     def check(content):
         path.write_bytes(content)
         ends_well(known.checksum, path, says=path)
 
     check()
+
+
+def extended(content):
+    """The extension of a member's header."""
+    member = tarfile.TarInfo("more")
+    member.type, member.size = tarfile.XHDTYPE, len(content)
+    return member.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def sized(size):
+    """A member's header that states a size."""
+    member = tarfile.TarInfo("song.mid")
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)

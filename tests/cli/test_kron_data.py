@@ -13,7 +13,7 @@ import pytest
 from kron_plugin.cli.datasets import DATASETS
 
 from ..conftest import ROOT, run
-from .conftest import COUNTS, accept, archive, left_behind, rolls, song
+from .conftest import COUNTS, accept, add, archive, left_behind, rolls, song
 
 REAL = Path(os.environ.get("KRON_DATA", ROOT.parent / "shared" / "data"))
 IMAGES = "train-images-idx3-ubyte.gz"
@@ -87,6 +87,23 @@ def other_songs(path):
     path.write_bytes(archive(members={"more.mid": song(3)}))
 
 
+def cut_inside(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-20_000]))
+
+
+def endless_digits(path):
+    """In what extends a header."""
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("long")
+        member.type, member.size = tarfile.XHDTYPE, 200 << 10
+        tar.addfile(member, io.BytesIO(b"1" * member.size))
+        add(tar, "one.mid", song(4))
+
+
+def endless_zeros(path):
+    path.write_bytes(gzip.compress(bytes(1 << 20)) * 500)
+
+
 BAD = [
     ("mnist", IMAGES, cut, "not a whole gzip file"),
     ("mnist", IMAGES, lambda p: p.write_bytes(b"\x1f\x8bno"), "not a whole gzip file"),
@@ -96,13 +113,16 @@ BAD = [
     ("jsb", "JSB Chorales.pickle", cut, "not a pickle of plain data"),
     ("jsb", "JSB Chorales.pickle", other_rolls, "its content has the checksum"),
     ("muse", "MuseData.pickle", lambda p: p.write_bytes(pickle.dumps(Bomb())), "could run code"),
-    ("nottingham-midi", "nottingham_midi.tar.gz", cut, "not a whole archive"),
+    ("nottingham-midi", "nottingham_midi.tar.gz", cut, "not a whole gzip file"),
+    ("nottingham-midi", "nottingham_midi.tar.gz", cut_inside, "not a whole archive"),
+    ("nottingham-midi", "nottingham_midi.tar.gz", endless_digits, "its content has the checksum"),
+    ("mnist", IMAGES, endless_zeros, "unpacks to more than"),
     ("nottingham-midi", "nottingham_midi.tar.gz", other_songs, "its content has the checksum"),
     (
         "nottingham-midi",
         "nottingham_midi.tar.gz",
         lambda p: p.write_bytes(b"x"),
-        "not a whole arch",
+        "not a whole gzip file",
     ),
 ]
 

@@ -20,7 +20,7 @@ from kron_plugin.tasks.midi import parse_midi  # noqa: E402
 from kron_plugin.tasks.rolls import load_rolls  # noqa: E402
 from kron_plugin.tasks.text import load_text, load_tokenizer  # noqa: E402
 
-from ..fuzz import damaged, ends_well, fuzzed  # noqa: E402
+from ..fuzz import damaged, ends_well, fuzzed, swollen  # noqa: E402
 
 IMAGES = bytes([0, 0, 8, 3, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 2]) + bytes(range(12))
 LABELS = bytes([0, 0, 8, 1, 0, 0, 0, 3, 0, 5, 9])
@@ -41,6 +41,16 @@ def song():
     file = io.BytesIO()
     midi.write(file)
     return file.getvalue()
+
+
+def shared(sequence, times):
+    """A pickle that states a sequence once and refers to it."""
+    return pickle.dumps({split: [sequence] * times for split in ROLLS})
+
+
+def nested(depth):
+    """A tuple whose every level has the one below it twice: small, and endless to walk."""
+    return (nested(depth - 1),) * 2 if depth else ()
 
 
 def is_roll(roll):
@@ -77,10 +87,25 @@ def test_gzip(tmp_path, content):
     ends_well(load_images, tmp_path, "train", False, says=tmp_path)
 
 
+def test_a_small_file_that_unpacks_to_gigabytes(tmp_path):
+    header = IMAGES[:4] + b"".join(n.to_bytes(4, "big") for n in (3 << 19, 32, 32))
+    bomb = gzip.compress(header) + gzip.compress(bytes(1 << 20)) * 1536
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(bomb)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(LABELS)
+    assert ends_well(load_images, tmp_path, "train", False, says="unpacks to more") is None
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_pickles(tmp_path, protocol):
     @fuzzed
-    @given(damaged(pickle.dumps(ROLLS, protocol)))
+    @given(damaged(pickle.dumps(ROLLS, protocol)) | swollen(pickle.dumps(ROLLS, protocol)))
+    @example(shared([(60,)] * 20_000, 20_000))
+    @example(shared([(60,) * 20_000] * 20_000, 1))
+    @example(shared([nested(40)], 1))
+    @example(b"\x80\2})" + b"2\x86" * 40 + b"K\1s.")  # as a key, and in sets
+    @example(b"\x80\4\x8f()" + b"2\x86" * 40 + b"\x90.")
+    @example(b"\x80\4()" + b"2\x86" * 40 + b"\x91.")
+    @example(pickle.dumps({s: [[(10**5000,)]] for s in ROLLS}))
     @example(b"\x80\x02]r\xff\xff\xff\x0f.")  # a place in the memo that takes 4 GiB
     @example(b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f")  # a string of an exabyte
     @example(b"(" * 5000)
@@ -94,7 +119,11 @@ def test_pickles(tmp_path, protocol):
 
 
 @fuzzed
-@given(damaged(song()), st.sampled_from([1, 2, 24]))
+@given(damaged(song()) | swollen(song()), st.sampled_from([1, 2, 24]))
+@example(song()[:-4] + b"\0\xc0\5" + b"\0\5" * (1 << 18), 2)
+@example(
+    song()[:-4] + b"\0\x90\x3c\5" + b"\0\x3c\5" * 50_000 + b"\x84\x80\x80\0\x3c\0" * 50_000, 24
+)
 def test_midi(content, steps_per_beat):
     reading = ends_well(parse_midi, content, steps_per_beat)
     assert reading is None or is_roll(reading.roll)
