@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 import numpy as np
-from pretty_midi import Instrument, Note, PrettyMIDI
+from mido import Message, MidiFile, MidiTrack
 
 from kron_plugin.checks import require
 from kron_plugin.files import finished
@@ -17,6 +17,7 @@ SUFFIXES = (".mid", ".midi")
 MAX_BYTES = 1 << 20  # scores take some thousand bytes
 MAX_BEATS = 36_000  # two hours at 300 beats a minute: rolls stay small
 MAX_STEPS_PER_BEAT = 96
+TICKS_PER_STEP = 120  # in what is written; a beat has at most 32,767
 
 
 class Reading(NamedTuple):
@@ -101,16 +102,13 @@ def _roll(found: Notes, steps_per_beat: int) -> np.ndarray:
 def write_midi(roll: np.ndarray, steps_per_beat: int, path: Path) -> int:
     """Write a roll, shape (T, 88), as a MIDI file of a piano at 120 beats a minute, and return how
     many notes it has. A key that sounds in steps on end is one note."""
-    song = PrettyMIDI(initial_tempo=120)
-    piano = Instrument(program=0)
     changes = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    seconds = 0.5 / steps_per_beat
-    for key in range(KEYS):
-        begins, ends = (np.flatnonzero(changes[:, key] == sign) for sign in (1, -1))
-        for begin, end in zip(begins, ends, strict=True):
-            note = Note(80, key + LOWEST_NOTE, begin * seconds, end * seconds)
-            piano.notes.append(note)
-    song.instruments.append(piano)
+    track, now = MidiTrack(), 0
+    for step, key in np.argwhere(changes).tolist():
+        velocity = 80 if changes[step, key] > 0 else 0  # which ends a note
+        ticks = (step - now) * TICKS_PER_STEP
+        track.append(Message("note_on", note=key + LOWEST_NOTE, velocity=velocity, time=ticks))
+        now = step
     with finished(path) as unfinished:
-        song.write(str(unfinished))
-    return len(piano.notes)
+        MidiFile(ticks_per_beat=steps_per_beat * TICKS_PER_STEP, tracks=[track]).save(unfinished)
+    return int((changes > 0).sum())

@@ -1,5 +1,7 @@
+import os
 import random
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,18 +10,23 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin.cli.datasets import DATASETS  # noqa: E402
 from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
 from kron_plugin.models.options import CellConfig  # noqa: E402
 from kron_plugin.tasks.char_lm import CharLMConfig, CharLMTask  # noqa: E402
 from kron_plugin.tasks.text import load_text, load_tokenizer  # noqa: E402
 
+from ..conftest import ROOT  # noqa: E402
+
+REAL = Path(os.environ.get("KRON_DATA", ROOT.parent / "shared" / "data")) / "ptb"
+PIECES = "⁇\n▁etanoisrhludcmfpkgybw<>vN.'xj$-qz&0193#285\\764/*"
 TEXT = "the <unk> cat  sat\non the mat\n\n it did \n"
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Where tokenizers are kept."""
-    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "cache"))
+    """Where tokenizers are kept; kernels stay where they are, compiled."""
+    monkeypatch.setattr("kron_plugin.tasks.text.cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache" / "tokenizers"
 
 
@@ -104,6 +111,16 @@ def test_any_text_is_represented(tmp_path, name, vocab):
                 assert len(symbols) == len(content)
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason="there is no $KRON_DATA/ptb")
+def test_the_characters_of_penn_treebank_keep_their_order(tmp_path):
+    """Checkpoints depend on it."""
+    for split in ("train", "valid", "test"):
+        DATASETS["ptb"].place(REAL / f"ptb.{split}.txt", tmp_path)
+    tokenizer = load_tokenizer(tmp_path, load_text(tmp_path))
+    pieces = "".join(tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size()))
+    assert pieces == PIECES
+
+
 def test_nothing_is_written_beside_the_data(folder):
     """Which others may read only."""
     before = sorted(folder.iterdir())
@@ -122,7 +139,7 @@ def test_a_tokenizer_beside_the_data_is_taken(folder):
 
 def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr("kron_plugin.tasks.text.cache_folder", lambda: tmp_path / "file")
     with pytest.raises(ValueError, match=r"file/tokenizers: cannot keep .* by \$KRON_CACHE_DIR"):
         make(folder)
 

@@ -18,7 +18,7 @@ kron_plugin.register()
 
 from kron_plugin.cli.datasets import DATASETS  # noqa: E402
 from kron_plugin.tasks import midi_set  # noqa: E402
-from kron_plugin.tasks.midi import midi_files, parse_midi, read_midi  # noqa: E402
+from kron_plugin.tasks.midi import midi_files, parse_midi, read_midi, write_midi  # noqa: E402
 from kron_plugin.tasks.midi_set import load_midi, prepare_midi  # noqa: E402
 from kron_plugin.tasks.music import MusicConfig, MusicTask  # noqa: E402
 
@@ -286,6 +286,19 @@ def test_a_piece_may_last_so_many_beats_however_fine_its_ticks():
     # Silence after the last note does not count.
     silent = messages(note_on(60), note_off(60, 480), MetaMessage("text", time=480 * 100_000))
     assert len(parse_midi(silent, 2).roll) == 2
+
+
+@pytest.mark.parametrize("steps_per_beat", [1, 2, 3, 96])
+def test_a_roll_comes_back_from_the_file_it_was_written_to(tmp_path, steps_per_beat):
+    roll = (np.random.RandomState(0).rand(50, 88) < 0.3).astype(np.uint8)
+    roll[-1, 0] = 1
+    notes = write_midi(roll, steps_per_beat, tmp_path / "a.mid")
+    again, remark = read_midi(tmp_path / "a.mid", steps_per_beat)
+    assert np.array_equal(again, roll)
+    assert remark == ""
+    heard = PrettyMIDI(str(tmp_path / "a.mid"))  # which others hear
+    assert len(heard.instruments[0].notes) == notes
+    assert heard.get_end_time() == pytest.approx(50 * 0.5 / steps_per_beat)
 
 
 BAD = {
