@@ -1,7 +1,6 @@
 """Score a checkpoint on its task: the field's metric beside the trivial baseline."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -52,8 +51,7 @@ def evaluate(
         criterion = scores.criterion()
     else:
         scores, criterion = task, task.build_criterion(cfg.criterion)
-    sums, seconds = _run(model, task, criterion, split, batch_size, device)
-    examples = len(task.dataset(split))
+    sums = _run(model, task, criterion, split, batch_size, device)
     return {
         "checkpoint": str(checkpoint),
         "updates": state["optimizer_history"][-1]["num_updates"],
@@ -61,31 +59,28 @@ def evaluate(
         "split": split,
         "metrics": [metric._asdict() for metric in scores.metrics(sums)],
         "baseline": scores.baseline(sums)._asdict(),
-        "examples": examples,
+        "examples": len(task.dataset(split)),
         "predictions": int(sums["sample_size"]),
         "cell": cfg.model.cell,
         "parameters": sum(p.numel() for p in model.parameters()),
         "recurrent_parameters": model.cell.recurrent_parameters(),
         **_factors(model),
-        "sequences_per_second": round(examples / seconds, 1),
     }
 
 
 def _run(
     model, task, criterion, split: str, batch_size: int, device: torch.device
-) -> Tuple[Dict[str, float], float]:
-    """The sums of what the criterion logs over all batches, and the seconds spent in the model."""
+) -> Dict[str, float]:
+    """The sums of what the criterion logs over all batches."""
     dataset = task.dataset(split)
     batches = dataset.batch_by_size(np.arange(len(dataset)), max_sentences=batch_size)
-    logs, seconds = [], 0.0
+    logs = []
     for batch in tqdm(batches, desc=split, leave=False, disable=not sys.stderr.isatty()):
         sample = dataset.collater([dataset[i] for i in batch])
         sample = move_to_cuda(sample) if device.type == "cuda" else sample
-        start = time.perf_counter()
         _, _, log = task.valid_step(sample, model, criterion)
-        seconds += time.perf_counter() - start
         logs.append(log)
-    return add_up(logs), seconds
+    return add_up(logs)
 
 
 def _factors(model) -> Dict[str, Any]:

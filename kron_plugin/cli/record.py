@@ -59,7 +59,6 @@ def record(
     except ValueError as error:
         raise ValueError(f"--log {log}: {error}") from error
     model = {k: v for k, v in test.items() if k not in {*SCORES, "checkpoint", "updates", "split"}}
-    del model["sequences_per_second"]  # of a moment: the benchmarks measure speed
     run = {
         "command": command,
         "seed": state["cfg"]["common"]["seed"],
