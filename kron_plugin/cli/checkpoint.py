@@ -35,6 +35,13 @@ def read(path: Path) -> Dict[str, Any]:
     return state
 
 
+def read_known(path: Path) -> Dict[str, Any]:
+    """The content of a checkpoint whose model this version can build; errors as of the two."""
+    state = read(path)
+    require_known_options(path, state)
+    return state
+
+
 def require_known_options(path: Path, state: Dict[str, Any]) -> None:
     """Make sure that this version knows all options of the model in a checkpoint.
 

@@ -106,7 +106,7 @@ def _compress_layer(
 
 
 def table(state: Dict[str, Any], new: Dict[str, Any], matrices: List[Matrix], output: Path) -> str:
-    """What `compress` did to a checkpoint, as people read it, and how to go on from there."""
+    """What `compress` did to a checkpoint, as people read it, and how to go on from `output`."""
     rows = [(m.name, f"{m.error:.4f}", m.before, m.after) for m in matrices]
     totals = [sum(p.numel() for p in content["model"].values()) for content in (state, new)]
     rows.append(("all parameters", "", *totals))
@@ -117,7 +117,6 @@ def table(state: Dict[str, Any], new: Dict[str, Any], matrices: List[Matrix], ou
         flags += ["--kron-real", "--kron-activation", "tanh", "--unitary", "none"]
     return (
         f"{tabulate(rows, headers, tablefmt='plain', disable_numparse=True)}\n\n"
-        f"written to {output}; train it further, with the options of its training but another"
-        " --save-dir and\n"
+        "train it further with the options of its training, but another --save-dir and\n"
         f"    --finetune-from-model {output} {' '.join(flags)}"
     )

@@ -1,13 +1,9 @@
-"""Draw a training log as a picture: the metric against the trivial baseline."""
+"""What a training log tells: records, and from them the curve of a metric."""
 
 import json
 from math import inf, isfinite
 from pathlib import Path
 from typing import Dict, List, Tuple
-
-from matplotlib.figure import Figure
-
-from ..files import finished
 
 
 def read_log(path: Path) -> List[Dict[str, float]]:
@@ -60,23 +56,3 @@ def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple
         known = ", ".join(sorted(logged))
         raise ValueError(f"--metric {metric}: not in the log, which has {known}")
     return found
-
-
-def draw(records: List[Dict[str, float]], metric: str, title: str, output: Path) -> None:
-    """Write a PNG of the metric over the updates, in training and validation, and its baseline."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for (name, points), style in zip(curves(records, metric).items(), ("-", "o-"), strict=True):
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=4)
-    baselines = [r[k] for r in records for k in ("baseline", "valid_baseline") if k in r]
-    if baselines:  # the toolkit's own tasks have none
-        label = f"trivial baseline {baselines[-1]:.4g}"
-        axes.axhline(baselines[-1], color="grey", linestyle="--", label=label)
-    if min(min(line.get_ydata()) for line in axes.lines) > 0:
-        axes.set_yscale("log")
-    axes.set(xlabel="updates", ylabel=metric, title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with finished(output) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")

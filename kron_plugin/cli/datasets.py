@@ -236,3 +236,14 @@ DATASETS = {
     ),
     "nottingham-midi": _nottingham_midi(),
 }
+
+
+def overview() -> str:
+    """The data sets, with files, locations and licences, as people read them."""
+    parts = []
+    for name, dataset in DATASETS.items():
+        parts.append(f"{name}: {dataset.title}\n  licence: {dataset.licence}")
+        for file in dataset.files:
+            parts.append(f"  {file.name}, checksum of its content {file.checksum}")
+            parts += [f"    {url}" for url in file.urls]
+    return "\n".join(parts)

@@ -1,14 +1,57 @@
-"""Pictures of many runs, for the report."""
+"""Every picture: of a training log, of many runs, of music."""
 
 from pathlib import Path
 from typing import Any, Dict, List
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import finished
+from ..tasks.rolls import KEYS, LOWEST_NOTE
+from .arguments import written
+from .curve import curves
 from .experiments import model_name, natural, recipe, setting_name
 from .sweeps import Sweep
+
+
+def draw_log(records: List[Dict[str, float]], metric: str, title: str, output: Path) -> None:
+    """Write a PNG of the metric over the updates, in training and validation, and its baseline.
+
+    Raises:
+        ValueError: the log has no such metric.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), style in zip(curves(records, metric).items(), ("-", "o-"), strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2, markersize=4)
+    baselines = [r[k] for r in records for k in ("baseline", "valid_baseline") if k in r]
+    if baselines:  # fairseq's own tasks have none
+        label = f"trivial baseline {baselines[-1]:.4g}"
+        axes.axhline(baselines[-1], color="grey", linestyle="--", label=label)
+    if min(min(line.get_ydata()) for line in axes.lines) > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="updates", ylabel=metric, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, output, dpi=150)
+
+
+def draw_roll(
+    roll: np.ndarray,  # shape: (T, 88)
+    given: int,
+    output: Path,
+) -> None:
+    """Write a PNG of a piano roll, time to the right and keys upwards; a line marks the end of the
+    `given` steps of the prompt."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    extent = (0, len(roll), LOWEST_NOTE, LOWEST_NOTE + KEYS)
+    axes.imshow(roll.T, origin="lower", aspect="auto", cmap="Greys", extent=extent)
+    axes.axvline(given, color="tab:orange", label="end of the prompt")
+    axes.set(xlabel="time steps", ylabel="MIDI note")
+    axes.legend(loc="upper right")
+    _save(figure, output, dpi=150)
 
 
 def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
@@ -66,7 +109,7 @@ def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path)
     _save(figure, output)
 
 
-def _save(figure: Figure, output: Path) -> None:
-    with finished(output) as unfinished:
-        # Without the version of the library in the file, the same records give the same bytes.
-        figure.savefig(unfinished, dpi=100, format="png", metadata={"Software": None})
+def _save(figure: Figure, output: Path, dpi: int = 100) -> None:
+    with written(output) as unfinished:
+        # Without the version of the library in the file, the same data give the same bytes.
+        figure.savefig(unfinished, dpi=dpi, format="png", metadata={"Software": None})

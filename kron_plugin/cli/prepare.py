@@ -16,17 +16,6 @@ from .datasets import DATASETS, Dataset, File, Row
 from .download import download, part_of
 
 
-def overview() -> str:
-    """The data sets, with files, locations and licences, as people read them."""
-    parts = []
-    for name, dataset in DATASETS.items():
-        parts.append(f"{name}: {dataset.title}\n  licence: {dataset.licence}")
-        for file in dataset.files:
-            parts.append(f"  {file.name}, checksum of its content {file.checksum}")
-            parts += [f"    {url}" for url in file.urls]
-    return "\n".join(parts)
-
-
 def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str] = None) -> str:
     """Make the folder `dest`, which training reads; what is put there, as people read it. The sets
     of piano rolls may share one.
@@ -57,7 +46,7 @@ def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str]
         headers=("split", "holds", "file"),
         disable_numparse=True,
     )
-    return f"{dataset.title}\nlicence: {dataset.licence}\n\n{table}\n\nin {dest}"
+    return f"{dataset.title}\nlicence: {dataset.licence}\n\n{table}"
 
 
 def _check_dest(dataset: Dataset, dest: Path) -> None:

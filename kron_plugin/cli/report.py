@@ -14,7 +14,7 @@ from typing import Any, Dict, List
 
 from tabulate import tabulate
 
-from ..files import finished
+from .arguments import written
 from .experiments import (
     EXPERIMENTS,
     differing,
@@ -84,7 +84,7 @@ def report(folder: Path, output: Path) -> None:
         parts.append(f"![{sweep.title}: {name}]({_link(picture, output)})\n")
     parts.append("## Failed settings\n")
     parts.append(_failures(settings, output))
-    with finished(output) as unfinished:
+    with written(output) as unfinished:
         unfinished.write_text("\n".join(parts), encoding="utf-8")
 
 

@@ -7,20 +7,19 @@ from typing import Callable, Optional
 import numpy as np
 import torch
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import kron_plugin
 
-from ..files import finished
 from ..progress import progress
+from .arguments import say_written, written
 
 kron_plugin.register()
 
 from ..tasks.char_lm import CharLMTask  # noqa: E402  (there once registered)
 from ..tasks.midi import SUFFIXES, read_midi, write_midi  # noqa: E402
 from ..tasks.music import MusicTask  # noqa: E402
-from ..tasks.rolls import KEYS, LOWEST_NOTE  # noqa: E402
+from ..tasks.rolls import KEYS  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +72,8 @@ def go_on(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -
 def _music(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
     if output is None or output.suffix not in SUFFIXES:
         raise ValueError(f"--output {output}: name the MIDI file to write, such as more.mid")
+    from .pictures import draw_roll  # before the work, and only for music: it needs matplotlib
+
     resolution = task.cfg.steps_per_beat
     start = np.zeros((1, KEYS), np.uint8)
     if prompt is not None:
@@ -85,9 +86,9 @@ def _music(model, task, prompt, steps: int, temperature: float, output: Optional
     more = go_on(model, source, steps, lambda s: torch.bernoulli(torch.sigmoid(s / temperature)))
     roll = np.concatenate([start, more.numpy().astype(np.uint8)])
     notes = write_midi(roll, resolution, output)
-    picture = output.with_suffix(".png")
-    _draw(roll, len(start), picture)
-    return f"{notes} notes in {len(roll)} steps\nmusic    {output}\npicture  {picture}"
+    say_written(output)
+    draw_roll(roll, len(start), output.with_suffix(".png"))
+    return f"{notes} notes in {len(roll)} steps"
 
 
 def _text(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
@@ -106,19 +107,6 @@ def _text(model, task, prompt, steps: int, temperature: float, output: Optional[
     text = (prompt or "") + tokenizer.decode(more.tolist())
     if output is None:
         return text
-    with finished(output) as unfinished:
+    with written(output) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-    return f"{len(text)} characters\ntext  {output}"
-
-
-def _draw(roll: np.ndarray, given: int, path: Path) -> None:
-    """The piano roll, time to the right and keys upwards, the prompt ending at a line."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    extent = (0, len(roll), LOWEST_NOTE, LOWEST_NOTE + KEYS)
-    axes.imshow(roll.T, origin="lower", aspect="auto", cmap="Greys", extent=extent)
-    axes.axvline(given, color="tab:orange", label="end of the prompt")
-    axes.set(xlabel="time steps", ylabel="MIDI note")
-    axes.legend(loc="upper right")
-    with finished(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+    return f"{len(text)} characters"

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kron_plugin.cli.checkpoint import ARCHITECTURES, TASKS, read
-from kron_plugin.cli.curve import draw, read_log
+from kron_plugin.cli.curve import read_log
 from kron_plugin.cli.datasets import DATASETS
+from kron_plugin.cli.pictures import draw_log
 
 from ..fuzz import damaged, ends_well, fuzzed, swollen
 from .conftest import archive
@@ -84,7 +85,7 @@ def test_logs(tmp_path, content):
     picture.unlink(missing_ok=True)
     records = ends_well(read_log, path, says=path)
     if records is not None:
-        ends_well(draw, records, "bits", "", picture, says="bits")
+        ends_well(draw_log, records, "bits", "", picture, says="bits")
         assert [p.name for p in tmp_path.iterdir() if ".part" in p.name] == []
 
 

@@ -58,10 +58,11 @@ def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
     monkeypatch.setattr(checkpoint, "read", lambda path: {})
     monkeypatch.setattr(checkpoint, "require_known_options", lambda path, state: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"examples": 1})
-    log = tmp_path / "log"
+    log, model = tmp_path / "log", tmp_path / "log.pt"
+    model.touch()
     log.write_text('{"bits": 1, "num_updates": 1}\n')
     for command in (
-        ("model.pt", "--output", tmp_path / "result.json"),
+        (model, "--output", tmp_path / "result.json"),
         ("curve", log, "--metric", "bits", "--output", tmp_path / "curve.png"),
     ):
         assert main.main([str(part) for part in command]) == 130
@@ -122,6 +123,7 @@ def interrupt(process):
 
 def test_while_the_toolkit_is_imported(tmp_path):
     command = ("kron_plugin.cli.main", "checkpoint_best.pt")
+    (tmp_path / command[1]).touch()
     process = start(sys.executable, "-v", "-m", *command, cwd=tmp_path)
     for line in process.stdout:  # tells what is being imported
         if line.startswith("import 'torch"):

@@ -1,0 +1,68 @@
+"""Arguments that several commands have, and what is checked of files before any work starts."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+from ..checks import require
+from ..files import finished
+
+READ = ("checkpoint", "log")  # arguments that name a file to read
+MAY_NAME_A_FILE = (*READ, "prompt")
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of fairseq-train"
+    )
+
+
+def add_data(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="where the data lie, if not where training found them"
+    )
+
+
+def add_cpu(parser: ArgumentParser) -> None:
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+
+
+def add_output(parser: ArgumentParser, what: str, **options: Any) -> None:
+    """`--output`, the file that a command writes, and `what` it holds."""
+    parser.add_argument("--output", type=Path, metavar="FILE", help=what, **options)
+
+
+def check_files(args: Namespace) -> None:
+    """Raise a ValueError unless the files to read are there and the one to write can be made."""
+    for name in READ:
+        path = getattr(args, name, None)
+        if path is not None:
+            require(path.exists(), f"{path}: no such {name}")
+            require(not path.is_dir(), f"{path}: is a folder; name a {name} in it")
+    output = getattr(args, "output", None)
+    if output is None:
+        return
+    option, folder = f"--output {output}", output.parent
+    require(folder.is_dir(), f"{option}: there is no folder {folder}")
+    require(not output.is_dir(), f"{option}: is a folder; name a file in it")
+    require(output.is_file() or not output.exists(), f"{option}: is no regular file")
+    require(os.access(folder, os.W_OK), f"{option}: nothing can be written into {folder}")
+    for name in MAY_NAME_A_FILE:
+        other = getattr(args, name, None)
+        is_the_same = other is not None and os.path.realpath(other) == os.path.realpath(output)
+        require(not is_the_same, f"{option}: is the {name} itself; choose another name")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """As `finished`, and tells that the file is there: on standard error, to leave output alone."""
+    with finished(path) as unfinished:
+        yield unfinished
+    say_written(path)
+
+
+def say_written(path: Path) -> None:
+    print(f"wrote {path}", file=sys.stderr)

@@ -1,0 +1,39 @@
+"""Verify a data set and put it into a folder for training."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ...checks import require
+from ..arguments import say_written
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("set", metavar="SET", help="a data set that `kron-data list` names")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument(
+        "--source", type=Path, metavar="FOLDER", help="where its files lie (this or --download)"
+    )
+    origin.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch them where they are published (this or --source)",
+    )
+    parser.add_argument("--mirror", metavar="URL", help="fetch them from below this address")
+    parser.add_argument(
+        "--dest",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to put them: a new folder, or for piano rolls a shared one",
+    )
+
+
+def run(args: Namespace) -> None:
+    require(
+        args.download or not args.mirror, f"--mirror {args.mirror}: only together with --download"
+    )
+
+    from ..prepare import prepare
+
+    print(prepare(args.set, args.source, args.dest, args.mirror))
+    say_written(args.dest)

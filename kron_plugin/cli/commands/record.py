@@ -1,0 +1,35 @@
+"""Write down a training run that has just ended.
+
+What is kept: command, commit, machine, learning curve, and the scores of its checkpoint on
+validation and test.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..arguments import add_checkpoint, add_cpu, add_data, add_output, written
+
+
+def arguments(parser: ArgumentParser) -> None:
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--log", type=Path, metavar="LOG", required=True, help="its log in JSON, of fairseq-train"
+    )
+    parser.add_argument("--command", required=True, help="what makes such a run again")
+    add_output(parser, "the JSON file to write", required=True)
+    add_data(parser)
+    add_cpu(parser)
+
+
+def run(args: Namespace) -> None:
+    from ..checkpoint import read_known
+
+    state = read_known(args.checkpoint)
+
+    from ..evaluate import table
+    from ..record import as_text, record
+
+    made, test = record(args.checkpoint, state, args.log, args.command, args.data, args.cpu)
+    with written(args.output) as unfinished:
+        unfinished.write_text(as_text(made), encoding="utf-8")
+    print(table(test))

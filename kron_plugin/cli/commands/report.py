@@ -1,0 +1,29 @@
+"""Make the report of all recorded runs.
+
+Tables with the published numbers, and pictures, which go beside the records.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ...checks import require
+from ..arguments import add_output
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("recipes/results"),
+        help="holds the records and published.csv",
+    )
+    add_output(parser, "the text to write", default=Path("RESULTS.md"))
+
+
+def run(args: Namespace) -> None:
+    require(args.results.is_dir(), f"--results {args.results}: no such folder")
+
+    from ..report import report
+
+    report(args.results, args.output)

@@ -1,0 +1,36 @@
+"""Let a model of music or text continue a prompt."""
+
+from argparse import ArgumentParser, Namespace
+
+from ...checks import require, require_positive
+from ..arguments import add_checkpoint, add_data, add_output
+
+
+def arguments(parser: ArgumentParser) -> None:
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--prompt", help="a MIDI file for music, text for text; without one it begins by itself"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", default=200, help="how far to go on")
+    parser.add_argument(
+        "--temperature", type=float, metavar="X", default=1.0, help="below 1: less daring"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=1, help="another seed, another sample"
+    )
+    add_output(parser, "the MIDI file to write, which music needs, or the text file")
+    add_data(parser)
+
+
+def run(args: Namespace) -> None:
+    require_positive(args, "steps")
+    require(args.temperature > 0, f"--temperature={args.temperature}: must be above 0")
+
+    from ..checkpoint import read_known
+
+    read_known(args.checkpoint)
+
+    from ..sample import sample
+
+    options = (args.prompt, args.steps, args.temperature, args.seed, args.output)
+    print(sample(args.checkpoint, args.data, *options))

@@ -1,0 +1,114 @@
+"""What `kron-eval` and `kron-data` share: commands in a table, and one line on what is wrong."""
+
+import argparse
+import logging
+import os
+import sys
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Dict, List, Optional
+
+from .. import __version__
+from ..packages import missing_package
+from .arguments import check_files
+
+
+class Help(argparse.HelpFormatter):
+    """Says of each option that it is required, or what it is by default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.required and action.option_strings:
+            return f"{action.help} (required)"
+        if not action.default or action.default == argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a ValueError of one line for what it cannot read."""
+
+    def error(self, message: str) -> None:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def run(
+    program: str,
+    commands: Dict[str, ModuleType],
+    argv: Optional[List[str]] = None,
+    short_for: Optional[str] = None,
+) -> int:
+    """Run a command line; 0 when it did its work, 2 when something was wrong with what it got.
+
+    A command is a module: its docstring is its help, `arguments(parser)` adds its arguments, and
+    `run(args)` does its work. Only what that needs is imported there: fairseq alone takes five
+    seconds.
+
+    Args:
+        program: its name, for messages.
+        short_for: the command that is meant where the command line begins with a file instead.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("kron_plugin").setLevel(logging.INFO)
+    try:
+        args = _parse(program, commands, short_for, _with_command(argv, commands, short_for))
+        check_files(args)
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # by `kron-data list | head`, which wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as other programs end, of SIGPIPE
+    except ModuleNotFoundError as error:
+        reason = missing_package(error)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error
+    except ValueError as error:
+        reason = error
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    print(f"{program}: {reason}", file=sys.stderr)
+    return 2
+
+
+def _parse(
+    program: str, commands: Dict[str, ModuleType], short_for: Optional[str], argv: List[str]
+) -> argparse.Namespace:
+    more = f"{program} COMMAND --help tells the options of a command."
+    if short_for:
+        more += f" {program} FILE … is short for {program} {short_for} FILE …"
+    parser = Parser(prog=program, epilog=more)
+    version = f"kron-plugin {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
+    rows = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module in commands.items():
+        about = module.__doc__ or name
+        command = rows.add_parser(
+            name, help=about.splitlines()[0], description=about, formatter_class=Help
+        )
+        module.arguments(command)
+        command.set_defaults(run=module.run, parser=command)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def _with_command(
+    argv: List[str], commands: Dict[str, ModuleType], short_for: Optional[str]
+) -> List[str]:
+    """The command line with the command that it leaves out.
+
+    Raises:
+        ValueError: it begins with what is no command and, where a file would do, no file.
+    """
+    first = argv[0] if argv else "--help"
+    if first in ("-h", "--help", "--version", *commands) or (first[0:1] == "-" and not short_for):
+        return argv
+    looks_like_a_file = os.path.exists(first) or os.sep in first or "." in first
+    if short_for and (first.startswith("-") or looks_like_a_file):
+        return [short_for, *argv]
+    near = [repr(name) for name in get_close_matches(first, commands, cutoff=0.5)]
+    advice = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(commands)}"
+    raise ValueError(f"no command {first!r}{' and no such file' if short_for else ''}; {advice}")
