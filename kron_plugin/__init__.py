@@ -30,16 +30,18 @@ def register() -> None:
 
     Happens by itself when fairseq is imported first, as `--user-dir` does.
     """
+    from fairseq.utils import import_user_module
+
+    folder = Path(__file__).parent
+    is_user_dir = str(folder) in getattr(import_user_module, "memo", ())
+    if is_user_dir:
+        sys.excepthook = _say_plainly  # at once: a package that our modules import may be missing
     for room in ("tasks", "models", "criterions", "optim"):
         package = importlib.import_module(f"{__name__}.{room}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
-    package = Path(__file__).parent
-    from fairseq.utils import import_user_module
-
-    if str(package) not in getattr(import_user_module, "memo", ()):
+    if not is_user_dir:
         return
-    sys.excepthook = _say_plainly
     from .checkpoints import admit_plain_data_only, name_refused_checkpoints
     from .console import show_bars, silence_remarks
     from .progress import write_lines_once
@@ -53,22 +55,34 @@ def register() -> None:
     show_bars()
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
     # folders, such as `tasks`, would answer to their bare names.
-    if sys.path[0] == str(package.parent):
+    if sys.path[0] == str(folder.parent):
         del sys.path[0]
 
 
 def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType]) -> None:
-    """In the toolkit's commands, what is wrong with an option or a file is one line, no trace."""
+    """In fairseq's commands, what is wrong with an option or a file is one line, no trace."""
     command = Path(sys.argv[0]).name
     # What a model says of a checkpoint comes wrapped in a bare Exception.
     plain = error.__context__ if kind is Exception else error
-    frames = traceback.extract_tb(plain.__traceback__) if isinstance(plain, ValueError) else []
+    is_told = isinstance(plain, (ValueError, ModuleNotFoundError))
+    frames = traceback.extract_tb(plain.__traceback__) if is_told else []
     if kind is KeyboardInterrupt:
         print(f"{command}: interrupted", file=sys.stderr)
     elif frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
-        print(f"{command}: {plain}", file=sys.stderr)
+        print(f"{command}: {_in_words_of_a_user(plain)}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _in_words_of_a_user(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        from .packages import missing_package
+
+        return missing_package(error) or str(error)
+    from .checks import in_options
+    from .models.options import ARGUMENTS
+
+    return in_options(str(error), ARGUMENTS)
 
 
 if sys.modules.get("fairseq"):

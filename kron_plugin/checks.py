@@ -1,6 +1,7 @@
 """What is wrong with an option or a file, said before any work starts; without the toolkit."""
 
-from typing import Any
+import re
+from typing import Any, Mapping
 
 SPLITS = ("train", "valid", "test")
 MOST = 1 << 27  # steps or examples: more than that take gigabytes only to count them
@@ -12,12 +13,31 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def option(name: str) -> str:
+    """How a user types what the code calls `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """What a layer says of its arguments, in the words of a user who typed options.
+
+    Args:
+        options: what to say for an argument, such as {"factors": "--kron-factors"}; a key may have
+            a value, such as "complex=False".
+    """
+    for argument, words in options.items():
+        # One plain word, such as "factors", is an argument only where it has a value.
+        end = r"\b" if {"_", "="} & set(argument) else "(?==)"
+        message = re.sub(rf"(?<![-\w]){argument}{end}", words, message)
+    return message
+
+
 def require_positive(cfg: Any, *names: str) -> None:
     """Raise a ValueError unless each of these options is at least 1, and at most MOST."""
     for name in names:
         value = getattr(cfg, name)
-        require(value >= 1, f"--{name.replace('_', '-')}={value}: must be at least 1")
-        require(value <= MOST, f"--{name.replace('_', '-')}={value}: must be at most {MOST}")
+        require(value >= 1, f"{option(name)}={value}: must be at least 1")
+        require(value <= MOST, f"{option(name)}={value}: must be at most {MOST}")
 
 
 def require_seed(cfg: Any, name: str) -> None:
@@ -25,7 +45,7 @@ def require_seed(cfg: Any, name: str) -> None:
     value = getattr(cfg, name)
     require(
         0 <= value < 1 << 32,
-        f"--{name.replace('_', '-')}={value}: must be from 0 to {(1 << 32) - 1}",
+        f"{option(name)}={value}: must be from 0 to {(1 << 32) - 1}",
     )
 
 

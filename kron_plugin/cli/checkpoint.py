@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from ..checkpoints import load
+from ..checks import option
 
 ARCHITECTURES = ("kru", "kru_lm")
 TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music", "language_modeling")
@@ -60,17 +61,17 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
     options = dict(state["cfg"]["model"])
     known = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[options.pop("_name")])
     for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
+        flag = option(name)
         if name not in known:
             raise ValueError(
-                f"{path}: its model has the option {option}={value}, which kron_plugin"
+                f"{path}: its model has the option {flag}={value}, which kron_plugin"
                 f" {__version__} does not know; was it trained with a later version?"
             )
         try:
             known[name] = value
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{path}: its model has {option}={value}: {reason}") from error
+            raise ValueError(f"{path}: its model has {flag}={value}: {reason}") from error
 
 
 def _name(state: Any, part: str) -> Optional[str]:

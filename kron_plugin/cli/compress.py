@@ -8,6 +8,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ..checks import in_options
 from ..modules import nearest_kronecker, parse_factors
 from ..modules.factors import format_factors
 from ..ops import dense
@@ -53,7 +54,11 @@ def compress(
     if cell not in MATRICES:
         known = " and ".join(MATRICES)
         raise ValueError(f"{checkpoint}: its cell is {cell}; those of {known} can be compressed")
-    sizes = parse_factors(factors, options["hidden_size"])
+    try:
+        sizes = parse_factors(factors, options["hidden_size"])
+    except ValueError as error:
+        words = {"factors": "--factors", "hidden_size": "its --hidden-size"}
+        raise ValueError(in_options(str(error), words)) from error
     changed = {**options, **OPTIONS[cell], "kron_factors": format_factors(sizes)}
     model, matrices = _compress_layers(state["model"], cell, changed["kron_factors"])
     cfg = {**state["cfg"], "model": changed}

@@ -61,6 +61,8 @@ def run(
         return 141  # as other programs end, of SIGPIPE
     except ModuleNotFoundError as error:
         reason = missing_package(error)
+        if reason is None:
+            raise
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error
     except ValueError as error:

@@ -4,6 +4,7 @@ import re
 from itertools import groupby
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
+from ..checks import option
 from .experiments import differing, recipe
 
 Run = Dict[str, Any]
@@ -101,5 +102,4 @@ def _are_alike(first: Run, second: Run, sweep: Sweep) -> bool:
 
 
 def _other_words(run: Run, sweep: Sweep) -> str:
-    flag = "--" + sweep.option[1].replace("_", "-")
-    return re.sub(rf" {flag}[ =]\S+", "", recipe(run))
+    return re.sub(rf" {option(sweep.option[1])}[ =]\S+", "", recipe(run))

@@ -1,7 +1,7 @@
 """The recurrent layers that an architecture can be built on, called alike."""
 
 from math import pi
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.modules import FairseqDropout
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ..checks import in_options, option
 from ..modules import KRU, KRULSTM, Readout
 from ..modules.factors import MAX_SIZE
 from ..modules.kru_lstm import chrono_
 from ..modules.layer import KronLayer
-from .options import CellConfig, ModelSpec, check_ranges
+from .options import ARGUMENTS, CellConfig, ModelSpec, check_ranges
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 GATED = ("kru_lstm", "lstm", "gru")
@@ -23,7 +24,7 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
     """The recurrent layers that the options ask for, on the inputs of a task."""
     check_ranges(cfg)
     shape = {"num_layers": cfg.num_layers, "dropout": cfg.dropout, "bidirectional": bidirectional}
-    cell = make_cell(cfg, spec.input_size, cfg.hidden_size, **shape)
+    cell = make_cell(cfg, spec.input_size, **shape)
     if spec.tokens and cfg.cell != "kru":
         with torch.no_grad():
             for weight in cell.input_weights():
@@ -43,16 +44,29 @@ def build_readout(cfg: CellConfig, cell: nn.Module, spec: ModelSpec) -> Readout:
     return Readout(*sizes, reads=str(cfg.readout), directions=cell.directions)
 
 
-def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) -> nn.Module:
+def make_cell(
+    cfg: CellConfig, input_size: int, size: str = "hidden_size", **shape: Any
+) -> nn.Module:
     """The recurrent layers of `--cell`, for so many input features.
 
     Args:
+        size: which option gives the hidden size.
         shape: num_layers, dropout and bidirectional.
 
     Raises:
-        ValueError: an option that this cell does not have.
+        ValueError: an option that this cell does not have, or that does not fit the others.
     """
-    _check_options(cfg, hidden_size)
+    _check_options(cfg, size)
+    try:
+        return _make_cell(cfg, input_size, getattr(cfg, size), shape)
+    except ValueError as error:
+        words = {**ARGUMENTS, "hidden_size": option(size)}
+        raise ValueError(in_options(str(error), words)) from error
+
+
+def _make_cell(
+    cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[str, Any]
+) -> nn.Module:
     if cfg.cell in BASELINES:
         return BaselineCell(str(cfg.cell), input_size, hidden_size, chrono=cfg.chrono_init, **shape)
     dropout = shape.pop("dropout")
@@ -71,10 +85,11 @@ def make_cell(cfg: CellConfig, input_size: int, hidden_size: int, **shape: Any) 
     return cell
 
 
-def _check_options(cfg: CellConfig, hidden_size: int) -> None:
+def _check_options(cfg: CellConfig, size: str) -> None:
+    hidden_size = getattr(cfg, size)
     if cfg.cell in BASELINES and 4 * hidden_size**2 > MAX_SIZE:
         raise ValueError(
-            f"--hidden-size={hidden_size}: too large for the dense matrices of {cfg.cell}"
+            f"{option(size)}={hidden_size}: too large for the dense matrices of {cfg.cell}"
         )
     of_factors = (cfg.kron_factors, cfg.kron_real, cfg.unitary, cfg.kron_backend != "auto")
     if cfg.cell in BASELINES and any(of_factors):

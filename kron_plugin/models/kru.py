@@ -7,6 +7,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
+from ..checks import option
 from .cells import build_cell, build_readout
 from .mismatch import ExplainsMismatch
 from .options import CellConfig, KRUConfig, is_translation, spec_of
@@ -57,11 +58,11 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
 def _check_is_for_one(cfg: KRUConfig, task: str) -> None:
     """Raise a ValueError if an option is for an encoder or a decoder, which this model has not."""
     inherited = {f.name for f in fields(CellConfig)} | {"bidirectional"}
-    for option in fields(KRUConfig):
-        value = getattr(cfg, option.name)
-        if option.name not in inherited and value != option.default:
+    for field in fields(KRUConfig):
+        value = getattr(cfg, field.name)
+        if field.name not in inherited and value != field.default:
             raise ValueError(
-                f"--{option.name.replace('_', '-')}={value}: is for the encoder and decoder of a"
+                f"{option(field.name)}={value}: is for the encoder and decoder of a"
                 f" translation; the model for {task} is shaped by --hidden-size, --num-layers,"
                 " --dropout and --bidirectional"
             )

@@ -1,13 +1,13 @@
 """What shapes a model: the user's options, and what the task asks for."""
 
-from dataclasses import dataclass, field
-from typing import List, NamedTuple, Optional
+from dataclasses import dataclass, field, fields
+from typing import Dict, List, NamedTuple, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
 
-from ..checks import require
+from ..checks import option, require
 from ..modules.factors import MAX_SIZE
 from ..modules.layer import UNITARY
 from ..modules.readout import READS
@@ -38,7 +38,10 @@ DROPOUTS = (
 
 @dataclass
 class CellConfig(FairseqDataclass):
-    """Options of the recurrent layers, shared by all architectures."""
+    """Options of the recurrent layers, shared by all architectures.
+
+    `argument` is what the layers call the same, where that is another name.
+    """
 
     cell: ChoiceEnum(CELLS) = field(
         default="kru", metadata={"help": "recurrent layer; rnn, lstm and gru are torch's own"}
@@ -52,34 +55,47 @@ class CellConfig(FairseqDataclass):
     )
     kron_factors: Optional[str] = field(
         default=None,
-        metadata={"help": "factor sizes, as '16,32' or '2x4,4x2' (default: the primes of N)"},
+        metadata={
+            "help": "factor sizes, as '16,32' or '2x4,4x2' (default: the primes of N)",
+            "argument": "factors",
+        },
     )
     kron_real: bool = field(
         default=False,
-        metadata={"help": "real factors instead of complex ones (kru_lstm: always)"},
+        metadata={
+            "help": "real factors instead of complex ones (kru_lstm: always)",
+            "argument": "complex=False",
+        },
     )
     kron_activation: ChoiceEnum(ACTIVATIONS) = field(
-        default="modrelu", metadata={"help": "nonlinearity of kru; tanh with --kron-real only"}
+        default="modrelu",
+        metadata={
+            "help": "nonlinearity of kru; tanh with --kron-real only",
+            "argument": "activation",
+        },
     )
     angle_init: Optional[float] = field(
         default=None,
         metadata={
             "help": "kru: start with factors whose eigenvalues are at most so many radians from 1,"
-            " so that the state turns slowly (default: uniformly random ones)"
+            " so that the state turns slowly (default: uniformly random ones)",
+            "argument": "angle",
         },
     )
     chrono_init: Optional[int] = field(
         default=None,
         metadata={
             "help": "kru_lstm, lstm and gru: start with memories that last from 1 to so many steps"
-            " (chrono initialisation)"
+            " (chrono initialisation)",
+            "argument": "chrono",
         },
     )
     readout: ChoiceEnum(READS) = field(
         default="parts",
         metadata={
             "help": "kru: what is read from the complex state, its real and imaginary parts, its"
-            " moduli (of what dropout leaves of the parts) or both; not in translation"
+            " moduli (of what dropout leaves of the parts) or both; not in translation",
+            "argument": "reads",
         },
     )
     unitary: Optional[ChoiceEnum(UNITARY)] = field(
@@ -90,7 +106,11 @@ class CellConfig(FairseqDataclass):
         },
     )
     kron_backend: str = field(
-        default="auto", metadata={"help": "backend of the recurrence; auto takes the fastest"}
+        default="auto",
+        metadata={
+            "help": "backend of the recurrence; auto takes the fastest",
+            "argument": "backend",
+        },
     )
 
 
@@ -165,19 +185,26 @@ class KRUConfig(CellConfig):
     )
 
 
+# What layers call their arguments, in a user's words; what no option gives has plain ones.
+ARGUMENTS: Dict[str, str] = {
+    **{f.metadata.get("argument", f.name): option(f.name) for f in fields(CellConfig)},
+    "input_size": "input size",
+}
+
+
 def check_ranges(cfg: CellConfig) -> None:
     """Raise a ValueError unless the sizes and dropouts that are given can be had."""
     for name, most in SIZES.items():
         value = getattr(cfg, name, None)
         require(
             value is None or 1 <= value <= most,
-            f"--{name.replace('_', '-')}={value}: must be at least 1, and at most {most}",
+            f"{option(name)}={value}: must be at least 1, and at most {most}",
         )
     for name in DROPOUTS:
         value = getattr(cfg, name, None)
         require(
             value is None or 0 <= value < 1,
-            f"--{name.replace('_', '-')}={value}: must be at least 0 and below 1",
+            f"{option(name)}={value}: must be at least 0 and below 1",
         )
 
 

@@ -101,7 +101,7 @@ def _build_encoder(cfg: KRUConfig, dictionary, embed_tokens: nn.Embedding) -> KR
     cell = make_cell(
         cfg,
         embed_tokens.embedding_dim,
-        _or(cfg.encoder_hidden_size, cfg.hidden_size),
+        _size(cfg, "encoder"),
         num_layers=_or(cfg.encoder_layers, cfg.num_layers),
         dropout=dropout_out,
         bidirectional=cfg.encoder_bidirectional,
@@ -117,7 +117,7 @@ def _build_decoder(
     cell = make_cell(
         cfg,
         embed_tokens.embedding_dim,
-        _or(cfg.decoder_hidden_size, cfg.hidden_size),
+        _size(cfg, "decoder"),
         num_layers=_or(cfg.decoder_layers, cfg.num_layers),
         dropout=dropout_out,
         bidirectional=False,
@@ -135,6 +135,12 @@ def _build_decoder(
         dropout_in=_or(cfg.decoder_dropout_in, cfg.dropout),
         dropout_out=dropout_out,
     )
+
+
+def _size(cfg: KRUConfig, side: str) -> str:
+    """The option that gives the hidden size of "encoder" or "decoder"."""
+    own = f"{side}_hidden_size"
+    return "hidden_size" if getattr(cfg, own) is None else own
 
 
 def _embedding(dictionary, cfg: KRUConfig, side: str) -> nn.Embedding:

@@ -86,7 +86,8 @@ class KronLayer(nn.Module):
         self.factor_sizes = parse_factors(factors, self.hidden_size)
         if self.input_size * self.output_size > MAX_SIZE:
             raise ValueError(
-                f"input_size={input_size}: too large to weigh into {self.output_size} numbers"
+                f"input_size={input_size}: too large to weigh into {self.output_size} numbers;"
+                " choose a smaller hidden_size"
             )
         is_hard = unitary == "hard"
         if is_hard and any(p != q for p, q in self.factor_sizes):

@@ -10,6 +10,10 @@ from torch.autograd import forward_ad
 logger = logging.getLogger(__name__)
 
 
+class BackendError(ValueError, RuntimeError):
+    """The backend that was asked for cannot serve."""
+
+
 class Problem(NamedTuple):
     """What a backend has to know to tell whether it can serve."""
 
@@ -58,14 +62,14 @@ class Backends:
 
         Raises:
             ValueError: there is no backend of that name.
-            RuntimeError: the named backend cannot serve; the message says what is missing.
+            BackendError: the named backend cannot serve; the message says what is missing.
         """
         self.check(name)
         if name == "auto":
             return self._fastest(problem)
         reason = self._obstacle(name, problem)
         if reason is not None:
-            raise RuntimeError(f"backend={name!r} cannot serve: {reason}")
+            raise BackendError(f"backend={name!r} cannot serve: {reason}")
         return name
 
     def _fastest(self, problem: Problem) -> str:

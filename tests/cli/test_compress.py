@@ -93,7 +93,11 @@ def test_the_errors_are_those_of_the_nearest_products(train, tmp_path, capsys):
     ("cell", "arguments", "message"),
     [
         ("gru", ("--factors", "2,2", "--output", "new.pt"), "its cell is gru; those of lstm and"),
-        ("rnn", ("--factors", "2,3", "--output", "new.pt"), "multiply to 6, but hidden_size is 4"),
+        (
+            "rnn",
+            ("--factors", "2,3", "--output", "new.pt"),
+            "--factors='2,3' multiply to 6, but its --hidden-size is 4",
+        ),
         ("rnn", ("--factors", "2,2", "--output", "no/new.pt"), "there is no folder no"),
         ("rnn", ("--factors", "2,2", "--output", "/proc/new.pt"), "No such file or directory"),
     ],

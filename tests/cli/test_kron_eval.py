@@ -54,7 +54,7 @@ def test_music_is_learned_from_a_pickle(train, kron_eval, rolls_pickle):
     ("options", "message"),
     [
         (("--delay", 0), "--delay=0: must be at least 1"),
-        (("--kron-factors", "2,3"), "multiply to 6, but hidden_size is 128"),
+        (("--kron-factors", "2,3"), "--kron-factors='2,3' multiply to 6, but --hidden-size is 128"),
         (("--criterion", "cross_entropy"), "--criterion cross_entropy: our tasks have losses"),
         (("--unitary-penalty", -1), "--unitary-penalty=-1.0: must be from 0 to 1e+06"),
     ],

@@ -121,7 +121,7 @@ def test_chrono_init_is_that_of_every_gated_cell():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kron_factors": "2,3"}, "multiply to 6, but hidden_size is 8"),
+        ({"kron_factors": "2,3"}, "multiply to 6, but --hidden-size is 8"),
         ({"cell": "lstm", "kron_factors": "2,4"}, "the cell lstm has no factors"),
         ({"cell": "gru", "kron_real": True}, "the cell gru has no factors"),
         ({"cell": "rnn", "unitary": "soft"}, "the cell rnn has no factors"),
