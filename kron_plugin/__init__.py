@@ -12,6 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
+from .checks import in_options
+from .packages import missing_package
+
 __all__ = ["KRU", "KRULSTM", "register"]
 __version__ = "0.1.0"
 
@@ -76,10 +79,7 @@ def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType
 
 def _in_words_of_a_user(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        from .packages import missing_package
-
         return missing_package(error) or str(error)
-    from .checks import in_options
     from .models.options import ARGUMENTS
 
     return in_options(str(error), ARGUMENTS)

@@ -1,10 +1,11 @@
 """Reading a checkpoint file, and saying in one line why it cannot be read."""
 
+import os
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from ..checkpoints import load
-from ..checks import option
+from ..checks import option, require
 
 ARCHITECTURES = ("kru", "kru_lm")
 TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music", "language_modeling")
@@ -41,6 +42,33 @@ def read_known(path: Path) -> Dict[str, Any]:
     state = read(path)
     require_known_options(path, state)
     return state
+
+
+def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, Any, Any]:
+    """The model of a checkpoint in evaluation, its options and its task.
+
+    It runs on the fastest backend of this machine, whatever another was trained with.
+
+    Args:
+        data: where the data lie, if not where training found them.
+
+    Raises:
+        ValueError, OSError: the data cannot be used; the message says why.
+    """
+    from fairseq.checkpoint_utils import load_model_ensemble_and_task
+
+    task = state["cfg"]["task"]
+    require(
+        data is None or "data" in task, f"--data {data}: the task {task['_name']} reads no data"
+    )
+    trained_on = str(task.get("data", os.curdir)).split(os.pathsep)[0]
+    require(
+        data is not None or os.path.exists(trained_on),
+        f"{path}: was trained on {trained_on}, which is not here; --data names another folder",
+    )
+    overrides = {"kron_backend": "auto", **({} if data is None else {"data": data})}
+    (model,), cfg, task = load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
+    return model.eval(), cfg, task
 
 
 def require_known_options(path: Path, state: Dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The data sets that `kron-data` knows: where they are published, and how to tell that they are.
 
+What reads MIDI files and texts is imported where it is needed: the list needs no such package.
 Checksums are MD5 of the content: of decompressed bytes, of the notes in a pickle, of the files in
 an archive. The same content is published in several wrappings, whose own checksums differ.
 """
@@ -14,10 +15,7 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Tuple
 from ..checks import SPLITS, require
 from ..packed import blocks
 from ..tasks.idx import PUBLISHED, VALID_IMAGES, load_images
-from ..tasks.midi import MAX_BYTES
-from ..tasks.midi_set import MIDI_SEED, MIDI_SPLIT, STEPS_PER_BEAT, load_midi
 from ..tasks.rolls import load_rolls
-from ..tasks.text import load_text, load_tokenizer
 
 Row = Tuple[str, int, str, str]  # split, how many, of what, where
 
@@ -68,6 +66,8 @@ def _notes_checksum(path: Path) -> str:
 def _songs(path: Path) -> List[Tuple[str, bytes]]:
     """Name without folders and content of the MIDI files in an archive, but not of the separate
     voices that the published one has too."""
+    from ..tasks.midi import MAX_BYTES
+
     songs = []
     for member, content in _members(path, b"".join(blocks(path))):
         name = Path(member.name)
@@ -134,6 +134,8 @@ def _clean_text(path: Path, folder: Path) -> None:
 
 def _finish_text(folder: Path) -> List[Row]:
     """Trains the tokenizer by characters, so that the first run finds it in the cache."""
+    from ..tasks.text import load_text, load_tokenizer
+
     texts = load_text(folder)
     load_tokenizer(folder, texts)
     return [(split, len(texts[split]), "characters", f"{split}.txt") for split in SPLITS]
@@ -147,6 +149,8 @@ def _finish_rolls(folder: Path) -> List[Row]:
 
 def _finish_songs(folder: Path) -> List[Row]:
     """Reads them once as the task does, so that its first run finds them in the cache."""
+    from ..tasks.midi_set import MIDI_SEED, MIDI_SPLIT, STEPS_PER_BEAT, load_midi
+
     rolls = load_midi(folder, STEPS_PER_BEAT, MIDI_SPLIT, MIDI_SEED)
     where = f"chosen by --midi-seed {MIDI_SEED} from {len(list(folder.iterdir()))} MIDI files"
     return [(split, len(rolls[split]), "sequences", where) for split in SPLITS]

@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.utils import move_to_cuda
 from tabulate import tabulate
@@ -16,6 +15,7 @@ import kron_plugin
 
 from ..modules.factors import format_factors
 from ..modules.layer import KronLayer
+from .checkpoint import build
 
 kron_plugin.register()
 
@@ -41,10 +41,9 @@ def evaluate(
     Raises:
         ValueError, OSError: the data cannot be used; the message says why.
     """
-    overrides = {} if data is None else {"data": data}
-    (model,), cfg, task = load_model_ensemble_and_task([str(checkpoint)], arg_overrides=overrides)
+    model, cfg, task = build(checkpoint, state, data)
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
-    model.to(device).eval()
+    model.to(device)
     task.load_dataset(split, whole=True)
     if isinstance(task, LanguageModelingTask):
         scores = SymbolScores(task, split)

@@ -111,6 +111,6 @@ def _with_command(
     looks_like_a_file = os.path.exists(first) or os.sep in first or "." in first
     if short_for and (first.startswith("-") or looks_like_a_file):
         return [short_for, *argv]
-    near = [repr(name) for name in get_close_matches(first, commands, cutoff=0.5)]
+    near = [repr(name) for name in get_close_matches(first, commands)]
     advice = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(commands)}"
     raise ValueError(f"no command {first!r}{' and no such file' if short_for else ''}; {advice}")

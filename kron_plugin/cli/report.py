@@ -27,9 +27,15 @@ from .experiments import (
 from .pictures import draw_curves, draw_sweep
 from .sweeps import find_curves
 
-NEEDED = {
-    *("command", "seed", "commit", "machine", "versions", "task", "cell", "parameters"),
-    *("recurrent_parameters", "options", "training", "curve", "valid", "test"),
+NEEDED = {  # in a record, and in each part of one
+    **dict.fromkeys(("command", "seed", "commit", "versions", "task", "cell"), ()),
+    **dict.fromkeys(("parameters", "recurrent_parameters"), ()),
+    "machine": ("processor", "cores", "gpu"),
+    "options": ("task", "model"),
+    "training": ("updates", "seconds", "finished"),
+    "curve": ("training",),
+    "valid": ("metrics", "baseline"),
+    "test": ("metrics", "baseline"),
 }
 PUBLISHED = ["task", "setting", "model", "parameters", "test", "source", "url"]
 HEADERS = [
@@ -96,10 +102,9 @@ def read_runs(folder: Path) -> List[Run]:
             run = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from error
-        missing = NEEDED - set(run)
+        missing = _missing(run)
         if missing:
-            lacks = ", ".join(sorted(missing))
-            raise ValueError(f"{path}: lacks {lacks}; make it with kron-eval record")
+            raise ValueError(f"{path}: lacks {', '.join(missing)}; make it with kron-eval record")
         if run["task"] not in EXPERIMENTS:
             known = ", ".join(EXPERIMENTS)
             raise ValueError(f"{path}: its task is {run['task']!r}; the report knows {known}")
@@ -107,6 +112,17 @@ def read_runs(folder: Path) -> List[Run]:
     if not runs:
         raise ValueError(f"--results {folder}: no records there; make some with kron-eval record")
     return runs
+
+
+def _missing(run: Any) -> List[str]:
+    """What a record should have and has not."""
+    if not isinstance(run, dict):
+        return sorted(NEEDED)
+    missing = NEEDED.keys() - run.keys()
+    for part in NEEDED.keys() & run.keys():
+        have = run[part] if isinstance(run[part], dict) else {}
+        missing |= {f"{part}.{key}" for key in NEEDED[part] if key not in have}
+    return sorted(missing)
 
 
 def read_published(path: Path) -> List[Dict[str, str]]:

@@ -2,17 +2,17 @@
 
 import logging
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
-from fairseq.checkpoint_utils import load_model_ensemble_and_task
 from torch import Tensor
 
 import kron_plugin
 
 from ..progress import progress
 from .arguments import say_written, written
+from .checkpoint import build
 
 kron_plugin.register()
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 def sample(
     checkpoint: Path,
+    state: Dict[str, Any],
     data: Optional[str],
     prompt: Optional[str],
     steps: int,
@@ -36,6 +37,7 @@ def sample(
     """Continue a prompt by `steps` steps; what there is to tell of it, or the text itself.
 
     Args:
+        checkpoint, state: a checkpoint's path and its content.
         data: where the data of training lie, if not where it found them.
         prompt: a MIDI file for a model of music, text for one of text; None to start from nothing.
         temperature: below 1 the likely becomes likelier, above 1 less so.
@@ -44,15 +46,15 @@ def sample(
     Raises:
         ValueError, OSError: an argument or file cannot be used; the message says why.
     """
-    overrides = {} if data is None else {"data": data}
-    (model,), _, task = load_model_ensemble_and_task([str(checkpoint)], arg_overrides=overrides)
-    model.eval()
+    model, _, task = build(checkpoint, state, data)
     torch.manual_seed(seed)
     if isinstance(task, MusicTask):
         return _music(model, task, prompt, steps, temperature, output)
     if isinstance(task, CharLMTask):
         return _text(model, task, prompt, steps, temperature, output)
-    raise ValueError(f"{checkpoint}: a model of {task.cfg._name} has nothing to go on with")
+    raise ValueError(
+        f"{checkpoint}: its task is {task.cfg._name}; models of music and char_lm can be sampled"
+    )
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ def test_every_set_is_prepared_from_a_folder(source, kron_data, tmp_path, name):
     found = {row[0]: next(c.strip() for c in row[1:] if c) for row in table if len(row) > 2}
     assert [found[split] for split in ("train", "valid", "test")] == counts
     assert DATASETS[name].licence in printed
+    assert printed.endswith(f"\nwrote {tmp_path / 'out'}\n")
     assert len(list((tmp_path / "out").iterdir())) == files
     assert left_behind(tmp_path) == ["out"]
 

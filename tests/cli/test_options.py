@@ -64,6 +64,19 @@ def test_it_resumes_exactly_and_is_scored(train, options):
         assert scored["deviation_from_unitary"] < 1e-5
 
 
+def test_a_model_of_another_machine_is_scored_on_what_there_is_here(train):
+    path = train("run", 1)
+    state = read(path)
+    state["cfg"]["model"]["kron_backend"] = "cuda"
+    torch.save(state, path)
+    assert evaluate(path, state, cpu=True)["backend"] in ("cpu", "reference")
+    with pytest.raises(ValueError, match="--data here: the task adding reads no data"):
+        evaluate(path, state, data="here", cpu=True)
+    state["cfg"]["task"] = {"_name": "music", "data": "/absent/songs"}
+    with pytest.raises(ValueError, match="was trained on /absent/songs, which is not here; --data"):
+        evaluate(path, state, cpu=True)
+
+
 def test_options_that_do_not_fit_a_checkpoint_are_named(train, capsys):
     path = train("run", 1)
     with pytest.raises(Exception, match="Cannot load model parameters") as error:

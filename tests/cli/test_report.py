@@ -52,11 +52,14 @@ def rows(text, start):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_results_md_is_made_from_the_committed_records(report, records):
+def test_results_md_is_made_from_the_committed_records(report, records, capsys):
     shutil.rmtree(records)
     shutil.copytree(RESULTS, records, ignore=shutil.ignore_patterns("*.png"))
     again = "; run kron-eval report"
     text = report()
+    names = sorted(path.name for path in [*records.glob("*.png"), ROOT / "RESULTS.md"])
+    wrote = [line.split("/")[-1] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(wrote) == names
     assert text == (ROOT / "RESULTS.md").read_text(encoding="utf-8"), again
     pictures = {path.name: path.read_bytes() for path in records.glob("*.png")}
     assert set(pictures) == {path.name for path in RESULTS.glob("*.png")}
@@ -189,6 +192,8 @@ def test_failed_settings_are_told(report, add):
     ("change", "message"),
     [
         (lambda run: run.pop("curve"), "odd.json: lacks curve; make it with kron-eval record"),
+        (lambda run: run.update(test={}), "lacks test.baseline, test.metrics; make it with"),
+        (lambda run: run.update(training=5), "lacks training.finished, training.seconds, tr"),
         (lambda run: run.update(task="chess"), "odd.json: its task is 'chess'"),
         (
             lambda run: run["options"]["optimization"].update(clip_norm=5.0),

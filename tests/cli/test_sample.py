@@ -33,6 +33,7 @@ def test_music_goes_on_as_midi_and_picture(music, kron_eval, tmp_path):
         result = kron_eval("sample", music, "--steps", 40, "--output", path, *options)
         assert result.returncode == 0, result.stdout
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert f"wrote {path}\nwrote {path.with_suffix('.png')}\n" in result.stdout
         return path
 
     first = compose("first.mid")

@@ -1,5 +1,6 @@
 """Verify a data set and put it into a folder for training."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     require(
         args.download or not args.mirror, f"--mirror {args.mirror}: only together with --download"
+    )
+    place = next(folder for folder in args.dest.absolute().parents if folder.exists())
+    require(
+        place.is_dir() and os.access(place, os.W_OK),
+        f"--dest {args.dest}: no folder can be made in {place}",
     )
 
     from ..prepare import prepare

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from ...checks import require, require_positive
+from ...checks import require, require_positive, require_seed
 from ..arguments import add_checkpoint, add_data, add_output
 
 
@@ -24,13 +24,14 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     require_positive(args, "steps")
+    require_seed(args, "seed")
     require(args.temperature > 0, f"--temperature={args.temperature}: must be above 0")
 
     from ..checkpoint import read_known
 
-    read_known(args.checkpoint)
+    state = read_known(args.checkpoint)
 
     from ..sample import sample
 
     options = (args.prompt, args.steps, args.temperature, args.seed, args.output)
-    print(sample(args.checkpoint, args.data, *options))
+    print(sample(args.checkpoint, state, args.data, *options))

@@ -3,7 +3,7 @@
 import json
 from argparse import ArgumentParser, Namespace
 
-from ...checks import require_positive
+from ...checks import SPLITS, require, require_positive
 from ..arguments import add_checkpoint, add_cpu, add_data, add_output, written
 
 
@@ -25,6 +25,9 @@ def run(args: Namespace) -> None:
     from ..checkpoint import read_known
 
     state = read_known(args.checkpoint)
+    if state["cfg"]["task"]["_name"] != "language_modeling":  # which has as many as files
+        splits = ", ".join(SPLITS)
+        require(args.split in SPLITS, f"--split {args.split}: choose one of {splits}")
 
     from ..evaluate import evaluate, table
 
