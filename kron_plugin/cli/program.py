@@ -64,7 +64,8 @@ def run(
         if reason is None:
             raise
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else error
+        is_plain = error.filename is not None and error.strerror is not None
+        reason = f"{error.filename}: {error.strerror}" if is_plain else error
     except ValueError as error:
         reason = error
     except KeyboardInterrupt:

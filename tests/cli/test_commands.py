@@ -1,6 +1,7 @@
 """What all commands share: their help, what is wrong said in one line, files, missing packages."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -160,6 +161,15 @@ def test_a_checkpoint_is_scored_by_its_name_alone_or_after_the_command(call, fil
 def test_a_picture_is_told_on_standard_error(call, files):
     drawn = call("kron-eval", "curve", "train.log", "--metric", "bits", "--output", "c.png")
     assert drawn == (0, "", "wrote c.png\n")
+
+
+def test_a_reader_that_wants_no_more_is_no_error(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", KRON_DATA, "list"]
+    result = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 def test_what_needs_no_package_works_without_any(tmp_path):

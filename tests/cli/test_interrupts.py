@@ -55,7 +55,8 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
-    monkeypatch.setattr(checkpoint, "read", lambda path: {})
+    state = {"cfg": {"task": {"_name": "adding"}}}
+    monkeypatch.setattr(checkpoint, "read", lambda path: state)
     monkeypatch.setattr(checkpoint, "require_known_options", lambda path, state: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"examples": 1})
     log, model = tmp_path / "log", tmp_path / "log.pt"
