@@ -43,6 +43,9 @@ def register() -> None:
         package = importlib.import_module(f"{__name__}.{room}")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
+    from .fairseq_patches import apply_patches
+
+    apply_patches()
     if not is_user_dir:
         return
     from .checkpoints import admit_plain_data_only, name_refused_checkpoints

@@ -73,6 +73,18 @@ class SequenceTask(FairseqTask):
         )
         return super().build_criterion(cfg, from_checkpoint)
 
+    def build_generator(self, *args, **kwargs):
+        raise ValueError(
+            f"--task {self.cfg._name}: fairseq has no generator for it; `kron-eval sample"
+            " CHECKPOINT` goes on with text and music, `kron-eval CHECKPOINT` scores"
+        )
+
+    def eval_lm_dataloader(self, *args, **kwargs):
+        raise ValueError(
+            f"--task {self.cfg._name}: is no language model of fairseq's; `kron-eval CHECKPOINT`"
+            " scores, and so does fairseq-validate"
+        )
+
     def begin_epoch(self, epoch: int, model) -> None:
         started = int(os.environ.get("WORLD_SIZE", 1))
         require(

@@ -51,11 +51,11 @@ def server():
         process.stdin.close()
 
 
-@pytest.fixture
-def forked(server, tmp_path):
-    """Run a module's command as `run` does, without its start-up."""
+@pytest.fixture(scope="session")
+def forked_in(server):
+    """Run a module's command in a folder as `run` does, without its start-up."""
 
-    def call(module, *args, cwd=tmp_path, env=None):
+    def call(cwd, module, *args, env=None):
         args = [str(a) for a in args]
         with tempfile.NamedTemporaryFile("r", suffix=".txt") as output:
             command = {"module": module, "args": args, "cwd": str(cwd), "env": env or {}}
@@ -63,6 +63,16 @@ def forked(server, tmp_path):
             print(json.dumps([command]), file=server.stdin, flush=True)
             (status,) = json.loads(server.stdout.readline())
             return subprocess.CompletedProcess([module, *args], status, output.read())
+
+    return call
+
+
+@pytest.fixture
+def forked(forked_in, tmp_path):
+    """The same in the test's folder."""
+
+    def call(module, *args, cwd=tmp_path, env=None):
+        return forked_in(cwd, module, *args, env=env)
 
     return call
 

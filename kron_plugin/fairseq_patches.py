@@ -1,0 +1,183 @@
+"""Every change to fairseq itself: what is changed, what the change expects to find there, and why.
+
+fairseq drops data in silence, resumes some runs inexactly, and names parts of numpy that are gone.
+Each change takes what is there and gives what takes its place.
+"""
+
+import inspect
+import logging
+import os
+import re
+from functools import cache, partial, wraps
+from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType, SimpleNamespace
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+MARK = "_changed_by_kron_plugin"  # an attribute: the names of the changes that were made
+
+
+class Patch(NamedTuple):
+    """A change to fairseq."""
+
+    target: str  # as `pkgutil.resolve_name` takes it
+    expects: str  # a piece of the target's source that the change relies on
+    reason: str
+    change: Callable[[Any], Any]  # from what is there to what takes its place
+
+
+def apply_patches() -> None:
+    """Make all changes of `PATCHES` that have not been made; harmless to repeat.
+
+    Where fairseq is not what a change expects, a warning says so and nothing is changed.
+    """
+    import fairseq
+
+    for patch in PATCHES:
+        owner_name, attribute = re.match(r"(.+)[.:](\w+)$", patch.target).groups()
+        owner = resolve_name(owner_name)
+        original = getattr(owner, attribute, None)
+        done = getattr(original, MARK, ())
+        if patch.change.__name__ in done:
+            continue
+        if patch.expects not in _source(owner, original):
+            logger.warning(
+                "fairseq %s: %s is left as it is, as it has no %r; so this is not mended: %s",
+                *(fairseq.__version__, patch.target, patch.expects, patch.reason),
+            )
+            continue
+        changed = patch.change(original)
+        setattr(changed, MARK, (*done, patch.change.__name__))
+        is_static = isinstance(inspect.getattr_static(owner, attribute), staticmethod)
+        setattr(owner, attribute, staticmethod(changed) if is_static else changed)
+
+
+def _source(owner: Any, value: Any) -> str:
+    """The source of a function; of the module, for another value that a module holds."""
+    return inspect.getsource(value if inspect.isfunction(value) else owner)
+
+
+def take_any_batch_size(config: type) -> Callable:
+    """Give --required-batch-size-multiple the default 1."""
+    return partial(config, required_batch_size_multiple=1)
+
+
+def take_any_batch_size_in_hydra_too(init: Callable) -> Callable:
+    """The same where fairseq-hydra-train made the options before it imported this plugin."""
+
+    @wraps(init)
+    def init_trainer(self, cfg, *args, **kwargs):
+        if "job_logging_cfg" in cfg and not _named_in_hydra("required_batch_size_multiple"):
+            cfg.dataset.required_batch_size_multiple = 1
+        init(self, cfg, *args, **kwargs)
+
+    return init_trainer
+
+
+def _named_in_hydra(option: str) -> bool:
+    """Whether the command line or a file of its --config-dir or --config-path has this option."""
+    from hydra._internal.utils import get_args
+    from hydra.core.hydra_config import HydraConfig
+
+    args = get_args()
+    # Hydra works in a folder of its own; workers that it has spawned know the shell's alone.
+    started_in = os.environ.get("PWD", "")
+    if HydraConfig.initialized():
+        started_in = HydraConfig.get().runtime.cwd
+    folders = [Path(started_in, path) for path in (args.config_dir, args.config_path) if path]
+    files = [path.read_text() for folder in folders for path in folder.rglob("*.yaml")]
+    return any(option in text for text in (*args.overrides, *files))
+
+
+def say_what_is_left_out(batch_by_size: Callable) -> Callable:
+    """Name the examples that --required-batch-size-multiple leaves out, if only in number."""
+
+    @wraps(batch_by_size)
+    def batch_or_say(indices, *args, **kwargs):
+        indices = indices if isinstance(indices, np.ndarray) else np.fromiter(indices, np.int64)
+        batches = batch_by_size(indices, *args, **kwargs) if len(indices) else []
+        left_out = len(indices) - sum(map(len, batches))
+        if left_out:
+            said = (
+                f"--required-batch-size-multiple: the last batch, of {left_out} of {len(indices)}"
+                " examples, is left out because its size is no multiple"
+            )
+            if not batches:
+                raise ValueError(said)
+            logger.warning(said)
+        return batches
+
+    return batch_or_say
+
+
+def keep_the_last_group(ordered_batches: Callable) -> Callable:
+    """Fill the last group of --grouped-shuffling with empty batches, as for workers that wait."""
+
+    @wraps(ordered_batches)
+    def order(self, *args, **kwargs):
+        missing = -len(self.frozen_batches) % self.num_shards
+        if self.grouped_shuffling and missing:
+            self._frozen_batches = (*self.frozen_batches, *([[]] * missing))
+        return ordered_batches(self, *args, **kwargs)
+
+    return order
+
+
+@cache
+def with_old_names(numpy: ModuleType) -> ModuleType:
+    """numpy as fairseq knows it, for its modules alone."""
+    old = ModuleType("numpy")
+    vars(old).update(vars(numpy), compat=SimpleNamespace(long=np.int64), int=int, float=float)
+
+    @wraps(np.percentile)
+    def percentile(*args, interpolation="linear", **kwargs):
+        return np.percentile(*args, **{"method": interpolation, **kwargs})
+
+    old.percentile = percentile
+    return old
+
+
+PATCHES = (
+    Patch(
+        "fairseq.options:DatasetConfig",
+        "gen_parser_from_dataclass(group, DatasetConfig())",
+        "the last batch of a data set is dropped unless its size is a multiple of 8",
+        take_any_batch_size,
+    ),
+    Patch(
+        "fairseq.trainer:Trainer.__init__",
+        "self.cfg = cfg",
+        "fairseq-hydra-train drops the last batch unless its size is a multiple of 8",
+        take_any_batch_size_in_hydra_too,
+    ),
+    Patch(
+        "fairseq.data.data_utils:batch_by_size",
+        "if bsz_mult > 1 and len(b[-1]) % bsz_mult != 0:\n            b = b[:-1]",
+        "a batch that --required-batch-size-multiple drops is not mentioned",
+        say_what_is_left_out,
+    ),
+    Patch(
+        "fairseq.data.iterators:EpochBatchIterator.ordered_batches",
+        "for i in range((len(batches) // self.num_shards))",
+        "--grouped-shuffling drops the batches of the last, incomplete group",
+        keep_the_last_group,
+    ),
+    *(
+        Patch(
+            f"fairseq.{module}:np",
+            name,
+            f"numpy has no {name} any more",
+            with_old_names,
+        )
+        for module, name in (
+            ("data.data_utils", 'interpolation="lower"'),
+            ("data.language_pair_dataset", "np.compat.long"),
+            ("data.token_block_dataset", "np.compat.long"),
+            ("modules.dynamic_crf_layer", 'np.float("inf")'),
+        )
+    ),
+)
