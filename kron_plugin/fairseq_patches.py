@@ -16,8 +16,11 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from .resume import end_if_finished, go_on, unsaved_state
+
 logger = logging.getLogger(__name__)
 
+STATE = "kron_plugin"  # where a checkpoint has what fairseq leaves out
 MARK = "_changed_by_kron_plugin"  # an attribute: the names of the changes that were made
 
 
@@ -127,6 +130,67 @@ def keep_the_last_group(ordered_batches: Callable) -> Callable:
     return order
 
 
+def save_all_states(state_dict: Callable) -> Callable:
+    """Add to a checkpoint what fairseq leaves out."""
+
+    @wraps(state_dict)
+    def save(self):
+        state = state_dict(self)
+        state["extra_state"][STATE] = unsaved_state(self)
+        return state
+
+    return save
+
+
+def load_all_states(load_checkpoint: Callable) -> Callable:
+    """Go on exactly from a checkpoint of this run, unless the user resets a part of it."""
+
+    @wraps(load_checkpoint)
+    def load(cfg, trainer, **kwargs):
+        extra_state, iterator = load_checkpoint(cfg, trainer, **kwargs)
+        resets = (
+            *(cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader),
+        )
+        # Where another run's model is only a start no updates are counted.
+        if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
+            go_on(trainer, extra_state, extra_state.get(STATE, {}))
+        end_if_finished(trainer)
+        return extra_state, iterator
+
+    return load
+
+
+def begin_an_epoch_once(lr_step_begin_epoch: Callable) -> Callable:
+    """Do not tell the scheduler again that an epoch begins amid which a run goes on."""
+
+    @wraps(lr_step_begin_epoch)
+    def begin(self, epoch):
+        if vars(self).pop("epoch_begun", None) == epoch:
+            return self.lr_step_update()
+        return lr_step_begin_epoch(self, epoch)
+
+    return begin
+
+
+def batch_as_in_the_first_epoch(get_batch_iterator: Callable) -> Callable:
+    """Make the batches that all epochs use as the first epoch of a run never stopped made them."""
+
+    @wraps(get_batch_iterator)
+    def get(self, dataset, *args, **kwargs):
+        epoch = kwargs.get("epoch", 1)
+        kept = self.can_reuse_epoch_itr(dataset) and not (
+            kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
+        )
+        if epoch == 1 or not kept or dataset in self.dataset_to_epoch_iter:
+            return get_batch_iterator(self, dataset, *args, **kwargs)
+        iterator = get_batch_iterator(self, dataset, *args, **{**kwargs, "epoch": 1})
+        iterator.epoch = epoch
+        dataset.set_epoch(epoch)
+        return iterator
+
+    return get
+
+
 @cache
 def with_old_names(numpy: ModuleType) -> ModuleType:
     """numpy as fairseq knows it, for its modules alone."""
@@ -165,6 +229,30 @@ PATCHES = (
         "for i in range((len(batches) // self.num_shards))",
         "--grouped-shuffling drops the batches of the last, incomplete group",
         keep_the_last_group,
+    ),
+    Patch(
+        "fairseq.trainer:Trainer.state_dict",
+        '"extra_state": {',
+        "the counts of schedulers, --patience and --ema-update-freq are not saved",
+        save_all_states,
+    ),
+    Patch(
+        "fairseq.checkpoint_utils:load_checkpoint",
+        "trainer.lr_step(epoch_itr.epoch)",
+        "a resumed run forgets the loss of the epoch that it begins after, and these counts",
+        load_all_states,
+    ),
+    Patch(
+        "fairseq.trainer:Trainer.lr_step_begin_epoch",
+        "self.lr_scheduler.step_begin_epoch(epoch)",
+        "a run resumed amid an epoch begins it twice",
+        begin_an_epoch_once,
+    ),
+    Patch(
+        "fairseq.tasks:FairseqTask.get_batch_iterator",
+        "with data_utils.numpy_seed(seed + epoch):",
+        "batches that a run keeps for all epochs are others once it is resumed",
+        batch_as_in_the_first_epoch,
     ),
     *(
         Patch(

@@ -2,16 +2,20 @@
 
 It writes a checkpoint under another name and renames it, but makes those after the first by copying
 over them: a process killed meanwhile would leave `checkpoint_last.pt` truncated, beside a whole
-one. Only the first of several workers saves, from which the others' states would be missing. And in
-half precision it saves the rounded parameters, not those in float32 that it trains.
+one. Only the first of several workers saves, from which the others' states would be missing. In
+half precision it saves the rounded parameters, not those in float32 that it trains. And it leaves
+out how far a plateau of the loss, --patience and --ema-update-freq have counted.
 """
 
 import logging
+import sys
 from functools import wraps
 from math import inf
 from pathlib import Path
+from typing import Any, Callable, Dict, Optional
 
 from torch import distributed
+from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoints import is_damaged
 from .files import finished
@@ -74,14 +78,94 @@ def make_exact() -> None:
                 copy_whole(str(path), filename, overwrite=True)
         extra_state = load(trainer, str(path), *args, **kwargs)
         _agree(trainer, path)
-        if trainer.get_num_updates() >= (trainer.cfg.optimization.max_update or inf):
-            # The toolkit would find out only after one more.
-            logger.info("%s: --max-update is reached, %s", path, NOTHING_LEFT)
-            raise SystemExit
         return extra_state
 
     PathManager.copy = staticmethod(copy_whole)
     checkpoint_utils.save_checkpoint, Trainer.load_checkpoint = save_all, load_whole
+
+
+def unsaved_state(trainer) -> Dict[str, Any]:
+    """What fairseq leaves out of a checkpoint though the rest of the run depends on it."""
+    stop = vars(_early_stop())
+    return {
+        "lr_scheduler": _scheduler_state(trainer.lr_scheduler),
+        "lr_scheduler_options": _scheduler_options(trainer),
+        "lr": [group["lr"] for group in trainer.optimizer.param_groups],
+        "patience": {name: stop[name] for name in ("best", "num_runs") if name in stop},
+        "ema_updates": trainer.ema.update_freq_counter if trainer.cfg.ema.store_ema else 0,
+    }
+
+
+def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None:
+    """Bring a trainer that has loaded a checkpoint to where the run was that wrote it.
+
+    A checkpoint at the end of an epoch is written before the scheduler learns of its loss; after
+    one from amid an epoch fairseq would tell the scheduler once more that the epoch begins.
+    With other options of the scheduler than before they hold, as far as fairseq heeds them.
+    """
+    iterator = extra_state["train_iterator"]
+    options = _scheduler_options(trainer)
+    same_options = options is not None and options == unsaved.get("lr_scheduler_options")
+    if same_options:
+        _restore_scheduler(trainer.lr_scheduler, unsaved["lr_scheduler"])
+        for group, lr in zip(trainer.optimizer.param_groups, unsaved["lr"], strict=True):
+            group["lr"] = lr
+    if iterator["iterations_in_epoch"] == 0:
+        trainer.lr_step(iterator["epoch"] - 1, extra_state["val_loss"])
+    elif same_options:
+        trainer.epoch_begun = iterator["epoch"]
+    vars(_early_stop()).update(unsaved.get("patience", {}))
+    if trainer.cfg.ema.store_ema:
+        trainer.ema.update_freq_counter = unsaved.get("ema_updates", 0)
+
+
+def end_if_finished(trainer) -> None:
+    """End the command where fairseq would find out only after one more update."""
+    cfg = trainer.cfg
+    runs, hours = getattr(_early_stop(), "num_runs", 0), trainer.cumulative_training_time() / 3600
+    reached = {
+        "--max-update": trainer.get_num_updates() >= (cfg.optimization.max_update or inf),
+        "--patience": runs >= cfg.checkpoint.patience > 0,
+        "--stop-time-hours": hours > cfg.optimization.stop_time_hours > 0,
+    }
+    for option in (option for option, is_reached in reached.items() if is_reached):
+        logger.info("%s: %s is reached, %s", cfg.checkpoint.save_dir, option, NOTHING_LEFT)
+        raise SystemExit
+
+
+def _early_stop() -> Callable:
+    """fairseq's function for --patience, which keeps its counts as attributes of itself."""
+    main = sys.modules["__main__"]  # which is it by `python -m fairseq_cli.train`
+    if not hasattr(main, "should_stop_early"):
+        from fairseq_cli import train as main
+    return main.should_stop_early
+
+
+def _scheduler_options(trainer) -> Optional[Dict[str, Any]]:
+    """The options of a scheduler that has a configuration; else all it needs is its own state."""
+    from omegaconf import OmegaConf
+
+    cfg = trainer.cfg.lr_scheduler
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+
+
+def _scheduler_state(scheduler) -> Dict[str, Any]:
+    """All numbers of a scheduler, and of torch's that it may have; its options among them."""
+    state = {}
+    for name, value in vars(scheduler).items():
+        if isinstance(value, LRScheduler):
+            state[name] = value.state_dict()
+        elif isinstance(value, (bool, int, float, str, type(None))):
+            state[name] = value
+    return state
+
+
+def _restore_scheduler(scheduler, state: Dict[str, Any]) -> None:
+    for name, value in state.items():
+        if isinstance(getattr(scheduler, name), LRScheduler):
+            getattr(scheduler, name).load_state_dict(value)
+        else:
+            setattr(scheduler, name, value)
 
 
 def _keep_masters() -> None:

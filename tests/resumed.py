@@ -1,0 +1,58 @@
+"""fairseq-train, once straight and once killed and resumed: `resumed STOPS OPTION …`.
+
+STOPS are numbers of updates, as `3,8`. The folder of --save-dir gets the two runs, `straight` and
+`resumed`. All are forked when the options have been read, which takes longer than to train.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.trainer import Trainer
+from fairseq_cli import train
+
+
+def kill_at(updates):
+    """Let the process not survive an update after so many."""
+    train_step = Trainer.train_step
+
+    def train_until(trainer, *args, **kwargs):
+        if trainer.get_num_updates() == updates:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_step(trainer, *args, **kwargs)
+
+    Trainer.train_step = train_until
+
+
+def run(cfg, name, stop=None):
+    """Train in a process of its own; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(300)
+        cfg.checkpoint.save_dir = str(Path(cfg.checkpoint.save_dir) / name)
+        if stop is not None:
+            kill_at(stop)
+        try:
+            train.main(cfg)
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main():
+    _, stops, *sys.argv[1:] = sys.argv
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser()))
+    assert run(cfg, "straight") == 0
+    for stop in stops.split(","):
+        assert run(cfg, "resumed", int(stop)) == -signal.SIGKILL
+    assert run(cfg, "resumed") == 0
