@@ -16,6 +16,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from . import workers
 from .resume import end_if_finished, go_on, unsaved_state
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,42 @@ def batch_as_in_the_first_epoch(get_batch_iterator: Callable) -> Callable:
 
 
 @cache
+def with_a_time_limit(distributed: ModuleType) -> ModuleType:
+    """torch.distributed as fairseq uses it, with a limit for every exchange of the workers."""
+    limited = ModuleType("torch.distributed")
+    vars(limited).update(vars(distributed))
+    for function in (distributed.init_process_group, distributed.new_group):
+        vars(limited)[function.__name__] = _with_a_time_limit(function)
+    return limited
+
+
+def _with_a_time_limit(function: Callable) -> Callable:
+    @wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **{"timeout": workers.time_limit(), **kwargs})
+
+    return call
+
+
+def name_silent_workers(distributed_main: Callable) -> Callable:
+    """Say which worker does not answer, or ended and why."""
+
+    @wraps(distributed_main)
+    def run(*args, **kwargs):
+        try:
+            return distributed_main(*args, **kwargs)
+        except Exception as error:
+            if not workers.dist.is_initialized():
+                raise
+            explained = workers.explain(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    return run
+
+
+@cache
 def with_old_names(numpy: ModuleType) -> ModuleType:
     """numpy as fairseq knows it, for its modules alone."""
     old = ModuleType("numpy")
@@ -253,6 +290,18 @@ PATCHES = (
         "with data_utils.numpy_seed(seed + epoch):",
         "batches that a run keeps for all epochs are others once it is resumed",
         batch_as_in_the_first_epoch,
+    ),
+    Patch(
+        "fairseq.distributed.utils:dist",
+        "dist.init_process_group(",
+        "a worker that has stopped is waited for without end",
+        with_a_time_limit,
+    ),
+    Patch(
+        "fairseq.distributed.utils:distributed_main",
+        "cfg.distributed_training.distributed_rank = distributed_init(cfg)",
+        "which worker has stopped is not said",
+        name_silent_workers,
     ),
     *(
         Patch(

@@ -9,12 +9,17 @@
 #   KRON_NODES=2 KRON_NODE=0 KRON_MASTER=HOST:PORT bash recipes/distributed.sh N RECIPE …
 #
 # with a free port of the first machine, and KRON_RUNS in a folder that all of them see.
+#
+# KRON_TIMEOUT, 600 unless set, is how many seconds a process waits for another at any point; then
+# it says which one does not answer, and all of them end.
 set -euo pipefail
 die() { printf 'distributed: %s\n' "$*" >&2; exit 2; }
 
 [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || die "first the number of processes on this machine, not '${1:-}'"
 export KRON_PROCESSES=$1 KRON_NODES=${KRON_NODES:-1} KRON_NODE=${KRON_NODE:-0}
 export KRON_WORKERS=$((KRON_PROCESSES * KRON_NODES))
+export KRON_TIMEOUT=${KRON_TIMEOUT:-600}
+[[ $KRON_TIMEOUT =~ ^[1-9][0-9]*$ ]] || die "KRON_TIMEOUT=$KRON_TIMEOUT: must be whole seconds above 0"
 script=$(dirname "$0")/${2:-}.sh
 grep -qs '^train ' "$script" || die "no recipe '${2:-}'"
 if [ "$KRON_NODES" != 1 ] && [[ ${KRON_MASTER:-} != *:* ]]; then

@@ -98,10 +98,11 @@ def train(forked, tmp_path):
 def train_on(server):
     """Run fairseq-train into a folder, on as many workers as asked; returns the folder.
 
-    `kill` is the name of a function and the number of its call that the run does not survive.
+    `kill` is the name of a function and the number of its call that the run does not survive;
+    `stop` and `fail` are the same for the last worker alone, which stops or raises an error.
     """
 
-    def call(out, *args, workers=1, kill=None, expect=0):
+    def call(out, *args, workers=1, kill=None, stop=None, fail=None, expect=0, env=None):
         out.mkdir(exist_ok=True)
         (out / "meeting").unlink(missing_ok=True)
         args = [
@@ -116,20 +117,24 @@ def train_on(server):
                 *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
                 "--load-checkpoint-on-all-dp-ranks",
             ]
+        ends = [("kill", *kill) if kill else ()] * workers
+        if stop or fail:
+            ends[-1] = ("stop", *stop) if stop else ("fail", *fail)
         commands = [
             {
-                "module": "killed" if kill else "fairseq_cli.train",
-                "args": [str(a) for a in [*(kill or ()), *args, "--distributed-rank", rank]],
+                "module": "killed" if end else "fairseq_cli.train",
+                "args": [str(a) for a in [*end, *args, "--distributed-rank", rank]],
                 "cwd": str(out),
-                "env": {},
+                "env": env or {},
                 "output": str(out / f"output_{rank}"),
             }
-            for rank in range(workers)
+            for rank, end in enumerate(ends)
         ]
         print(json.dumps(commands), file=server.stdin, flush=True)
         statuses = json.loads(server.stdout.readline())
         output = (out / "output_0").read_text()
-        assert statuses == [-9 if kill else expect] * workers, output[-3000:]
+        expected = [-9 if end and end[0] != "fail" else expect for end in ends]
+        assert statuses == expected, output[-3000:]
         return out
 
     return call

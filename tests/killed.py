@@ -1,6 +1,8 @@
-"""fairseq-train that does not survive a call of a function: `killed FUNCTION NUMBER OPTION …`.
+"""fairseq-train that does not survive a call of a function: `killed HOW FUNCTION NUMBER OPTION …`.
 
-SIGKILL ends it in the so many-th call, with the file that the function writes half written.
+In the so many-th call SIGKILL ends it, with the file that the function writes half written; if HOW
+is `stop`, SIGSTOP halts it, and SIGKILL ends it when the others have long had to notice; if it is
+`fail`, it raises an error.
 """
 
 import io
@@ -9,12 +11,15 @@ import os
 import pkgutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
 from fairseq_cli.train import cli_main
 
 torch_save = torch.save
+
+STOPPED = 12  # seconds
 
 
 def _half_a_copy(source, target):
@@ -32,7 +37,25 @@ def _half_a_save(content, file):
 UNFINISHED = {"shutil.copyfile": _half_a_copy, "torch.save": _half_a_save}
 
 
-def kill_in(name, number):
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop():
+    watched = os.getpid()
+    if os.fork() == 0:
+        time.sleep(STOPPED)
+        print("killed", flush=True)
+        os.kill(watched, signal.SIGKILL)
+        os._exit(0)
+    os.kill(watched, signal.SIGSTOP)
+
+
+def fail():
+    raise KeyError("for a test")
+
+
+def end_in(how, name, number):
     owner, _, attribute = name.rpartition(".")
     owner = pkgutil.resolve_name(owner)
     original, calls = getattr(owner, attribute), itertools.count(1)
@@ -40,13 +63,13 @@ def kill_in(name, number):
     def call(*args, **kwargs):
         if next(calls) == number:
             UNFINISHED.get(name, lambda *args: None)(*args)
-            os.kill(os.getpid(), signal.SIGKILL)
+            {"kill": kill, "stop": stop, "fail": fail}[how]()
         return original(*args, **kwargs)
 
     setattr(owner, attribute, call)
 
 
 def main():
-    _, name, number, *sys.argv[1:] = sys.argv
-    kill_in(name, int(number))
+    _, how, name, number, *sys.argv[1:] = sys.argv
+    end_in(how, name, int(number))
     cli_main()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kron_plugin import register
+from kron_plugin.workers import time_limit
 
 from .test_resume import command
 
@@ -74,3 +75,38 @@ def test_processes_that_would_train_models_of_their_own_are_refused(monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"\$WORLD_SIZE=2: .* recipes/distributed\.sh"):
         task.begin_epoch(1, None)
+
+
+def test_a_worker_that_stops_is_named_in_time(train_on, tmp_path):
+    out = train_on(
+        tmp_path / "run",
+        *command("copy_memory", tmp_path),
+        workers=3,
+        stop=("fairseq.trainer.Trainer.train_step", 3),
+        env={"KRON_TIMEOUT": "2"},
+        expect=1,
+    )
+    outputs = [out / f"output_{rank}" for rank in range(3)]
+    for output in outputs[:2]:
+        assert (
+            output.read_text()
+            .splitlines()[-1]
+            .endswith(": worker 2 does not answer (limit 2 s, $KRON_TIMEOUT)")
+        )
+        assert output.stat().st_mtime < outputs[2].stat().st_mtime  # when it was killed
+
+
+def test_a_worker_that_fails_is_named_by_the_others(train_on, tmp_path):
+    """Whatever ends it, the others say."""
+    args = (*command("copy_memory", tmp_path), "--train-examples", 3)
+    fail = ("fairseq.trainer.Trainer.train_step", 3)
+    out = train_on(tmp_path / "run", *args, workers=2, fail=fail, expect=1)
+    *_, said = (out / "output_0").read_text().splitlines()
+    assert said.endswith(": worker 1 has ended: KeyError: 'for a test'")
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "soon", "nan"])
+def test_the_limit_is_a_number_of_seconds(limit, monkeypatch):
+    monkeypatch.setenv("KRON_TIMEOUT", limit)
+    with pytest.raises(ValueError, match=r"\$KRON_TIMEOUT=.*: must be a number of seconds above 0"):
+        time_limit()

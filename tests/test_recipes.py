@@ -204,6 +204,14 @@ def test_wrong_calls_of_distributed_end_at_once(arguments, message):
     assert message in result.stdout
 
 
+@pytest.mark.parametrize("limit", ["0", "soon"])
+def test_a_wrong_time_limit_of_distributed_ends_at_once(limit):
+    limited = {"KRON_TIMEOUT": limit}
+    result = run("bash", "recipes/distributed.sh", 2, "copy_memory", cwd=ROOT, env=limited)
+    assert result.returncode == 2
+    assert f"KRON_TIMEOUT={limit}: must be whole seconds above 0" in result.stdout
+
+
 def test_help_is_of_the_recipe():
     result = run("bash", "recipes/music.sh", "--help", cwd=ROOT)
     assert result.returncode == 0

@@ -1,0 +1,56 @@
+"""Several workers that train one model: none waits for another without end, or without a word."""
+
+import os
+import time
+from datetime import timedelta
+from typing import List
+
+import torch.distributed as dist
+
+from .checks import require
+
+SECONDS = "KRON_TIMEOUT"  # the environment variable: how long a worker waits for the others
+MESSAGES = ("gloo", "NCCL", "ProcessGroup", "onnection closed", "onnection reset", "imed out")
+
+
+def time_limit() -> timedelta:
+    """How long a worker waits for the others at one point of its work."""
+    said = os.environ.get(SECONDS, "600")
+    is_number = said.replace(".", "", 1).isdecimal() and float(said) > 0
+    require(is_number, f"${SECONDS}={said}: must be a number of seconds above 0")
+    return timedelta(seconds=float(said))
+
+
+def explain(error: Exception) -> Exception:
+    """What to raise in a worker that ends by this error: where it is no more than that others do
+    not answer, an error that names them; else the error itself, which the others then name.
+    """
+    is_about_others = isinstance(error, RuntimeError) and any(m in str(error) for m in MESSAGES)
+    reason = "" if is_about_others else f"{type(error).__name__}: {error}"
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=5))
+        store.set(_key(dist.get_rank()), reason)
+        return _naming_others(store) if is_about_others else error
+    except RuntimeError:  # of the store, which is worker 0's unless torchrun keeps it
+        return ValueError("worker 0 does not answer") if is_about_others else error
+
+
+def _naming_others(store: dist.Store) -> ValueError:
+    """Which workers do not answer, or which have ended, and why."""
+    limit = time_limit().total_seconds()
+    silent = [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()]
+    ended: List[str] = []
+    until = time.monotonic() + max(1, limit / 10)  # they need not be as far as this one
+    while silent and time.monotonic() < until:
+        for rank in [rank for rank in silent if store.check([_key(rank)])]:
+            silent.remove(rank)
+            reason = store.get(_key(rank)).decode()
+            ended += [f"worker {rank} has ended: {reason}"] if reason else []
+        time.sleep(0.05)
+    silence = [f"worker {rank} does not answer (limit {limit:g} s, ${SECONDS})" for rank in silent]
+    return ValueError("; ".join(ended or silence or ["the connection of the workers broke"]))
+
+
+def _key(rank: int) -> str:
+    return f"kron_plugin/ended/{rank}"
