@@ -131,6 +131,16 @@ def keep_the_last_group(ordered_batches: Callable) -> Callable:
     return order
 
 
+def count_every_batch(train_step: Callable) -> Callable:
+    """Leave out the empty batches of an update that has others."""
+
+    @wraps(train_step)
+    def step(self, samples, *args, **kwargs):
+        return train_step(self, [s for s in samples if s] or samples, *args, **kwargs)
+
+    return step
+
+
 def save_all_states(state_dict: Callable) -> Callable:
     """Add to a checkpoint what fairseq leaves out."""
 
@@ -266,6 +276,12 @@ PATCHES = (
         "for i in range((len(batches) // self.num_shards))",
         "--grouped-shuffling drops the batches of the last, incomplete group",
         keep_the_last_group,
+    ),
+    Patch(
+        "fairseq.trainer:Trainer.train_step",
+        "        if is_dummy_batch:\n            if torch.is_tensor(sample_size):",
+        "a worker that has no batch left for --update-freq forgets those that it had",
+        count_every_batch,
     ),
     Patch(
         "fairseq.trainer:Trainer.state_dict",

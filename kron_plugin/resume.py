@@ -12,7 +12,7 @@ import sys
 from functools import wraps
 from math import inf
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 from torch import distributed
 from torch.optim.lr_scheduler import LRScheduler
@@ -88,7 +88,7 @@ def unsaved_state(trainer) -> Dict[str, Any]:
     """What fairseq leaves out of a checkpoint though the rest of the run depends on it."""
     stop = vars(_early_stop())
     return {
-        "lr_scheduler": _scheduler_state(trainer.lr_scheduler),
+        "lr_schedulers": [_scheduler_state(s) for s in _schedulers(trainer.lr_scheduler)],
         "lr_scheduler_options": _scheduler_options(trainer),
         "lr": [group["lr"] for group in trainer.optimizer.param_groups],
         "patience": {name: stop[name] for name in ("best", "num_runs") if name in stop},
@@ -107,7 +107,9 @@ def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None
     options = _scheduler_options(trainer)
     same_options = options is not None and options == unsaved.get("lr_scheduler_options")
     if same_options:
-        _restore_scheduler(trainer.lr_scheduler, unsaved["lr_scheduler"])
+        schedulers = _schedulers(trainer.lr_scheduler)
+        for scheduler, state in zip(schedulers, unsaved["lr_schedulers"], strict=True):
+            _restore_scheduler(scheduler, state)
         for group, lr in zip(trainer.optimizer.param_groups, unsaved["lr"], strict=True):
             group["lr"] = lr
     if iterator["iterations_in_epoch"] == 0:
@@ -146,7 +148,16 @@ def _scheduler_options(trainer) -> Optional[Dict[str, Any]]:
     from omegaconf import OmegaConf
 
     cfg = trainer.cfg.lr_scheduler
+    if getattr(cfg, "_name", None) == "pass_through":
+        cfg = trainer.cfg.optimizer
     return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+
+
+def _schedulers(scheduler) -> Iterator[Any]:
+    """A scheduler and those of a composite optimiser, to which `pass_through` leaves its work."""
+    yield scheduler
+    inner = getattr(scheduler.optimizer, "lr_scheduler", None)
+    yield from getattr(inner, "lr_schedulers", {}).values()
 
 
 def _scheduler_state(scheduler) -> Dict[str, Any]:

@@ -1,9 +1,12 @@
 """fairseq-train, once straight and once killed and resumed: `resumed STOPS OPTION …`.
 
-STOPS are numbers of updates, as `3,8`. The folder of --save-dir gets the two runs, `straight` and
-`resumed`. All are forked when the options have been read, which takes longer than to train.
+STOPS are numbers of updates, as `3,8`. $CHANGES has, as JSON, what takes the place of parts of the
+configuration, for what has no options of the command line. The folder of --save-dir gets the two
+runs, `straight` and `resumed`. All are forked when the options have been read, which takes longer
+than to train.
 """
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +16,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 from fairseq_cli import train
+from omegaconf import OmegaConf
 
 
 def kill_at(updates):
@@ -52,6 +56,8 @@ def run(cfg, name, stop=None):
 def main():
     _, stops, *sys.argv[1:] = sys.argv
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser()))
+    for part, value in json.loads(os.environ.get("CHANGES", "{}")).items():
+        OmegaConf.update(cfg, part, value, merge=False, force_add=True)
     assert run(cfg, "straight") == 0
     for stop in stops.split(","):
         assert run(cfg, "resumed", int(stop)) == -signal.SIGKILL

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kron_plugin import register
+from kron_plugin.checkpoints import load
 from kron_plugin.workers import time_limit
 
 from .test_resume import command
@@ -51,6 +52,25 @@ def test_every_way_to_take_the_same_examples_is_the_same(train_on, tmp_path):
             found = numbers(out, tag)
             for name in ("loss", "penalty", "bits", "recall", "baseline"):
                 assert found[name] == pytest.approx(want[name], rel=1e-4), (tag, name)
+
+
+def test_a_worker_without_a_last_batch_counts_those_it_had(train_on, forked_in, tmp_path):
+    """In a task of fairseq's own, whose batches are counted by fairseq."""
+    for split in ("train", "valid"):
+        lines = [f"{i} {i % 3} {i % 5} {i % 7}" for i in range(6)]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    prefixes = ("--trainpref", "train.txt", "--validpref", "valid.txt", "--only-source")
+    forked_in(tmp_path, "fairseq_cli.preprocess", *prefixes, "--destdir", "data")
+    args = (
+        *(tmp_path / "data", "--task", "language_modeling", "--arch", "kru_lm"),
+        *("--tokens-per-sample", 10, "--batch-size", 1, "--hidden-size", 4, "--max-epoch", 2),
+        *("--criterion", "soft_unitary", "--optimizer", "nag", "--lr", 0.05),
+    )
+    one = train_on(tmp_path / "one", *args, "--update-freq", 3)
+    two = train_on(tmp_path / "two", *args, "--update-freq", 2, workers=2)
+    have, want = (load(out / "checkpoint_last.pt")["model"] for out in (two, one))
+    torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-6)
+    assert numbers(two, "train")["wpb"] == numbers(one, "train")["wpb"] == 30
 
 
 @pytest.mark.parametrize("task", ["adding", "pixel_mnist", "music", "char_lm"])

@@ -1,5 +1,7 @@
 """A run that was killed and resumed ends as the run never stopped, whatever options it has."""
 
+import json
+
 import pytest
 import torch
 from fairseq.optim.lr_scheduler import LR_SCHEDULER_REGISTRY
@@ -46,18 +48,34 @@ OPTIONS = {
     "plateau after a warm-up": (*PLATEAU, "--warmup-updates", 3),
     "--stop-min-lr": (*PLATEAU, "--stop-min-lr", "2e-3"),
 }
-# It leaves the learning rate to an optimiser of several, which needs --arch's parameters in groups.
-LEFT_OUT = {"pass_through"}
+# What has no options of the command line: each group of parameters has an optimiser of its own.
+GROUP = {
+    "lr_float": 1e-2,
+    "optimizer": {"_name": "adam"},
+    "lr_scheduler": {"_name": "polynomial_decay", "total_num_update": 10, "force_anneal": 2},
+}
+CHANGES = {
+    "pass_through": {
+        "lr_scheduler": {"_name": "pass_through"},
+        "optimizer": {
+            "_name": "composite",
+            "groups": dict.fromkeys(("default", "factors", "biases"), GROUP),
+        },
+    },
+}
 
 
 def test_every_scheduler_of_fairseq_is_tried():
-    assert set(LR_SCHEDULER_REGISTRY) <= set(OPTIONS) | LEFT_OUT
+    assert set(LR_SCHEDULER_REGISTRY) <= {*OPTIONS, *CHANGES}
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [*OPTIONS, *CHANGES])
 def test_options_that_a_resumed_run_has_to_remember(name, forked_in, tmp_path):
-    scheduler = ("--lr-scheduler", name) if name in LR_SCHEDULER_REGISTRY else ()
-    assert_same_end(forked_in, tmp_path, *COPY, *TRAINING, *scheduler, *OPTIONS[name])
+    options = OPTIONS.get(name, ())
+    if name in LR_SCHEDULER_REGISTRY and name not in CHANGES:
+        options = ("--lr-scheduler", name, *options)
+    changes = {"CHANGES": json.dumps(CHANGES.get(name, {}))}
+    assert_same_end(forked_in, tmp_path, *COPY, *TRAINING, *options, env=changes)
 
 
 def test_batches_that_fairseq_keeps_for_all_epochs(forked_in, tmp_path):
@@ -70,9 +88,9 @@ def test_batches_that_fairseq_keeps_for_all_epochs(forked_in, tmp_path):
     assert_same_end(forked_in, tmp_path, *task, "--batch-size", 9, *TRAINING)
 
 
-def assert_same_end(forked_in, folder, *args):
+def assert_same_end(forked_in, folder, *args, env=None):
     """Of a run never stopped and of one that was killed: numbers, states and parameters."""
-    done = forked_in(folder, "resumed", STOPS, *args, "--save-dir", folder)
+    done = forked_in(folder, "resumed", STOPS, *args, "--save-dir", folder, env=env)
     assert done.returncode == 0, done.stdout[-3000:]
     have, want = (load(folder / run / "checkpoint_last.pt") for run in ("resumed", "straight"))
     for state in (have, want):
