@@ -101,11 +101,13 @@ def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None
 
     A checkpoint at the end of an epoch is written before the scheduler learns of its loss; after
     one from amid an epoch fairseq would tell the scheduler once more that the epoch begins.
-    With other options of the scheduler than before they hold, as far as fairseq heeds them.
+    With other options of the scheduler than before they hold, as far as fairseq heeds them, and so
+    does --optimizer-overrides.
     """
     iterator = extra_state["train_iterator"]
     options = _scheduler_options(trainer)
     same_options = options is not None and options == unsaved.get("lr_scheduler_options")
+    same_options &= trainer.cfg.checkpoint.optimizer_overrides == "{}"
     if same_options:
         schedulers = _schedulers(trainer.lr_scheduler)
         for scheduler, state in zip(schedulers, unsaved["lr_schedulers"], strict=True):
