@@ -49,16 +49,12 @@ def register() -> None:
     if not is_user_dir:
         return
     from .checkpoints import admit_plain_data_only, name_refused_checkpoints
-    from .console import show_bars, silence_remarks
-    from .progress import write_lines_once
-    from .resume import make_exact
+    from .console import hide_lines, silence_remarks
 
     admit_plain_data_only()
     name_refused_checkpoints()
-    make_exact()
-    write_lines_once()
     silence_remarks()
-    show_bars()
+    hide_lines()
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
     # folders, such as `tasks`, would answer to their bare names.
     if sys.path[0] == str(folder.parent):

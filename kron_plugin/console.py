@@ -6,11 +6,12 @@ training shows one bar over all its updates instead.
 
 import atexit
 import logging
+import os
 import warnings
 from contextlib import ExitStack
 from functools import wraps
 from math import inf
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 from .progress import Advance, progress
 
@@ -32,33 +33,50 @@ def silence_remarks() -> None:
         warnings.filterwarnings("ignore", message=rf"\s*.*{remark}")
 
 
-def show_bars() -> None:
-    """Where LOGLEVEL hides fairseq's lines, show a bar; harmless to repeat.
-
-    The lines still reach `--log-file`: only what writes to the console holds them back.
-    """
+def hide_lines() -> None:
+    """Where LOGLEVEL asks for warnings alone, keep fairseq's lines for `--log-file`; harmless to
+    repeat."""
     root = logging.getLogger()
     if root.level <= logging.INFO or not root.handlers:
         return
     for handler in root.handlers:
         handler.addFilter(_is_shown)
-    root.setLevel(logging.INFO)  # fairseq raises it for all workers but the first
-
-    from fairseq.logging import progress_bar as bars
-
-    make, training = bars.progress_bar, TrainingBar()
-
-    @wraps(make)
-    def progress_bar(iterator, *args, **kwargs):
-        bar = make(iterator, *args, **kwargs)
-        is_first_worker = root.level <= logging.INFO
-        return ShownBar(bar, training, iterator, **kwargs) if is_first_worker else bar
-
-    bars.progress_bar = progress_bar
+    root.setLevel(logging.INFO)  # fairseq raises it again for all workers but the first
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or record.name.startswith(__package__)
+
+
+def write_lines_once(make: Callable) -> Callable:
+    """Close --log-file before fairseq opens it again, with each progress bar."""
+
+    @wraps(make)
+    def progress_bar(iterator, log_format=None, log_interval=100, log_file=None, **kwargs):
+        log = logging.getLogger(make.__module__)
+        opened = [h for h in log.handlers if isinstance(h, logging.FileHandler)]
+        for handler in opened if log_file is not None else ():
+            if handler.baseFilename == os.path.abspath(log_file):
+                log.removeHandler(handler)
+                handler.close()
+        return make(iterator, log_format, log_interval, log_file, **kwargs)
+
+    return progress_bar
+
+
+def show_a_bar(make: Callable) -> Callable:
+    """Where fairseq's lines are hidden, move our bar with each of its own."""
+    training = TrainingBar()
+
+    @wraps(make)
+    def progress_bar(iterator, *args, **kwargs):
+        bar = make(iterator, *args, **kwargs)
+        root = logging.getLogger()
+        is_hidden = any(_is_shown in handler.filters for handler in root.handlers)
+        is_first_worker = root.level <= logging.INFO
+        return ShownBar(bar, training, iterator, **kwargs) if is_hidden and is_first_worker else bar
+
+    return progress_bar
 
 
 class TrainingBar:

@@ -16,8 +16,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from . import workers
-from .resume import end_if_finished, go_on, unsaved_state
+from . import console, resume, workers
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ def save_all_states(state_dict: Callable) -> Callable:
     @wraps(state_dict)
     def save(self):
         state = state_dict(self)
-        state["extra_state"][STATE] = unsaved_state(self)
+        state["extra_state"][STATE] = resume.unsaved_state(self)
         return state
 
     return save
@@ -164,8 +163,8 @@ def load_all_states(load_checkpoint: Callable) -> Callable:
         )
         # Where another run's model is only a start no updates are counted.
         if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
-            go_on(trainer, extra_state, extra_state.get(STATE, {}))
-        end_if_finished(trainer)
+            resume.go_on(trainer, extra_state, extra_state.get(STATE, {}))
+        resume.end_if_finished(trainer)
         return extra_state, iterator
 
     return load
@@ -282,6 +281,48 @@ PATCHES = (
         "        if is_dummy_batch:\n            if torch.is_tensor(sample_size):",
         "a worker that has no batch left for --update-freq forgets those that it had",
         count_every_batch,
+    ),
+    Patch(
+        "fairseq.file_io:PathManager.copy",
+        "return shutil.copyfile(src_path, dst_path)",
+        "a process that is killed leaves half a checkpoint under its last name",
+        resume.copy_whole_files,
+    ),
+    Patch(
+        "fairseq.checkpoint_utils:save_checkpoint",
+        "def save_checkpoint(cfg: CheckpointConfig, trainer, epoch_itr, val_loss):",
+        "of several workers only the first saves what its task carries",
+        resume.save_states_of_all_workers,
+    ),
+    Patch(
+        "fairseq.trainer:Trainer.load_checkpoint",
+        "extra_state, self._optim_history, last_optim_state = None, [], None",
+        "a damaged checkpoint ends a run, and workers may go on from different ones",
+        resume.load_whole_files,
+    ),
+    Patch(
+        "fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.state_dict",
+        "state_dict = self.fp32_optimizer.state_dict()",
+        "half precision does not save the parameters that it trains",
+        resume.save_masters,
+    ),
+    Patch(
+        "fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.load_state_dict",
+        "self.fp32_optimizer.load_state_dict(state_dict, optimizer_overrides)",
+        "half precision does not load the parameters that it trains",
+        resume.load_masters,
+    ),
+    Patch(
+        "fairseq.logging.progress_bar:progress_bar",
+        "handler = logging.FileHandler(filename=log_file)",
+        "each line is written once for every epoch so far, and file descriptors run out",
+        console.write_lines_once,
+    ),
+    Patch(
+        "fairseq.logging.progress_bar:progress_bar",
+        "bar = JsonProgressBar(",
+        "with LOGLEVEL=WARNING training shows nothing",
+        console.show_a_bar,
     ),
     Patch(
         "fairseq.trainer:Trainer.state_dict",

@@ -1,11 +1,9 @@
 """Progress as a bar on a terminal, as a few plain lines in a log, as nothing if it is soon over."""
 
 import logging
-import os
 import sys
 import time
 from contextlib import contextmanager
-from functools import wraps
 from typing import Iterator, Protocol
 
 from tqdm import tqdm
@@ -61,27 +59,3 @@ def progress(
 
 def _listed(shown) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items())
-
-
-def write_lines_once() -> None:
-    """Have the toolkit close --log-file before it opens it again; harmless to repeat.
-
-    It opens the file anew in every epoch, beside what it opened before: each line is written once
-    for every epoch so far, and a run of some thousand epochs runs out of file descriptors.
-    """
-    from fairseq.logging import progress_bar as bars
-
-    make = bars.progress_bar
-    if hasattr(make, "__wrapped__"):
-        return
-
-    @wraps(make)
-    def progress_bar(iterator, log_format=None, log_interval=100, log_file=None, **kwargs):
-        opened = [h for h in bars.logger.handlers if isinstance(h, logging.FileHandler)]
-        for handler in opened if log_file is not None else ():
-            if handler.baseFilename == os.path.abspath(log_file):
-                bars.logger.removeHandler(handler)
-                handler.close()
-        return make(iterator, log_format, log_interval, log_file, **kwargs)
-
-    bars.progress_bar = progress_bar

@@ -42,17 +42,8 @@ def latest_whole(path: Path) -> Path:
     )
 
 
-def make_exact() -> None:
-    """Have the toolkit save and load so that a run resumes exactly; harmless to repeat."""
-    from fairseq import checkpoint_utils
-    from fairseq.file_io import PathManager
-    from fairseq.trainer import Trainer
-
-    _keep_masters()
-    copy = PathManager.copy
-    save, load = checkpoint_utils.save_checkpoint, Trainer.load_checkpoint
-    if hasattr(load, "__wrapped__"):
-        return
+def copy_whole_files(copy: Callable) -> Callable:
+    """Copy a checkpoint under another name, and rename it when it is whole."""
 
     @wraps(copy)
     def copy_whole(src_path, dst_path, overwrite=False):
@@ -61,6 +52,12 @@ def make_exact() -> None:
         with finished(Path(dst_path)) as unfinished:
             return copy(src_path, str(unfinished), overwrite)
 
+    return copy_whole
+
+
+def save_states_of_all_workers(save: Callable) -> Callable:
+    """Bring together what the task of every worker carries."""
+
     @wraps(save)
     def save_all(cfg, trainer, *args, **kwargs):
         gather = getattr(trainer.task, "gather_states", None)
@@ -68,20 +65,27 @@ def make_exact() -> None:
             gather()
         return save(cfg, trainer, *args, **kwargs)
 
+    return save_all
+
+
+def load_whole_files(load: Callable) -> Callable:
+    """Go on from the latest whole checkpoint, in all workers from the same."""
+
     @wraps(load)
     def load_whole(trainer, filename, *args, **kwargs):
+        from fairseq.file_io import PathManager
+
         path = Path(filename)
         ours = path.parent.resolve() == Path(trainer.cfg.checkpoint.save_dir).resolve()
         if ours and path.name.startswith("checkpoint_last"):  # not one that the user has named
             path = latest_whole(path)
             if path != Path(filename) and trainer.is_data_parallel_master:
-                copy_whole(str(path), filename, overwrite=True)
+                PathManager.copy(str(path), filename, overwrite=True)
         extra_state = load(trainer, str(path), *args, **kwargs)
         _agree(trainer, path)
         return extra_state
 
-    PathManager.copy = staticmethod(copy_whole)
-    checkpoint_utils.save_checkpoint, Trainer.load_checkpoint = save_all, load_whole
+    return load_whole
 
 
 def unsaved_state(trainer) -> Dict[str, Any]:
@@ -181,28 +185,32 @@ def _restore_scheduler(scheduler, state: Dict[str, Any]) -> None:
             setattr(scheduler, name, value)
 
 
-def _keep_masters() -> None:
-    """Have half precision's float32 parameters saved and loaded with the optimiser's state."""
-    from fairseq.optim.fp16_optimizer import _FP16OptimizerMixin
+def _masters(optimizer) -> list:
+    """The parameters in float32 that half precision trains."""
+    params = optimizer.fp32_params
+    return list(params.values()) if optimizer.has_flat_params else params
 
-    save, load = _FP16OptimizerMixin.state_dict, _FP16OptimizerMixin.load_state_dict
 
-    def masters(optimizer) -> list:
-        params = optimizer.fp32_params
-        return list(params.values()) if optimizer.has_flat_params else params
+def save_masters(state_dict: Callable) -> Callable:
+    """Save them with the optimiser's state."""
 
-    @wraps(save)
-    def state_dict(self):
-        return {**save(self), "fp32_params": [p.detach() for p in masters(self)]}
+    @wraps(state_dict)
+    def save(self):
+        return {**state_dict(self), "fp32_params": [p.detach() for p in _masters(self)]}
 
-    @wraps(load)
-    def load_state_dict(self, state_dict, optimizer_overrides=None):
-        load(self, state_dict, optimizer_overrides)
-        for param, saved in zip(masters(self), state_dict.get("fp32_params", ()), strict=False):
+    return save
+
+
+def load_masters(load_state_dict: Callable) -> Callable:
+    """Load them with the optimiser's state."""
+
+    @wraps(load_state_dict)
+    def load(self, state_dict, optimizer_overrides=None):
+        load_state_dict(self, state_dict, optimizer_overrides)
+        for param, saved in zip(_masters(self), state_dict.get("fp32_params", ()), strict=False):
             param.data.copy_(saved)
 
-    _FP16OptimizerMixin.state_dict = state_dict
-    _FP16OptimizerMixin.load_state_dict = load_state_dict
+    return load
 
 
 def _agree(trainer, path: Path) -> None:
