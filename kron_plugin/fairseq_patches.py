@@ -42,12 +42,16 @@ def apply_patches() -> None:
 
     for patch in PATCHES:
         owner_name, attribute = re.match(r"(.+)[.:](\w+)$", patch.target).groups()
-        owner = resolve_name(owner_name)
-        original = getattr(owner, attribute, None)
-        done = getattr(original, MARK, ())
+        try:
+            owner = resolve_name(owner_name)
+            original = getattr(owner, attribute)
+            source = _source(owner, original)
+        except (ImportError, AttributeError, OSError):
+            source = ""
+        done = getattr(original, MARK, ()) if source else ()
         if patch.change.__name__ in done:
             continue
-        if patch.expects not in _source(owner, original):
+        if patch.expects not in source:
             logger.warning(
                 "fairseq %s: %s is left as it is, as it has no %r; so this is not mended: %s",
                 *(fairseq.__version__, patch.target, patch.expects, patch.reason),

@@ -189,19 +189,27 @@ def test_fairseq_names_nothing_of_numpy_that_is_gone():
     assert [(m, n) for m, n in missing if not m.startswith("fairseq.examples.")] == []
 
 
-@pytest.mark.parametrize("marked", [True, False])
-def test_what_is_not_as_expected_is_left_as_it_is(marked, monkeypatch, caplog):
-    """A change of fairseq's own is met with a warning that names the place; ours are made once."""
+@pytest.mark.parametrize(
+    "target", ["data.data_utils:filter_by_size", "data.data_utils:gone", "gone:f", "trainer:C.f"]
+)
+def test_what_is_not_as_expected_is_left_as_it_is(target, monkeypatch, caplog):
+    """And a warning names the place and the version."""
     from fairseq.data import data_utils
 
-    original = data_utils.batch_by_size if marked else data_utils.filter_by_size
-    target = f"fairseq.data.data_utils:{original.__name__}"
-    patch = Patch(target, "no such words", "why", fairseq_patches.say_what_is_left_out)
+    original = data_utils.filter_by_size
+    patch = Patch(f"fairseq.{target}", "no such words", "why", fairseq_patches.say_what_is_left_out)
     monkeypatch.setattr(fairseq_patches, "PATCHES", (patch,))
     apply_patches()
-    assert getattr(data_utils, original.__name__) is original
-    warned = f"fairseq {fairseq.__version__}: {target} is left as it is, as it has no 'no such w"
-    assert (warned in caplog.text) == (not marked)
+    assert data_utils.filter_by_size is original
+    warned = f"fairseq {fairseq.__version__}: fairseq.{target} is left as it is, as it has no 'no s"
+    assert warned in caplog.text
+
+
+def test_changes_are_made_once(caplog):
+    made = [resolve_name(patch.target) for patch in PATCHES]
+    apply_patches()
+    assert [resolve_name(patch.target) for patch in PATCHES] == made
+    assert not caplog.text
 
 
 def test_all_changes_are_made():
