@@ -12,6 +12,8 @@ from typing import Any, Union
 
 import torch
 
+from .arrays import STAND_INS
+
 # Beyond what torch admits itself: the toolkit's older optimisers and schedulers keep their options
 # in a Namespace, which is no more than its attributes.
 PLAIN_TYPES = (Namespace,)
@@ -37,7 +39,8 @@ def is_damaged(path: Union[Path, str]) -> bool:
 
 
 def load(path: Path) -> Any:
-    """The content of a file that `torch.save` wrote: tensors, plain containers, PLAIN_TYPES.
+    """The content of a file that `torch.save` wrote: tensors, plain containers, PLAIN_TYPES, and
+    numpy's arrays of numbers.
 
     Raises:
         ValueError: the file is damaged, or holds anything else; the message says which.
@@ -70,7 +73,7 @@ def admit_plain_data_only() -> None:
     # torch reads both at each load and fails where both are set.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    torch.serialization.add_safe_globals(list(PLAIN_TYPES))
+    torch.serialization.add_safe_globals([*PLAIN_TYPES, *STAND_INS])
 
 
 def name_refused_checkpoints() -> None:

@@ -6,10 +6,12 @@ import pickle
 import re
 import sys
 
+import numpy
 import pytest
 import torch
 
 from kron_plugin import checkpoints
+from kron_plugin.arrays import STAND_INS
 
 from .conftest import PACKAGE, run
 
@@ -100,9 +102,81 @@ def test_a_bare_pickle_and_a_compiled_program_are_refused(tmp_path):
         checkpoints.load(path)
 
 
-def test_namespaces_are_all_that_is_admitted_beyond_torch(tmp_path):
+def test_namespaces_and_numbers_are_all_that_is_admitted_beyond_torch(tmp_path):
     before = set(torch.serialization.get_safe_globals())
     options = argparse.Namespace(lr=[0.1])
     torch.save({"args": options}, tmp_path / "model.pt")
     assert checkpoints.load(tmp_path / "model.pt") == {"args": options}
-    assert set(torch.serialization.get_safe_globals()) <= before | {argparse.Namespace}
+    admitted = set(torch.serialization.get_safe_globals())
+    assert admitted <= before | {argparse.Namespace, *STAND_INS}
+    assert not any(part in admitted for part in (numpy.ndarray, numpy.dtype))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        numpy.arange(4),
+        numpy.arange(6.0).reshape(2, 3).T,
+        numpy.array(3.5, dtype=">f4"),
+        numpy.zeros((0, 3), dtype=bool),
+        numpy.array([1 + 2j]),
+        numpy.float64(1.25),
+        numpy.int16(-7),
+        numpy.bool_(True),
+    ],
+    ids=repr,
+)
+def test_numbers_of_numpy_come_back_and_are_saved_again(tmp_path, value):
+    loaded = value
+    for _ in range(2):
+        torch.save({"first": loaded, "second": loaded}, tmp_path / "model.pt")
+        _, loaded = checkpoints.load(tmp_path / "model.pt").values()
+        assert isinstance(loaded, type(value))
+        assert (loaded.dtype, loaded.shape) == (value.dtype.newbyteorder("="), value.shape)
+        assert numpy.array_equal(loaded, value)
+
+
+class Claim:
+    """Pickled as what a function makes of arguments, and a state."""
+
+    def __init__(self, function, *args, state=None):
+        self.parts = (function, args, state)
+
+    def __reduce__(self):
+        return self.parts
+
+
+_reconstruct = numpy.zeros(1).__reduce__()[0]
+# A dtype of objects that claims to hold none, as no honest one does: with it eight bytes would be
+# taken for the address of an object.
+NO_OBJECTS = Claim(numpy.dtype, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 0))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        numpy.array([{"a": 1}], dtype=object),
+        numpy.array([Bomb()], dtype=object),
+        numpy.array(["text"]),
+        numpy.zeros(2, dtype=[("a", "i4"), ("b", "O")]),
+        Claim(
+            _reconstruct, numpy.ndarray, (0,), b"b", state=(1, (1,), NO_OBJECTS, False, b"8" * 8)
+        ),
+        Claim(
+            _reconstruct,
+            numpy.ndarray,
+            (0,),
+            b"b",
+            state=(1, (9,), Claim(numpy.dtype, "f8"), False, b"8"),
+        ),
+        Claim(numpy.ndarray, (1,), "O", bytearray(8)),
+        Claim(numpy.dtype, [("a", "O")]),
+        Claim(bytes, 2**40),
+    ],
+)
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"sum": content}, "model.pt")
+    with pytest.raises(ValueError, match=r"^model\.pt: not a readable checkpoint"):
+        checkpoints.load("model.pt")
+    assert not (tmp_path / "ran").exists()
