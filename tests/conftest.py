@@ -99,10 +99,13 @@ def train_on(server):
     """Run fairseq-train into a folder, on as many workers as asked; returns the folder.
 
     `kill` is the name of a function and the number of its call that the run does not survive;
-    `stop` and `fail` are the same for the last worker alone, which stops or raises an error.
+    `stop` and `fail` are the same for the last worker alone, which stops or raises an error;
+    `limit` the bytes that a file may have.
     """
 
-    def call(out, *args, workers=1, kill=None, stop=None, fail=None, expect=0, env=None):
+    def call(
+        out, *args, workers=1, kill=None, stop=None, fail=None, limit=None, expect=0, env=None
+    ):
         out.mkdir(exist_ok=True)
         (out / "meeting").unlink(missing_ok=True)
         args = [
@@ -120,10 +123,11 @@ def train_on(server):
         ends = [("kill", *kill) if kill else ()] * workers
         if stop or fail:
             ends[-1] = ("stop", *stop) if stop else ("fail", *fail)
+        before = [limit] if limit else []
         commands = [
             {
-                "module": "killed" if end else "fairseq_cli.train",
-                "args": [str(a) for a in [*end, *args, "--distributed-rank", rank]],
+                "module": "killed" if end else "limited" if limit else "fairseq_cli.train",
+                "args": [str(a) for a in [*end, *before, *args, "--distributed-rank", rank]],
                 "cwd": str(out),
                 "env": env or {},
                 "output": str(out / f"output_{rank}"),

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from kron_plugin import saving
 from kron_plugin.checkpoints import is_damaged
 from kron_plugin.cli.curve import read_log
 from kron_plugin.cli.record import training
@@ -76,7 +77,39 @@ def test_killed_while_a_checkpoint_is_written(function, number, straight, train_
     args, expected = straight
     killed = train_on(tmp_path / "killed", *args, kill=(function, number))
     assert not any(is_damaged(path) for path in killed.glob("*.pt"))
+    assert len(list(killed.glob(".*.part"))) == 1
     assert_same_end(train_on(tmp_path / "killed", *args), expected)
+    assert not list(killed.glob(".*.part"))
+
+
+def test_a_full_disk(straight, train_on, tmp_path):
+    """It ends in one line, and leaves whole checkpoints alone."""
+    args, expected = straight
+    out = train_on(tmp_path / "full", *args, "--max-update", 2)
+    before = {path.name: path.read_bytes() for path in out.glob("*.pt")}
+    (out / "checkpoint_1_4.pt.tmp").write_bytes(b"left by an earlier version")
+    last = out / "checkpoint_last.pt"
+    train_on(out, *args, limit=last.stat().st_size - 2000, expect=1)
+    assert "Traceback" not in (out / "output_0").read_text()
+    said = (out / "output_0").read_text().splitlines()[-1]
+    assert f"--save-dir {out}: the checkpoint could not be saved: File too large" in said
+    assert {path.name: path.read_bytes() for path in out.iterdir() if ".pt" in path.name} == before
+    assert_same_end(train_on(out, *args), expected)
+
+
+def test_one_training_at_a_time_saves_into_a_folder(straight, train_on, tmp_path):
+    args, _ = straight
+    out = tmp_path / "run"
+    out.mkdir()
+    saving.lock(out)
+    train_on(out, *args, "--max-update", 2, expect=1)
+    said = (out / "output_0").read_text().splitlines()[-1]
+    assert f"--save-dir {out}: process {os.getpid()} on " in said
+    assert "is training into this folder" in said
+    assert not list(out.glob("*.pt"))
+    train_on(out, *args, "--max-update", 2, "--no-save")
+    saving._held.pop(out).close()  # as the kernel does when a process ends
+    train_on(out, *args, "--max-update", 2)
 
 
 def test_truncated_last_checkpoint(straight, train_on, tmp_path):

@@ -1,0 +1,114 @@
+"""Checkpoints that are whole, or not there; and one training at a time that saves into a folder."""
+
+import fcntl
+import logging
+import os
+import socket
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Dict, Optional, TextIO
+
+import torch
+
+from .checkpoints import refusal
+from .files import finished
+
+LOCK = ".training"  # a file in the folder that a training saves into
+logger = logging.getLogger("fairseq_cli.train")  # fairseq's, which writes into --log-file
+_held: Dict[Path, TextIO] = {}  # open for as long as this process lives
+
+
+def save(content: Any, path: Path) -> None:
+    """Write a checkpoint that `kron_plugin.checkpoints.load` takes.
+
+    Raises:
+        ValueError: it holds something else than plain data; the message says what.
+        OSError: the disk is full, or otherwise refuses.
+    """
+    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # an earlier fairseq's, half-written
+    with finished(path) as unfinished:
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's words for what the disk has said
+            raise _said_by_disk(error) or error from None
+        try:
+            torch.load(unfinished, map_location="cpu", weights_only=True, mmap=True)
+        except UnpicklingError as error:
+            raise ValueError(f"it would not load: {refusal(path, error)}") from error
+
+
+def _said_by_disk(error: Optional[BaseException]) -> Optional[OSError]:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+def lock(folder: Path) -> None:
+    """Keep other trainings from saving into this folder until this process ends, however it does.
+
+    Raises:
+        ValueError: another training does; the message says which.
+    """
+    folder = folder.resolve()
+    if folder in _held:
+        return
+    try:
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--save-dir {folder}: cannot be written: {error.strerror}") from error
+    try:
+        # Unlike flock's, this lock is not passed on to the workers that load data.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        raise ValueError(
+            f"--save-dir {folder}: {file.read().strip() or 'another process'} is training into this"
+            " folder; wait for it, end it, or name another folder"
+        ) from error
+    except OSError as error:
+        logger.warning("%s: cannot be locked (%s); let no other training save there", folder, error)
+    _held[folder] = file
+    with suppress(OSError):  # a full disk: the lock holds, if without a name
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def guard_saving() -> None:
+    """Have fairseq save into a folder that is locked, through `save`; harmless to repeat."""
+    from fairseq import checkpoint_utils
+
+    persist, load = checkpoint_utils.torch_persistent_save, checkpoint_utils.load_checkpoint
+    save_all = checkpoint_utils.save_checkpoint
+    if hasattr(persist, "__wrapped__"):
+        return
+
+    @wraps(persist)
+    def persist_whole(obj, filename, async_write=False):
+        if async_write or "://" in str(filename):
+            return persist(obj, filename, async_write)
+        return save(obj, Path(filename))
+
+    @wraps(save_all)
+    def save_or_say(cfg, *args, **kwargs):
+        try:
+            return save_all(cfg, *args, **kwargs)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(
+                f"--save-dir {cfg.save_dir}: the checkpoint could not be saved: {reason}; those"
+                " saved before are whole"
+            ) from error
+
+    @wraps(load)
+    def load_alone(cfg, trainer, **kwargs):
+        is_master = trainer.cfg.distributed_training.distributed_rank == 0
+        if is_master and not cfg.no_save:
+            lock(Path(cfg.save_dir))
+        return load(cfg, trainer, **kwargs)
+
+    checkpoint_utils.torch_persistent_save = persist_whole
+    checkpoint_utils.save_checkpoint = save_or_say
+    checkpoint_utils.load_checkpoint = load_alone
