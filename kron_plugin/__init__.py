@@ -48,13 +48,10 @@ def register() -> None:
     apply_patches()
     if not is_user_dir:
         return
-    from .checkpoints import admit_plain_data_only, name_refused_checkpoints
+    from .checkpoints import admit_plain_data_only
     from .console import hide_lines, silence_remarks
-    from .saving import guard_saving
 
     admit_plain_data_only()
-    name_refused_checkpoints()
-    guard_saving()
     silence_remarks()
     hide_lines()
     # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its

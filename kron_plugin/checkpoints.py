@@ -5,40 +5,54 @@ import re
 import warnings
 import zipfile
 from argparse import Namespace
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Union
+from typing import Any, Callable, Iterator, Optional, Union
 
 import torch
 
 from .arrays import STAND_INS
+from .schema import check
 
 # Beyond what torch admits itself: the toolkit's older optimisers and schedulers keep their options
 # in a Namespace, which is no more than its attributes.
 PLAIN_TYPES = (Namespace,)
 
 
-def is_damaged(path: Union[Path, str]) -> bool:
-    """Whether a file of `torch.save` is incomplete or altered; other files are left to the loader.
+def damage(path: Union[Path, str]) -> Optional[str]:
+    """What is wrong with a file of `torch.save` that is incomplete or altered; None for whole ones
+    and for other files, which are left to the loader.
 
     Such a file is a zip archive, with its table of contents at the end and checksums, which torch
-    itself does not compare.
+    itself does not compare. `torch.save` never compresses, so what an archive holds takes no more
+    memory than the archive.
     """
     with open(path, "rb") as file:
         start = file.read(2)
     if not any(start):  # empty, or what a file system leaves of a file after a loss of power
-        return True
+        return "damaged"
     if not b"PK".startswith(start):
-        return False
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                return "compressed, which torch.save never does; is it a program of TorchScript?"
+            if sum(part.file_size for part in parts) > os.path.getsize(path):
+                return "damaged"
+            return "damaged" if archive.testzip() else None
     except Exception:  # the parser raises whatever it stumbles over
-        return True
+        return "damaged"
 
 
-def load(path: Path) -> Any:
+def is_damaged(path: Union[Path, str]) -> bool:
+    """Whether a file of `torch.save` is incomplete or altered."""
+    return damage(path) is not None
+
+
+def load(path: Union[Path, str]) -> Any:
     """The content of a file that `torch.save` wrote: tensors, plain containers, PLAIN_TYPES, and
     numpy's arrays of numbers.
 
@@ -46,23 +60,49 @@ def load(path: Path) -> Any:
         ValueError: the file is damaged, or holds anything else; the message says which.
     """
     admit_plain_data_only()
+    with named(path), warnings.catch_warnings():
+        require_whole(path)
+        warnings.simplefilter("ignore")  # torch remarks on pickles that it then refuses
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def require_whole(path: Union[Path, str]) -> None:
+    """Raise an UnpicklingError that says what is wrong with a damaged file."""
+    reason = damage(path)
+    if reason:
+        raise UnpicklingError(reason)
+
+
+@contextmanager
+def named(path: Union[Path, str], what: str = "not a readable checkpoint") -> Iterator[None]:
+    """Turn all that the content of a checkpoint may raise into a ValueError that names the file.
+
+    Nobody can say what torch, omegaconf, fairseq and its parts stumble over in an altered one.
+    """
     try:
-        if is_damaged(path):
-            raise UnpicklingError
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on pickles that it then refuses
-            return torch.load(path, map_location="cpu", weights_only=True)
+        yield
+    except (OSError, MemoryError):
+        raise
     except UnpicklingError as error:
         raise refusal(path, error) from error
-    except Exception as error:  # torch raises whatever its parsers stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from error
+    except Exception as error:
+        # fairseq wraps whatever a model says of its parameters in a bare Exception.
+        cause = error.__context__ if type(error) is Exception and error.__context__ else error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if isinstance(cause, ValueError) and str(path) in reason:
+            raise cause from None
+        reason = f"it has no {reason}" if isinstance(cause, KeyError) else reason
+        raise ValueError(f"{path}: {what}: {reason}") from error
 
 
 def refusal(path: Union[Path, str], error: UnpicklingError) -> ValueError:
     """What to say of a checkpoint; torch's own words recommend to switch its safety off."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    reason = f"refers to {found[1]}, which could run code" if found else "damaged"
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    other = re.search(r"error: (an array .*)|^(damaged|compressed.*)$", str(error), re.MULTILINE)
+    if code:
+        reason = f"refers to {code[1]}, which could run code"
+    else:
+        reason = other[0].removeprefix("error: ") if other else "damaged"
     return ValueError(
         f"{path}: not a readable checkpoint: {reason}; it has to hold tensors and plain data alone"
     )
@@ -76,21 +116,50 @@ def admit_plain_data_only() -> None:
     torch.serialization.add_safe_globals([*PLAIN_TYPES, *STAND_INS])
 
 
-def name_refused_checkpoints() -> None:
-    """Have the toolkit say which checkpoint was refused, and why; harmless to repeat."""
-    from fairseq import checkpoint_utils
+def check_what_is_loaded(load: Callable) -> Callable:
+    """Check a checkpoint as it is loaded, and say which was refused, and why."""
+    from fairseq.data import Dictionary
 
-    load = checkpoint_utils.load_checkpoint_to_cpu
-    if hasattr(load, "__wrapped__"):
-        return
+    # Tasks of speech keep them in their state; they are no more than their attributes.
+    torch.serialization.add_safe_globals([Dictionary])
 
     @wraps(load)
-    def load_or_name(path, *args, **kwargs):
-        try:
-            if os.path.isfile(path) and is_damaged(path):
-                raise UnpicklingError
-            return load(path, *args, **kwargs)
-        except UnpicklingError as error:
-            raise refusal(path, error) from error
+    def load_checked(path, *args, **kwargs):
+        with named(path):
+            if os.path.isfile(path):
+                require_whole(path)
+            state = load(path, *args, **kwargs)
+            check(state)
+            return state
 
-    checkpoint_utils.load_checkpoint_to_cpu = load_or_name
+    return load_checked
+
+
+def build_what_fits(load_models: Callable) -> Callable:
+    """Compare the options of a checkpoint with its parameters before a model is built of them."""
+    from fairseq import checkpoint_utils, tasks
+
+    from .models.mismatch import complete_options, require_fitting
+
+    @wraps(load_models)
+    def load_fitting(
+        filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
+    ):
+        if num_shards > 1 or state is not None:
+            return load_models(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+        models, cfg = [], None
+        for name in filenames:
+            path = checkpoint_utils.get_maybe_sharded_checkpoint_filename(name, suffix, 0, 1)
+            if not checkpoint_utils.PathManager.exists(path):
+                raise ValueError(f"{path}: no such checkpoint")
+            state = checkpoint_utils.load_checkpoint_to_cpu(path, arg_overrides)
+            with named(path, "cannot be built"):
+                complete_options(state["cfg"])
+                if task is None:
+                    task = tasks.setup_task(state["cfg"].task, from_checkpoint=True)
+                require_fitting(state, task)
+                loaded, cfg, task = load_models([path], None, task, strict, state=state)
+            models += loaded
+        return models, cfg, task
+
+    return load_fitting

@@ -1,10 +1,12 @@
 """What is wrong with an option or a file, said before any work starts; without the toolkit."""
 
+import os
 import re
+import resource
 from typing import Any, Mapping
 
 SPLITS = ("train", "valid", "test")
-MOST = 1 << 27  # steps or examples: more than that take gigabytes only to count them
+MOST = 1 << 22  # steps or examples: some more would take gigabytes only to list them
 
 
 def require(condition: bool, message: str) -> None:
@@ -52,3 +54,10 @@ def require_seed(cfg: Any, name: str) -> None:
 def require_split(split: str) -> None:
     """Raise a ValueError unless there is such a split."""
     require(split in SPLITS, f"split {split!r}: choose one of {', '.join(SPLITS)}")
+
+
+def machine_memory() -> int:
+    """How many bytes this process can have at most: the machine's, or what its limits allow."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return physical if limit == resource.RLIM_INFINITY else min(limit, physical)

@@ -16,7 +16,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from . import console, resume, workers
+from . import checkpoints, console, resume, saving, workers
 
 logger = logging.getLogger(__name__)
 
@@ -299,6 +299,30 @@ PATCHES = (
         resume.save_states_of_all_workers,
     ),
     Patch(
+        "fairseq.checkpoint_utils:save_checkpoint",
+        "def save_checkpoint(cfg: CheckpointConfig, trainer, epoch_itr, val_loss):",
+        "a full disk ends a run in a traceback",
+        saving.say_what_is_not_saved,
+    ),
+    Patch(
+        "fairseq.checkpoint_utils:torch_persistent_save",
+        "def torch_persistent_save(obj, filename, async_write: bool = False):",
+        "a full disk leaves half a checkpoint, which keeps the next run from saving",
+        saving.save_whole_files,
+    ),
+    Patch(
+        "fairseq.checkpoint_utils:load_checkpoint_to_cpu",
+        "def load_checkpoint_to_cpu(path, arg_overrides=None, load_on_all_ranks=False):",
+        "a damaged or altered checkpoint ends in a traceback that does not name it",
+        checkpoints.check_what_is_loaded,
+    ),
+    Patch(
+        "fairseq.checkpoint_utils:load_model_ensemble_and_task",
+        "num_shards=1,\n    state=None,",
+        "a small checkpoint can claim a model of gigabytes",
+        checkpoints.build_what_fits,
+    ),
+    Patch(
         "fairseq.trainer:Trainer.load_checkpoint",
         "extra_state, self._optim_history, last_optim_state = None, [], None",
         "a damaged checkpoint ends a run, and workers may go on from different ones",
@@ -339,6 +363,12 @@ PATCHES = (
         "trainer.lr_step(epoch_itr.epoch)",
         "a resumed run forgets the loss of the epoch that it begins after, and these counts",
         load_all_states,
+    ),
+    Patch(
+        "fairseq.checkpoint_utils:load_checkpoint",
+        "def load_checkpoint(cfg: CheckpointConfig, trainer, **passthrough_args):",
+        "two runs that save into one folder spoil each other's checkpoints",
+        saving.train_alone,
     ),
     Patch(
         "fairseq.trainer:Trainer.lr_step_begin_epoch",

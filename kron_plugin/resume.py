@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, Optional
 from torch import distributed
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checkpoints import is_damaged
+from .checkpoints import is_damaged, named
 from .files import finished
 
 NOTHING_LEFT = "nothing is left to train"  # said of a run that had come to its end
@@ -81,7 +81,8 @@ def load_whole_files(load: Callable) -> Callable:
             path = latest_whole(path)
             if path != Path(filename) and trainer.is_data_parallel_master:
                 PathManager.copy(str(path), filename, overwrite=True)
-        extra_state = load(trainer, str(path), *args, **kwargs)
+        with named(path, "cannot be resumed"):
+            extra_state = load(trainer, str(path), *args, **kwargs)
         _agree(trainer, path)
         return extra_state
 

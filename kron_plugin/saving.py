@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Dict, Optional, TextIO
+from typing import Any, Callable, Dict, Optional, TextIO
 
 import torch
 
@@ -76,14 +76,8 @@ def lock(folder: Path) -> None:
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
-def guard_saving() -> None:
-    """Have fairseq save into a folder that is locked, through `save`; harmless to repeat."""
-    from fairseq import checkpoint_utils
-
-    persist, load = checkpoint_utils.torch_persistent_save, checkpoint_utils.load_checkpoint
-    save_all = checkpoint_utils.save_checkpoint
-    if hasattr(persist, "__wrapped__"):
-        return
+def save_whole_files(persist: Callable) -> Callable:
+    """Save through `save`."""
 
     @wraps(persist)
     def persist_whole(obj, filename, async_write=False):
@@ -91,10 +85,16 @@ def guard_saving() -> None:
             return persist(obj, filename, async_write)
         return save(obj, Path(filename))
 
-    @wraps(save_all)
+    return persist_whole
+
+
+def say_what_is_not_saved(save_checkpoint: Callable) -> Callable:
+    """Say in one line that a checkpoint could not be saved, and why."""
+
+    @wraps(save_checkpoint)
     def save_or_say(cfg, *args, **kwargs):
         try:
-            return save_all(cfg, *args, **kwargs)
+            return save_checkpoint(cfg, *args, **kwargs)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(
@@ -102,13 +102,17 @@ def guard_saving() -> None:
                 " saved before are whole"
             ) from error
 
-    @wraps(load)
+    return save_or_say
+
+
+def train_alone(load_checkpoint: Callable) -> Callable:
+    """Lock the folder that a training saves into, before it looks for a checkpoint there."""
+
+    @wraps(load_checkpoint)
     def load_alone(cfg, trainer, **kwargs):
         is_master = trainer.cfg.distributed_training.distributed_rank == 0
         if is_master and not cfg.no_save:
             lock(Path(cfg.save_dir))
-        return load(cfg, trainer, **kwargs)
+        return load_checkpoint(cfg, trainer, **kwargs)
 
-    checkpoint_utils.torch_persistent_save = persist_whole
-    checkpoint_utils.save_checkpoint = save_or_say
-    checkpoint_utils.load_checkpoint = load_alone
+    return load_alone

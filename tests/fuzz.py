@@ -62,3 +62,32 @@ def ends_well(function, *args, says=None):
 def _most_memory() -> int:
     """The most that this process has ever held, in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+GONE = object()  # in the place of a value: its key is left out
+OTHERS = (GONE, None, -5, 2**40, 1.5, "x", [], {}, True)
+
+
+def places(content, place=()):
+    """The keys and indices that lead to every value in nested dicts, lists and tuples."""
+    items = ()
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, (list, tuple)):
+        items = enumerate(content)
+    for key, value in items:
+        yield (*place, key)
+        yield from places(value, (*place, key))
+
+
+def altered(content, place, value):
+    """A copy of nested dicts, lists and tuples with another value in one place."""
+    key, *rest = place
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    if rest:
+        copy[key] = altered(content[key], rest, value)
+    elif value is GONE:
+        del copy[key]
+    else:
+        copy[key] = value
+    return tuple(copy) if isinstance(content, tuple) else copy

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from ..checkpoints import load
+from ..checkpoints import load, named
 from ..checks import option, require
+from ..schema import check
 
 ARCHITECTURES = ("kru", "kru_lm")
 TASKS = ("copy_memory", "adding", "pixel_mnist", "char_lm", "music", "language_modeling")
@@ -31,9 +32,8 @@ def read(path: Path) -> Dict[str, Any]:
             f"{path}: its task is {task!r}, which the toolkit's own commands evaluate, such as"
             f" fairseq-generate; kron-eval knows {', '.join(TASKS)}"
         )
-    missing = [part for part in ("optimizer_history", "extra_state") if not state.get(part)]
-    if missing:
-        raise ValueError(f"{path}: not a whole checkpoint: it has no {' and no '.join(missing)}")
+    with named(path, "not a whole checkpoint"):
+        check(state)
     return state
 
 
@@ -72,7 +72,8 @@ def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, 
 
 
 def require_known_options(path: Path, state: Dict[str, Any]) -> None:
-    """Make sure that this version knows all options of the model in a checkpoint.
+    """Make sure that this version knows all options of the model in a checkpoint, and give it those
+    that it lacks, with their defaults.
 
     The toolkit leaves out those it does not know, and would build another model.
 
@@ -100,6 +101,8 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: its model has {flag}={value}: {reason}") from error
+    defaults = OmegaConf.to_container(known, enum_to_str=True)
+    state["cfg"]["model"] = {**defaults, **state["cfg"]["model"]}
 
 
 def _name(state: Any, part: str) -> Optional[str]:

@@ -8,7 +8,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from ..checks import in_options
+from ..checkpoints import named
+from ..checks import in_options, require
 from ..modules import nearest_kronecker, parse_factors
 from ..modules.factors import format_factors
 from ..ops import dense
@@ -50,19 +51,24 @@ def compress(
         ValueError: its cell is another, or the sizes do not fit.
     """
     options = state["cfg"]["model"]
-    cell = str(options["cell"])
-    if cell not in MATRICES:
+    with named(checkpoint, "cannot be compressed"):
+        cell, hidden_size = str(options["cell"]), options["hidden_size"]
         known = " and ".join(MATRICES)
-        raise ValueError(f"{checkpoint}: its cell is {cell}; those of {known} can be compressed")
-    try:
-        sizes = parse_factors(factors, options["hidden_size"])
-    except ValueError as error:
-        words = {"factors": "--factors", "hidden_size": "its --hidden-size"}
-        raise ValueError(in_options(str(error), words)) from error
-    changed = {**options, **OPTIONS[cell], "kron_factors": format_factors(sizes)}
-    model, matrices = _compress_layers(state["model"], cell, changed["kron_factors"])
+        require(cell in MATRICES, f"its cell is {cell}; those of {known} can be compressed")
+    changed = {**options, **OPTIONS[cell], "kron_factors": _sizes(factors, hidden_size)}
+    with named(checkpoint, "cannot be compressed"):
+        model, matrices = _compress_layers(state["model"], cell, changed["kron_factors"])
     cfg = {**state["cfg"], "model": changed}
     return {**state, "cfg": cfg, "model": model, "last_optimizer_state": None}, matrices
+
+
+def _sizes(factors: str, hidden_size: int) -> str:
+    """The sizes as an option of the model has them."""
+    try:
+        return format_factors(parse_factors(factors, hidden_size))
+    except (ValueError, TypeError) as error:
+        words = {"factors": "--factors", "hidden_size": "its --hidden-size"}
+        raise ValueError(in_options(str(error), words)) from error
 
 
 def _compress_layers(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import kron_plugin
 
+from ..checkpoints import named
 from ..modules.factors import format_factors
 from ..modules.layer import KronLayer
 from .checkpoint import build
@@ -49,7 +50,8 @@ def evaluate(
         scores = SymbolScores(task, split)
         criterion = scores.criterion()
     else:
-        scores, criterion = task, task.build_criterion(cfg.criterion)
+        with named(checkpoint, "cannot be evaluated"):
+            scores, criterion = task, task.build_criterion(cfg.criterion)
     sums = _run(model, task, criterion, split, batch_size, device)
     return {
         "checkpoint": str(checkpoint),

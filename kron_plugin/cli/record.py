@@ -12,6 +12,7 @@ import fairseq
 import torch
 
 from .. import __version__
+from ..checkpoints import named
 from ..resume import NOTHING_LEFT
 from .curve import curves, read_log
 from .evaluate import evaluate
@@ -44,7 +45,12 @@ def record(
     Raises:
         ValueError, OSError: the log or the data cannot be used; the message says why.
     """
-    task = state["cfg"]["task"]["_name"]
+    cfg = state["cfg"]
+    with named(checkpoint, "cannot be recorded"):
+        configured = {"seed": cfg["common"]["seed"], "options": options(cfg)}
+        on_cpu = cpu or cfg["common"]["cpu"]
+        json.dumps(configured)
+    task = cfg["task"]["_name"]
     if task not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
         raise ValueError(f"{checkpoint}: records are of the tasks {known}, not of {task}")
@@ -61,12 +67,12 @@ def record(
     model = {k: v for k, v in test.items() if k not in {*SCORES, "checkpoint", "updates", "split"}}
     run = {
         "command": command,
-        "seed": state["cfg"]["common"]["seed"],
+        "seed": configured["seed"],
         "commit": commit(),
-        "machine": machine(cpu or state["cfg"]["common"]["cpu"]),
+        "machine": machine(on_cpu),
         "versions": versions(),
         **model,
-        "options": options(state["cfg"]),
+        "options": configured["options"],
         "training": training(entries, log),
         "curve": {"metric": metric, **curve},
         "checkpoint_updates": test["updates"],

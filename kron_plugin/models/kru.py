@@ -27,10 +27,10 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
 
     @classmethod
-    def build_model(cls, cfg: KRUConfig, task) -> Union["KRUModel", KRUTranslationModel]:
+    def make(cls, cfg: KRUConfig, task) -> Union["KRUModel", KRUTranslationModel]:
         """From a text to a text it takes two of them: an encoder and a decoder."""
         if is_translation(task):
-            return KRUTranslationModel.build_model(cfg, task)
+            return KRUTranslationModel.make(cfg, task)
         spec = spec_of(task, "kru")
         _check_is_for_one(cfg, type(task).__name__)
         if cfg.bidirectional and spec.per_step:

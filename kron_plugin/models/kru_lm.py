@@ -17,7 +17,7 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
     """The next symbol from all before it: symbols one-hot into recurrent layers, and a readout."""
 
     @classmethod
-    def build_model(cls, cfg: CellConfig, task) -> "KRULanguageModel":
+    def make(cls, cfg: CellConfig, task) -> "KRULanguageModel":
         spec = spec_of(task, "kru_lm")
         cell = build_cell(cfg, spec)
         readout = build_readout(cfg, cell, spec)

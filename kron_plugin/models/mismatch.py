@@ -1,10 +1,12 @@
-"""Which option differs when a checkpoint does not fit a model."""
+"""Which option differs when a checkpoint does not fit a model, told before the model is built."""
 
 import re
 from typing import Any, Callable, Dict, Optional, Set
 
 import torch
 from torch import Tensor
+
+from ..checks import machine_memory, require
 
 StateDict = Dict[str, Tensor]
 
@@ -29,6 +31,8 @@ def _shapes(pattern: str) -> Callable[[StateDict], Set[Any]]:
 
 
 SHARED = "--share-all-embeddings or --share-decoder-input-output-embed"
+
+TIED = 3  # names of one parameter: the embeddings of source and target, and of the output
 
 # Tried in this order, as the first difference entails others: another cell has other factors.
 SIGNS = {
@@ -60,6 +64,42 @@ def explain(own: StateDict, given: StateDict) -> Optional[str]:
     )
 
 
+def complete_options(cfg: Any) -> None:
+    """Give a checkpoint's options of a model of ours those that it lacks, with their defaults."""
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+    from omegaconf import OmegaConf, open_dict
+
+    if issubclass(_architecture(cfg), ExplainsMismatch):
+        defaults = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[cfg.model._name])
+        with open_dict(cfg):
+            for name in defaults:
+                cfg.model.setdefault(name, defaults[name])
+
+
+def require_fitting(state: Dict[str, Any], task: Any) -> None:
+    """Raise a ValueError if the parameters in a checkpoint of ours are not those of the model that
+    its options ask for. It is not built for that: they might ask for any size."""
+    architecture = _architecture(state["cfg"])
+    if not issubclass(architecture, ExplainsMismatch):
+        return
+    given = state["model"]
+    stored = sum(
+        {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in given.values()
+        }.values()
+    )
+    require(_bytes(given) <= TIED * stored, "its parameters show the same numbers again and again")
+    difference = explain(architecture.shapes(state["cfg"].model, task), given)
+    require(difference is None, difference)
+
+
+def _architecture(cfg: Any) -> type:
+    """The class of a checkpoint's model, `object` if there is no such architecture."""
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    return ARCH_MODEL_REGISTRY.get(getattr(cfg.model, "_name", None), object)
+
+
 def require_shared(own: StateDict, given: StateDict) -> None:
     """Raise a ValueError unless what is one parameter under several names in a model's own is the
     same under all of them: only one of them would be kept."""
@@ -79,8 +119,47 @@ def _shape(state_dict: StateDict, name: str) -> str:
     return f"has shape {tuple(state_dict[name].shape)}" if name in state_dict else "is missing"
 
 
+def _bytes(state_dict: StateDict) -> int:
+    return sum(t.numel() * t.element_size() for t in state_dict.values())
+
+
 class ExplainsMismatch:
-    """A model that says which option is wrong when a checkpoint does not fit."""
+    """A model that says which option is wrong: when a checkpoint does not fit, and when the options
+    ask for more memory than there is.
+
+    A subclass defines `make`, which `build_model` calls; on torch's device `meta` first, where
+    parameters have shapes and take no memory.
+    """
+
+    @classmethod
+    def make(cls, cfg: Any, task: Any) -> Any:
+        """The model that the options ask for, for a task."""
+        raise NotImplementedError
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> Any:
+        """The model that the options ask for, for a task.
+
+        Raises:
+            ValueError: options that do not fit together, or whose parameters do not fit into the
+                machine's memory.
+        """
+        shapes = cls.shapes(cfg, task)
+        largest = max(shapes, key=lambda name: shapes[name].numel())
+        need, have = _bytes(shapes), machine_memory()
+        require(
+            need <= have,
+            f"--hidden-size, --kron-factors and the like: the model's parameters take {need:.2g}"
+            f" bytes, and this machine has {have:.2g}; the largest is {largest} of shape"
+            f" {tuple(shapes[largest].shape)}",
+        )
+        return cls.make(cfg, task)
+
+    @classmethod
+    def shapes(cls, cfg: Any, task: Any) -> StateDict:
+        """The parameters of the model that the options ask for, without their memory."""
+        with torch.device("meta"):
+            return cls.make(cfg, task).state_dict()
 
     def load_state_dict(self, state_dict: StateDict, *args: Any, **kwargs: Any) -> Any:
         """As torch's.

@@ -20,7 +20,7 @@ class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
     """From one text to another, for the toolkit's `translation` and tasks like it."""
 
     @classmethod
-    def build_model(cls, cfg: KRUConfig, task) -> "KRUTranslationModel":
+    def make(cls, cfg: KRUConfig, task) -> "KRUTranslationModel":
         """Encoder and decoder for the dictionaries of a task.
 
         Raises:
@@ -152,6 +152,8 @@ def _embedding(dictionary, cfg: KRUConfig, side: str) -> nn.Embedding:
     if path is None:
         return embed_tokens
     require(Path(path).is_file(), f"{option}: no such file")
+    if embed_tokens.weight.is_meta:  # there is nowhere to put them
+        return embed_tokens
     pretrained = utils.parse_embedding(path)
     have = len(next(iter(pretrained.values()), ()))
     require(have == size, f"{option}: holds embeddings of {have} numbers; {size} are asked for")

@@ -10,6 +10,8 @@ MAX_SIZE = 1 << 31  # of a state, and of what is allocated at once: 8 GiB in sin
 LARGE = 32  # a factor of more rows is said to be large; by default none is asked for
 SMALL = (2, 3, 5, 7)  # primes of the sizes that are recommended
 
+MAX_FACTORS = 64  # N is at most 2^31: no more than 31 have rows, 31 columns; 1x1 ones say nothing
+
 FactorSizes = Tuple[Tuple[int, int], ...]
 FactorSpec = Union[None, str, int, Sequence[Union[int, Sequence[int]]]]
 
@@ -37,7 +39,10 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
         sizes = _allocatable(default_factors(hidden_size))
         _tell_large(sizes, hidden_size)
         return sizes
-    sizes = tuple(_one_size(part, spec) for part in _parts(spec))
+    parts = _parts(spec)
+    if len(parts) > MAX_FACTORS:
+        raise ValueError(f"factors: {len(parts)} are too many; at most {MAX_FACTORS} make sense")
+    sizes = tuple(_one_size(part, spec) for part in parts)
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
     if rows != hidden_size or columns != hidden_size:
         have = f"{rows}" if rows == columns else f"{rows} rows and {columns} columns"

@@ -53,6 +53,9 @@ def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
         angle = real("angle", angle, pi, "from 0 to π, in radians")
         if p != q:
             raise ValueError(f"angle={angle}: a factor of {p}x{q} has no eigenvalues; leave it out")
+    if factor.is_meta:  # nothing to fill
+        return factor
+    if angle is not None:
         eigenvectors = unitary_(torch.empty_like(factor))
         generator = _turns(factor, angle)
         return factor.copy_(eigenvectors @ torch.matrix_exp(generator) @ eigenvectors.mH)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+from itertools import cycle
 
 import pytest
 import torch
@@ -12,21 +13,28 @@ from hypothesis import strategies as st
 from kron_plugin.cli.checkpoint import ARCHITECTURES, TASKS, read
 from kron_plugin.cli.curve import read_log
 from kron_plugin.cli.datasets import DATASETS
+from kron_plugin.cli.main import main
 from kron_plugin.cli.pictures import draw_log
 
-from ..fuzz import damaged, ends_well, fuzzed, swollen
+from ..fuzz import OTHERS, altered, damaged, ends_well, fuzzed, places, swollen
 from .conftest import archive
 
+HISTORY = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}
 STATE = {
     "cfg": {"model": {"_name": "kru"}, "task": {"_name": "adding"}},
     "model": {"cell.h0": torch.arange(4.0)},
-    "optimizer_history": [{"num_updates": 1}],
+    "optimizer_history": [HISTORY],
     "extra_state": {"val_loss": None},
 }
 LOG = b"""2026-01-01 | INFO | a line of text
 {"loss": "1.5", "bits": "1.25", "num_updates": "3", "baseline": "2"}
 {"valid_bits": 0.5, "valid_num_updates": 3}
 """
+
+
+def test_the_checkpoint_to_be_damaged_is_good(tmp_path):
+    torch.save(STATE, tmp_path / "model.pt")
+    assert str(read(tmp_path / "model.pt")) == str(STATE)
 
 
 def saved(state, zipped=True):
@@ -120,3 +128,55 @@ def sized(size):
     member = tarfile.TarInfo("song.mid")
     member.size = size
     return member.tobuf(tarfile.GNU_FORMAT)
+
+
+TRAIN = (
+    *("--task", "copy_memory", "--delay", 3, "--copy-length", 2, "--train-examples", 8),
+    *("--eval-examples", 4, "--arch", "kru", "--cell", "lstm", "--hidden-size", 4),
+    *("--criterion", "soft_unitary", "--optimizer", "kron_adam", "--lr", 0.01),
+    *("--max-update", 2, "--batch-size", 4),
+)
+# The options that make up a model differ in their types; the others are alike.
+OPTIONS = (None, "_name", "cell", "hidden_size", "num_layers", "dropout", "kron_factors")
+SAID = (None, "seed", "cpu")
+
+
+def is_evaluated(part, section, option, *_):
+    if part == "cfg" and section is not None:
+        return section in ("task", "criterion") or (section == "model" and option in OPTIONS)
+    return section is None or part in ("model", "optimizer_history")
+
+
+@pytest.fixture
+def checkpoint(train):
+    return train(*TRAIN) / "checkpoint_last.pt"
+
+
+def test_checkpoints_with_one_value_altered(checkpoint, capsys):
+    """Keys left out, and values replaced by values of other types."""
+    state = torch.load(checkpoint, weights_only=True)
+    path, new = checkpoint.with_name("altered.pt"), str(checkpoint.with_name("new"))
+    compress = ("compress", path, "--factors", "2,2", "--output", new)
+    log = ("--log", checkpoint.parent.parent / "train.log", "--command", "train")
+    evaluate = (path, "--cpu")
+    record = ("record", path, *log, "--output", new, "--cpu")
+
+    def ends_well(command):
+        code = main([str(argument) for argument in command])
+        *_, last = ["", *capsys.readouterr().err.splitlines()]
+        assert code in (0, 2), (place, value)
+        assert code == 0 or last.startswith((f"kron-eval: {path}: ", "kron-eval: --")), last
+
+    used = {
+        compress: lambda part, *_: part == "model",
+        evaluate: is_evaluated,
+        record: lambda part, section, option, *_: part == "cfg" and section and option in SAID,
+    }
+    values = cycle(OTHERS)
+    for place in places(state):
+        commands = [command for command, looks in used.items() if looks(*place, None, None)]
+        value = next(values) if commands else None
+        if commands:
+            torch.save(altered(state, place, value), path)
+        for command in commands:
+            ends_well(command)
