@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 
 import numpy as np
-from mido import Message, MidiFile, MidiTrack
+from pretty_midi import Instrument, Note, PrettyMIDI
 
 from kron_plugin.checks import require
 from kron_plugin.files import finished
@@ -102,13 +102,16 @@ def _roll(found: Notes, steps_per_beat: int) -> np.ndarray:
 def write_midi(roll: np.ndarray, steps_per_beat: int, path: Path) -> int:
     """Write a roll, shape (T, 88), as a MIDI file of a piano at 120 beats a minute, and return how
     many notes it has. A key that sounds in steps on end is one note."""
+    song = PrettyMIDI(resolution=steps_per_beat * TICKS_PER_STEP, initial_tempo=120)
+    piano = Instrument(program=0)
     changes = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    track, now = MidiTrack(), 0
-    for step, key in np.argwhere(changes).tolist():
-        velocity = 80 if changes[step, key] > 0 else 0  # which ends a note
-        ticks = (step - now) * TICKS_PER_STEP
-        track.append(Message("note_on", note=key + LOWEST_NOTE, velocity=velocity, time=ticks))
-        now = step
+    seconds = 0.5 / steps_per_beat
+    for key in range(KEYS):
+        begins, ends = (np.flatnonzero(changes[:, key] == sign) for sign in (1, -1))
+        for begin, end in zip(begins, ends, strict=True):
+            note = Note(80, key + LOWEST_NOTE, begin * seconds, end * seconds)
+            piano.notes.append(note)
+    song.instruments.append(piano)
     with finished(path) as unfinished:
-        MidiFile(ticks_per_beat=steps_per_beat * TICKS_PER_STEP, tracks=[track]).save(unfinished)
-    return int((changes > 0).sum())
+        song.write(str(unfinished))
+    return len(piano.notes)
