@@ -102,18 +102,23 @@ ABSENT = [
     *("fairseq", "omegaconf", "hydra", "sentencepiece", "matplotlib", "mido", "pretty_midi"),
     *("tabulate", "tqdm", "cupy"),
 ]
+# What Python has on Linux and macOS, and not on Windows.
+UNIX = ["fcntl", "grp", "pwd"]
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys({absent}))
 from kron_plugin.modules import KRU, KRULSTM
 import torch
-for layer in (KRU(1, 4), KRULSTM(1, 4)):
+for layer in (KRU(1, 4, backend="{backend}"), KRULSTM(1, 4, backend="{backend}")):
     layer(torch.zeros(2, 1, 1))[0].sum().backward()
 assert not sys.modules.get("fairseq")
 """
 
 
-@pytest.mark.parametrize("absent", [[], ABSENT])
-def test_the_layers_need_torch_and_numpy_and_leave_fairseq_alone(absent, tmp_path):
-    result = run(sys.executable, "-c", BLOCKED.format(absent=absent), cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("absent", "backend"), [([], "auto"), (ABSENT, "auto"), (UNIX, "reference")]
+)
+def test_the_layers_need_torch_and_numpy_and_leave_fairseq_alone(absent, backend, tmp_path):
+    code = BLOCKED.format(absent=absent, backend=backend)
+    result = run(sys.executable, "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stdout

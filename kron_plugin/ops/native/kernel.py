@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..backends import Problem, compute_type, constant_in_graphs
-from . import compile as compiling
 
 MAX_THREADS = 1024
 VECTOR_BYTES = 64  # of lanes.h
@@ -41,6 +40,10 @@ def library(
 
     The headers `cpu_*.h` beside its source are its own.
     """
+    if os.name != "posix":
+        return None, "it is compiled on Linux and macOS only"
+    from . import compile as compiling  # which needs what only these have
+
     defines = [
         f"KRON_REAL={'float' if dtype == torch.float32 else 'double'}",
         f"KRON_COMPLEX={int(is_complex)}",
