@@ -9,11 +9,13 @@ import sys
 import numpy
 import pytest
 import torch
+from fairseq.data import Dictionary
 
-from kron_plugin import checkpoints
+from kron_plugin import checkpoints, files, saving
 from kron_plugin.arrays import STAND_INS
 
 from .conftest import PACKAGE, run
+from .fuzz import altered
 
 TASK = ("--task", "copy_memory", "--delay", "5", "--train-examples", "8", "--eval-examples", "4")
 TRAIN = (
@@ -180,3 +182,87 @@ def test_arrays_of_anything_but_numbers_are_refused(tmp_path, monkeypatch, conte
     with pytest.raises(ValueError, match=r"^model\.pt: not a readable checkpoint"):
         checkpoints.load("model.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def texts(forked, tmp_path):
+    """A few lines and the same backwards, as fairseq-preprocess leaves them."""
+    words = ["a b c d e", "b c d e f", "f e d c b a", "c a f e b"]
+    for split in ("train", "valid", "test"):
+        for side, step in (("src", 1), ("tgt", -1)):
+            (tmp_path / f"{split}.{side}").write_text("".join(f"{w[::step]}\n" for w in words))
+    prefixes = [part for split in ("train", "valid", "test") for part in (f"--{split}pref", split)]
+    sides = ("-s", "src", "-t", "tgt", "--joined-dictionary")
+    result = forked("fairseq_cli.preprocess", *prefixes, *sides, "--destdir", "data")
+    assert result.returncode == 0, result.stdout[-3000:]
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("arch", ["lstm", "kru"])
+def test_a_run_that_logs_arrays_can_be_resumed_and_used(arch, texts, train, forked):
+    sizes = ("--hidden-size", 8) if arch == "kru" else ("--encoder-embed-dim", 8)
+    args = (
+        *(texts, "--arch", arch, *sizes, "--optimizer", "adam", "--lr", 0.01, "--batch-size", 4),
+        *("--eval-bleu", "--eval-bleu-detok", "space", "--best-checkpoint-metric", "bleu"),
+        *("--maximize-best-checkpoint-metric", "--required-batch-size-multiple", 1),
+    )
+    for epochs in (1, 2):
+        path = train(*args, "--max-epoch", epochs) / "checkpoint_last.pt"
+        state = checkpoints.load(path)
+        assert state["optimizer_history"][-1]["num_updates"] == epochs
+        meters = {name: meter for _, name, _, meter in state["extra_state"]["metrics"]["valid"]}
+        assert isinstance(meters["_bleu_totals"]["sum"], numpy.ndarray)
+    options = ("--required-batch-size-multiple", 1, "--user-dir", PACKAGE, "--cpu")
+    used = forked("fairseq_cli.generate", texts, "--path", path, *options)
+    assert used.returncode == 0, used.stdout[-3000:]
+
+
+def test_what_would_not_load_is_not_saved(tmp_path):
+    path = tmp_path / "model.pt"
+    saving.save({"model": 1}, path)
+    with pytest.raises(ValueError, match=r"it would not load: .* refers to pathlib.*Path"):
+        saving.save({"model": 2, "task_state": {"folder": tmp_path}}, path)
+    assert checkpoints.load(path) == {"model": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_dictionaries_in_the_state_of_a_task(tmp_path):
+    """As fairseq's tasks of speech have them."""
+    dictionary = Dictionary()
+    dictionary.add_symbol("word")
+    checkpoints.name_refused_checkpoints()
+    saving.save({"task_state": {"dictionaries": [dictionary]}}, tmp_path / "model.pt")
+    (loaded,) = checkpoints.load(tmp_path / "model.pt")["task_state"]["dictionaries"]
+    assert loaded == dictionary
+
+
+def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
+    """Those of living ones are kept, whatever number a process has, and where it runs."""
+    dead = tmp_path / f".model.pt.{os.getpid()}.1.part"
+    dead.write_bytes(b"half")
+    with files.finished(tmp_path / "slow.pt") as slow:
+        assert not dead.exists()
+        slow.write_bytes(b"slow")
+        with files.finished(tmp_path / "quick.pt") as quick:
+            quick.write_bytes(b"quick")
+        assert slow.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["quick.pt", "slow.pt"]
+
+
+def test_altered_checkpoints_are_not_resumed(train_on, tmp_path):
+    """One line says of which file, and what is wrong with it."""
+    out = tmp_path / "run"
+    args = (*TRAIN[1:-6], "--max-update", 4)
+    path = train_on(out, *args, "--max-update", 2) / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=True)
+    name = next(iter(state["model"]))
+    for place in (
+        *(("model", name), ("optimizer_history",), ("task_state",), ("extra_state", "metrics")),
+        ("last_optimizer_state", "param_groups"),
+    ):
+        torch.save(altered(state, place, 5), path)
+        (out / "output_0").unlink()
+        train_on(out, *args, expect=1)
+        printed = (out / "output_0").read_text()
+        assert "Traceback" not in printed
+        assert f"{path}: not a readable checkpoint: " in printed.splitlines()[-1]

@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import resource
 import tarfile
 from itertools import cycle
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -180,3 +182,48 @@ def test_checkpoints_with_one_value_altered(checkpoint, capsys):
             torch.save(altered(state, place, value), path)
         for command in commands:
             ends_well(command)
+
+
+CLAIMS = [
+    (("model", "hidden_size"), 2**26, "trained with another "),
+    (("model", "num_layers"), 1000, "trained with another --num-layers"),
+    (("model", "kron_factors"), ",".join(["1"] * 20_000 + ["4"]), "are too many"),
+    (("task", "symbols"), 2**21, "trained with another "),
+    (("task", "delay"), 2**26, "--delay="),
+    (("task", "copy_length"), 2**26, "--copy-length="),
+    (("task", "eval_examples"), 2**26, "--eval-examples="),
+]
+
+
+def test_checkpoints_that_claim_too_much(train, capsys):
+    """They are refused before anything of that size is made."""
+    path = train(*TRAIN, "--cell", "kru") / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=True)
+    assert main([str(path), "--cpu"]) == 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for option, value, says in CLAIMS:
+        torch.save(altered(state, ("cfg", *option), value), path)
+        assert main([str(path), "--cpu"]) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_parameters_that_repeat_one_number(checkpoint, capsys):
+    """Shapes of gigabytes that a storage of four bytes can have."""
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"] = {name: torch.zeros(1).expand(w.shape) for name, w in state["model"].items()}
+    torch.save(state, checkpoint)
+    assert main([str(checkpoint), "--cpu"]) == 2
+    assert "the same numbers again and again" in capsys.readouterr().err
+
+
+def test_compressed_checkpoints(tmp_path):
+    """Refused by the archive's table of contents, without unpacking."""
+    path = tmp_path / "model.pt"
+    plain = ZipFile(io.BytesIO(saved({**STATE, "model": {"w": torch.zeros(1 << 24)}})))
+    with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as packed:
+        for part in plain.infolist():
+            packed.writestr(part.filename, plain.read(part))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match=r"model\.pt: not a readable checkpoint: compressed"):
+        read(path)
