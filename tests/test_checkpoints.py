@@ -254,7 +254,7 @@ def test_altered_checkpoints_are_not_resumed(train_on, tmp_path):
     out = tmp_path / "run"
     args = (*TRAIN[1:-6], "--max-update", 4)
     path = train_on(out, *args, "--max-update", 2) / "checkpoint_last.pt"
-    state = torch.load(path, weights_only=True)
+    state = checkpoints.load(path)
     name = next(iter(state["model"]))
     for place in (
         *(("model", name), ("optimizer_history",), ("task_state",), ("extra_state", "metrics")),
