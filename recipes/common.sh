@@ -92,6 +92,6 @@ report() {
             --command "${command% }" --output "$out/result.json" "${place[@]}"
     fi
     "$venv/bin/kron-eval" curve "$out/train.log" --metric "$1" --title "$2" --output "$out/curve.png"
-    printf '\ncheckpoint  %s\nlog         %s\nresult      %s\ncurve       %s\n' \
-        "$out/checkpoint_best.pt" "$out/train.log" "$out/result.json" "$out/curve.png"
+    printf '%s: the checkpoint is %s, the log %s\n' \
+        "$recipe" "$out/checkpoint_best.pt" "$out/train.log"
 }
