@@ -166,7 +166,7 @@ def _states(
         segment = h0.new_empty(end - first, *h0.shape)
         call.forward(first, end - first, before, segment, torch.empty_like(initial))
         return before, segment
-    everything = kept if kept.numel() else states
+    everything = kept if kept.dim() > 1 else states  # by axes: there may be no sequence
     before = initial if first == 0 else everything[first - 1].to(call.real)
     return before, everything[first:end]
 
