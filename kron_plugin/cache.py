@@ -55,11 +55,9 @@ def kept(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def code_folders() -> Iterator[Path]:
-    """Where compiled code may be kept, the best place first: the cache folder, and one in the
-    folder for temporary files."""
-    yield cache_folder()
-    yield Path(tempfile.gettempdir()).absolute() / f"kron-plugin-{os.geteuid()}"
+def temporary_folder() -> Path:
+    """Where compiled code may be kept if it cannot be in the cache folder."""
+    return Path(tempfile.gettempdir()).absolute() / f"kron-plugin-{os.geteuid()}"
 
 
 def made_for_code(folder: Path) -> Path:
@@ -81,7 +79,7 @@ def made_for_code(folder: Path) -> Path:
     distrust = why_not_trusted(folder.stat())
     if distrust:
         raise PermissionError(f"{folder} {distrust}")
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
         raise PermissionError(f"{folder} is mounted with noexec")
     return folder
 

@@ -113,6 +113,11 @@ def admit_plain_data_only() -> None:
     # torch reads both at each load and fails where both are set.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    admit_plain_types()
+
+
+def admit_plain_types() -> None:
+    """Let `torch.load` take what else is plain data; harmless to repeat."""
     torch.serialization.add_safe_globals([*PLAIN_TYPES, *STAND_INS])
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 from typing import Any, Mapping
 
 SPLITS = ("train", "valid", "test")
@@ -58,6 +57,8 @@ def require_split(split: str) -> None:
 
 def machine_memory() -> int:
     """How many bytes this process can have at most: the machine's, or what its limits allow."""
+    import resource  # which Windows lacks
+
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return physical if limit == resource.RLIM_INFINITY else min(limit, physical)

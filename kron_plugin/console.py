@@ -8,7 +8,7 @@ import atexit
 import logging
 import os
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import wraps
 from math import inf
 from typing import Any, Callable, Dict, Iterator, Optional
@@ -109,8 +109,8 @@ class TrainingBar:
         if self.advance is None or updates is None:
             return
         for name in (self.metric,) if split else ("loss", self.metric):
-            if name in stats:
-                self.shown[f"{split} {name}".strip()] = f"{float(format_stat(stats[name])):.3g}"
+            with suppress(TypeError, ValueError):  # a metric that is no number is not shown
+                self.shown[f"{split} {name}".strip()] = f"{float(format_stat(stats.get(name))):.3g}"
         self.advance(updates - self.updates, **self.shown)
         self.updates = updates
 
@@ -123,12 +123,22 @@ class ShownBar:
         bar: Any,
         training: TrainingBar,
         iterator: Any,
-        epoch: int = 1,
+        epoch: Optional[int] = None,
         prefix: Optional[str] = None,
         **others: Any,
     ) -> None:
         self.bar, self.training, self.is_validation = bar, training, bool(prefix)
-        self.updates = (epoch - 1) * len(iterator) + getattr(iterator, "n", 0)
+        self.iterator, self.epoch = iterator, epoch or 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["bar"], name)
+
+    def __enter__(self) -> "ShownBar":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> Any:
+        return self.bar.__exit__(*raised)
 
     def __len__(self) -> int:
         return len(self.bar)
@@ -138,7 +148,8 @@ class ShownBar:
 
     def update_config(self, config: Dict[str, Any]) -> None:
         self.bar.update_config(config)
-        self.training.begin(config, self.updates, len(self))
+        updates = (self.epoch - 1) * len(self) + getattr(self.iterator, "n", 0)
+        self.training.begin(config, updates, len(self))
 
     def log(self, stats: Dict[str, Any], tag: Optional[str] = None, step: Optional[int] = None):
         self.bar.log(stats, tag, step)

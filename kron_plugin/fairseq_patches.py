@@ -40,6 +40,7 @@ def apply_patches() -> None:
     """
     import fairseq
 
+    checkpoints.admit_plain_types()
     for patch in PATCHES:
         owner_name, attribute = re.match(r"(.+)[.:](\w+)$", patch.target).groups()
         try:
@@ -53,7 +54,7 @@ def apply_patches() -> None:
             continue
         if patch.expects not in source:
             logger.warning(
-                "fairseq %s: %s is left as it is, as it has no %r; so this is not mended: %s",
+                "fairseq %s: %s is not patched, because its source lacks %r; the fault remains: %s",
                 *(fairseq.__version__, patch.target, patch.expects, patch.reason),
             )
             continue
@@ -139,7 +140,10 @@ def count_every_batch(train_step: Callable) -> Callable:
 
     @wraps(train_step)
     def step(self, samples, *args, **kwargs):
-        return train_step(self, [s for s in samples if s] or samples, *args, **kwargs)
+        if self.is_fsdp:  # whose workers have to make as many forward passes each
+            return train_step(self, samples, *args, **kwargs)
+        full = [sample for sample in samples if sample is not None and len(sample)]
+        return train_step(self, full or samples, *args, **kwargs)
 
     return step
 
@@ -165,7 +169,7 @@ def load_all_states(load_checkpoint: Callable) -> Callable:
         resets = (
             *(cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader),
         )
-        # Where another run's model is only a start no updates are counted.
+        # After --finetune-from-model the count of updates is 0.
         if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
             resume.go_on(trainer, extra_state, extra_state.get(STATE, {}))
         resume.end_if_finished(trainer)

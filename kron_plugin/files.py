@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -34,7 +35,7 @@ def remove_abandoned(folder: Path) -> None:
     A writer holds a lock on its file, which the kernel releases when the process ends, however it
     does. Process numbers would not do: they are used again, and another machine has its own.
     """
-    for unfinished in folder.glob(".*.part"):
+    for unfinished in filter(_is_ours, folder.glob(".*.part")):
         with suppress(OSError):  # locked, or gone by now, or a file system without locks
             file = os.open(unfinished, os.O_RDWR)
             try:
@@ -43,6 +44,10 @@ def remove_abandoned(folder: Path) -> None:
                     unfinished.unlink()
             finally:
                 os.close(file)
+
+
+def _is_ours(path: Path) -> bool:
+    return bool(re.fullmatch(r"\..+\.\d+\.\d+\.part", path.name))
 
 
 def _create_locked(path: Path) -> int:

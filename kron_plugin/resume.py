@@ -50,7 +50,7 @@ def copy_whole_files(copy: Callable) -> Callable:
         if "://" in str(dst_path):
             return copy(src_path, dst_path, overwrite)
         with finished(Path(dst_path)) as unfinished:
-            return copy(src_path, str(unfinished), overwrite)
+            return copy(src_path, str(unfinished), overwrite=True)
 
     return copy_whole
 
@@ -106,8 +106,8 @@ def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None
 
     A checkpoint at the end of an epoch is written before the scheduler learns of its loss; after
     one from amid an epoch fairseq would tell the scheduler once more that the epoch begins.
-    With other options of the scheduler than before they hold, as far as fairseq heeds them, and so
-    does --optimizer-overrides.
+    If the scheduler's options have changed, the new ones are used, as far as fairseq heeds them; so
+    is --optimizer-overrides.
     """
     iterator = extra_state["train_iterator"]
     options = _scheduler_options(trainer)
@@ -119,9 +119,10 @@ def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None
             _restore_scheduler(scheduler, state)
         for group, lr in zip(trainer.optimizer.param_groups, unsaved["lr"], strict=True):
             group["lr"] = lr
-    if iterator["iterations_in_epoch"] == 0:
-        trainer.lr_step(iterator["epoch"] - 1, extra_state["val_loss"])
-    elif same_options:
+    done = iterator.get("iterations_in_epoch")  # None for an iterator of fairseq's that streams
+    if done == 0:
+        trainer.lr_step(iterator["epoch"] - 1, extra_state.get("val_loss"))
+    elif done and same_options:
         trainer.epoch_begun = iterator["epoch"]
     vars(_early_stop()).update(unsaved.get("patience", {}))
     if trainer.cfg.ema.store_ema:

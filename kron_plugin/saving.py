@@ -37,7 +37,9 @@ def save(content: Any, path: Path) -> None:
         try:
             torch.load(unfinished, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError as error:
-            raise ValueError(f"it would not load: {refusal(path, error)}") from error
+            apart = path.with_name(f"{path.stem}.unloadable{path.suffix}")
+            os.replace(unfinished, apart)
+            raise ValueError(f"it would not load: {refusal(path, error)}; it is {apart}") from error
 
 
 def _said_by_disk(error: Optional[BaseException]) -> Optional[OSError]:

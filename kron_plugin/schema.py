@@ -63,6 +63,16 @@ def several(inner: Check, least: int = 0) -> Check:
     return check
 
 
+def last(inner: Check) -> Check:
+    """A list whose last value is such a one; fairseq looks at no other."""
+
+    def check(value: Any, place: str) -> None:
+        several(lambda *_: None, least=1)(value, place)
+        inner(value[-1], f"{place}[-1]")
+
+    return check
+
+
 def row(*inner: Check) -> Check:
     """A tuple of as many values, each as its check wants it."""
 
@@ -77,12 +87,18 @@ def row(*inner: Check) -> Check:
 
 def maybe(inner: Check, other: type = NOTHING) -> Check:
     """Such a value or None, or one of another type that is not looked into."""
-    return lambda value, place: None if isinstance(value, other) else inner(value, place)
+    return lambda value, place: None if isinstance(value, (NOTHING, other)) else inner(value, place)
 
 
 def count(value: Any, place: str) -> None:
     of(Integral)(value, place)
     require(value >= 0, f"{place} is {value}, and should be 0 or more")
+
+
+def parameter(value: Any, place: str) -> None:
+    """A tensor, or what a module of fairseq keeps beside them by `get_extra_state`."""
+    if not place.endswith("_extra_state']"):
+        of(Tensor)(value, place)
 
 
 def meter(value: Any, place: str) -> None:
@@ -127,8 +143,8 @@ EXTRA = table(
 )
 CHECKPOINT = table(
     {
-        "model": each(of(Tensor)),
-        "optimizer_history": several(HISTORY, least=1),
+        "model": each(parameter),
+        "optimizer_history": last(HISTORY),
         "extra_state": EXTRA,
     },
     {

@@ -9,6 +9,10 @@
 #   KRON_TORCH  the torch to install: a wheel file, or the address of a package index that has it.
 #               By default it comes from pip's own index, which on Linux means one with CUDA.
 set -euo pipefail
+trap 'printf "setup: interrupted\n" >&2; exit 130' INT
+case ${KRON_TORCH:-} in
+    *.whl) KRON_TORCH=$(realpath -m "$KRON_TORCH") ;;  # from where the user stands
+esac
 cd "$(dirname "$0")/.."
 
 extra=${1:-}
@@ -37,7 +41,7 @@ case ${KRON_TORCH:-} in
     *.whl) [ -f "$KRON_TORCH" ] || die "KRON_TORCH is $KRON_TORCH, which is no file" ;;
 esac
 
-# One that was interrupted while it was made may lack pip.
+# An environment whose making was interrupted may lack pip.
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     share=()
     # A torch that is installed already, with its CUDA, is better than any we would choose; one in
@@ -53,7 +57,7 @@ fi
 # The log's last line, for as long as somebody watches and this script runs.
 follow() {
     [ -t 2 ] || return 0
-    while sleep 1 && kill -0 $$; do
+    while sleep 1 && kill -0 $$ 2>/dev/null; do
         printf '\r\033[K  %s' "$(tail -n 1 "$log" | cut -c "1-$((${COLUMNS:-80} - 4))")" >&2
     done
 }
@@ -79,12 +83,14 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
         *.whl) torch=$KRON_TORCH from=() ;;
         *) from=(--index-url "$KRON_TORCH") ;;
     esac
-    say "installing $torch${from[1]:+ from ${from[1]}}"
+    say "installing $torch${from[1]:+ from the index of KRON_TORCH}"
     if [ -z "${KRON_TORCH:-}" ] && [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
         say "there is no NVIDIA GPU here, but this torch may bring CUDA: 3 GB to load, 5.8 GB on the"
         say "disk; KRON_TORCH can name a smaller wheel, or an index that has one (README.md)"
     fi
     pip install "${from[@]}" "$torch"
+elif [ -n "${KRON_TORCH:-}" ]; then
+    say "a torch is installed already, so KRON_TORCH is not looked at; remove $venv to change it"
 fi
 # The torch at hand is what pip has to keep, whichever it is; one for CUDA asks for a compiler of
 # its version.

@@ -6,6 +6,7 @@ edge. Evaluation reads the whole text as one stream, so its bits per character d
 the model.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from math import ceil, log
 from pathlib import Path
@@ -58,6 +59,7 @@ class CharLMTask(SequenceTask):
         size = self.tokenizer.vocab_size()
         self.spec = ModelSpec(size, size, tokens=True, per_step=True, arch="kru_lm")
         pieces = [self.tokenizer.id_to_piece(i) for i in range(size)]
+        self.vocabulary = hashlib.sha256("\0".join(pieces).encode()).hexdigest()
         self.piece_characters = torch.tensor([len(piece) for piece in pieces])
         counts = torch.bincount(self._tokens("train"), minlength=size) + 1.0
         self.piece_nll = -torch.log(counts / counts.sum())
@@ -158,13 +160,30 @@ class CharLMTask(SequenceTask):
             state = torch.cat(parts, dim=1)
         self.gathered = state
 
+    def state_dict(self) -> Dict[str, Any]:
+        return {**super().state_dict(), "vocabulary": self.vocabulary}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._require_vocabulary(state)
+        super().load_state_dict(state)
+
+    def _require_vocabulary(self, state: Dict[str, Any]) -> None:
+        """Raise a ValueError if a checkpoint's symbols were others; its parameters might fit."""
+        require(
+            state.get("vocabulary", self.vocabulary) == self.vocabulary,
+            f"{self.cfg.data}: the text has changed since the checkpoint was trained, and with it"
+            " the vocabulary; restore the text, or put the tokenizer of then beside it",
+        )
+
     def get_checkpoint_dict(self) -> Dict[str, Any]:
         """The carried training state, so that a run resumed amid an epoch goes on exactly."""
         window = self.cfg.tokens_per_sample
-        return {type(self).__name__: {"tokens_per_sample": window, "carried": self.gathered}}
+        carried = {"tokens_per_sample": window, "carried": self.gathered}
+        return {type(self).__name__: {**carried, "vocabulary": self.vocabulary}}
 
     def set_checkpoint_dict(self, state: Dict[str, Any]) -> None:
         """This worker's rows of the carried state, if it was carried over the same windows."""
+        self._require_vocabulary(state)
         dataset, carried = self.dataset("train"), state["carried"]
         first = carried[0] if isinstance(carried, tuple) else carried
         fits = (

@@ -114,7 +114,9 @@ def load_tokenizer(
         try:
             return _fitting(own, texts)
         except ValueError as error:
-            raise ValueError(f"{own}: {error}; remove it to train anew") from error
+            raise ValueError(
+                f"{own}: {error}; checkpoints may depend on it; without it another is trained"
+            ) from error
     cached = cache_folder() / "tokenizers" / f"{_key(texts, name)}.model"
     if cached.exists():
         try:

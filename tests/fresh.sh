@@ -17,15 +17,19 @@ say() { printf 'fresh: %s\n' "$*"; }
 [ $# -ge 1 ] || die "first the folder to make the systems in: bash tests/fresh.sh FOLDER [SUITE …]"
 [ "$(id -u)" = 0 ] || die "only root can make a system and enter it (chroot); try it with sudo"
 command -v debootstrap >/dev/null || die "no debootstrap found (Debian, Ubuntu: apt install debootstrap)"
+# In a mount namespace of its own, so that all that it mounts goes away with it.
+[ -n "${KRON_FRESH_APART:-}" ] || KRON_FRESH_APART=1 exec unshare --mount --propagation private bash "$0" "$@"
+trap 'exit 130' INT
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 suites=("${@:2}")
 [ ${#suites[@]} -gt 0 ] || suites=(bookworm trixie)
 cd "$(dirname "$0")/.."
-checkout=$PWD
+bundle=$folder/kron.bundle
+git bundle create --quiet "$bundle" HEAD
 [ -z "$(git status --porcelain)" ] || say "what is not committed is not tried"
 
-# What a README names as needed, and nothing else that a user of Debian would have to install.
+# What the README names as needed, and certificates, which every desktop has.
 NEEDS=python3,python3-venv,python3-dev,g++,make,git,ca-certificates
 
 enter() { chroot "$root" env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8 "${network[@]}" "$@"; }
@@ -51,14 +55,8 @@ make_system() {
     mount -t tmpfs tmpfs "$root/dev/shm"
     enter useradd --create-home --home-dir /srv/elsewhere reader
     enter install -d -o reader "/srv/a folder"
-    git bundle create --quiet "$root/srv/kron.bundle" HEAD
+    cp "$bundle" "$root/srv/kron.bundle"
     as_user "git -c advice.detachedHead=false -c init.defaultBranch=main clone --quiet /srv/kron.bundle '/srv/a folder/kron'"
-}
-
-leave_system() {
-    for place in dev/shm dev proc; do
-        ! mountpoint -q "$root/$place" || umount "$root/$place"
-    done
 }
 
 as_user() { enter setpriv --reuid reader --regid reader --clear-groups \
@@ -79,7 +77,6 @@ table=("| system | Python | compiler | torch | date | \`copy_memory.sh\` | \`mak
 failed=0
 for suite in "${suites[@]}"; do
     root=$folder/$suite
-    trap leave_system EXIT
     make_system
     try first "bash recipes/copy_memory.sh" 24
     first=$outcome
@@ -89,7 +86,6 @@ for suite in "${suites[@]}"; do
 | $(as_user "python3 --version" | cut -d' ' -f2) | g++ $(as_user "g++ -dumpfullversion") \
 | $(as_user ".venv/bin/python -c 'import torch; print(torch.__version__)'" 2>/dev/null) \
 | $(date +%Y-%m-%d) | $first | $outcome |")
-    leave_system
 done
 printf '%s\n' "${table[@]}"
 exit $failed

@@ -201,7 +201,7 @@ def test_what_is_not_as_expected_is_left_as_it_is(target, monkeypatch, caplog):
     monkeypatch.setattr(fairseq_patches, "PATCHES", (patch,))
     apply_patches()
     assert data_utils.filter_by_size is original
-    warned = f"fairseq {fairseq.__version__}: fairseq.{target} is left as it is, as it has no 'no s"
+    warned = f"fairseq {fairseq.__version__}: fairseq.{target} is not patched, because its source"
     assert warned in caplog.text
 
 

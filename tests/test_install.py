@@ -103,7 +103,7 @@ ABSENT = [
     *("tabulate", "tqdm", "cupy"),
 ]
 # What Python has on Linux and macOS, and not on Windows.
-UNIX = ["fcntl", "grp", "pwd"]
+UNIX = ["fcntl", "grp", "pwd", "resource"]
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys({absent}))

@@ -150,6 +150,9 @@ def test_killed_on_two_workers(straight, train_on, tmp_path):
     expected = train_on(tmp_path / "two", *args, workers=2)
     train_on(tmp_path / "killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 3))
     assert_same_end(train_on(tmp_path / "killed", *args, workers=2), expected)
+    # Called again, both find that they are done; one that did not load would wait for the other.
+    train_on(expected, *args, workers=2)
+    assert "nothing is left to train" in (expected / "train.log").read_text()
 
 
 def test_a_finished_run_stays_as_it_is(straight, train_on, tmp_path):

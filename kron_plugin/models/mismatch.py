@@ -88,7 +88,10 @@ def require_fitting(state: Dict[str, Any], task: Any) -> None:
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in given.values()
         }.values()
     )
-    require(_bytes(given) <= TIED * stored, "its parameters show the same numbers again and again")
+    require(
+        _bytes(given) <= TIED * stored,
+        "several parameters share one small block of memory, so it claims more than it holds",
+    )
     difference = explain(architecture.shapes(state["cfg"].model, task), given)
     require(difference is None, difference)
 

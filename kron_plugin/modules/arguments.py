@@ -4,6 +4,7 @@ from numbers import Real
 from operator import index
 from typing import Any, Dict, Optional, Sequence, Union
 
+import numpy as np
 import torch
 
 PARAMETER_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -41,10 +42,10 @@ def real(name: str, value: Any, most: float, bounds: str) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value, or a TypeError unless it is True or False."""
-    if not isinstance(value, bool):
+    """The value as a bool, or a TypeError unless it is True or False, or 1 or 0."""
+    if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):
         raise TypeError(f"{name}={value!r}: must be True or False, not {type(value).__name__}")
-    return value
+    return bool(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
@@ -66,7 +67,7 @@ def place(
     try:
         device = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}: is no device of torch") from error
+        raise ValueError(f"device={device!r} is not a device that torch knows") from error
     if dtype is not None and dtype not in PARAMETER_TYPES:
         raise TypeError(f"dtype={dtype!r}: choose from {PARAMETER_TYPES}")
     return {"device": device, "dtype": dtype}
@@ -79,7 +80,7 @@ def by_name(layer: str, unnamed: Sequence[Any]) -> None:
     """
     if unnamed:
         first = unnamed[0]
-        as_layers = f"num_layers={first} or " if isinstance(first, int) else ""
+        as_layers = f"num_layers={first} or " if type(first) is int else ""
         raise TypeError(
             f"{layer}: what comes after hidden_size is given by name; write {as_layers}"
             f"factors={first!r} for the {first!r}"

@@ -1,5 +1,6 @@
 """Factor sizes: reading them, choosing them, and saying what is wrong with them."""
 
+from itertools import islice
 from math import isqrt, prod
 from typing import Any, List, Sequence, Tuple, Union
 
@@ -10,7 +11,8 @@ MAX_SIZE = 1 << 31  # of a state, and of what is allocated at once: 8 GiB in sin
 LARGE = 32  # a factor of more rows is said to be large; by default none is asked for
 SMALL = (2, 3, 5, 7)  # primes of the sizes that are recommended
 
-MAX_FACTORS = 64  # N is at most 2^31: no more than 31 have rows, 31 columns; 1x1 ones say nothing
+# N is at most 2^31: at most 31 factors have more than one row, and 31 more than one column.
+MAX_FACTORS = 64
 
 FactorSizes = Tuple[Tuple[int, int], ...]
 FactorSpec = Union[None, str, int, Sequence[Union[int, Sequence[int]]]]
@@ -41,7 +43,7 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
         return sizes
     parts = _parts(spec)
     if len(parts) > MAX_FACTORS:
-        raise ValueError(f"factors: {len(parts)} are too many; at most {MAX_FACTORS} make sense")
+        raise ValueError(f"factors: more than {MAX_FACTORS} make no sense")
     sizes = tuple(_one_size(part, spec) for part in parts)
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
     if rows != hidden_size or columns != hidden_size:
@@ -56,7 +58,9 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
 def _parts(spec: Any) -> Sequence[Any]:
     if isinstance(spec, str):
         return spec.split(",")
-    return spec if hasattr(spec, "__iter__") else [spec]
+    if not hasattr(spec, "__iter__") or getattr(spec, "ndim", 1) == 0:  # a tensor of one number
+        return [spec]
+    return list(islice(spec, MAX_FACTORS + 1))
 
 
 def _tell_large(sizes: FactorSizes, hidden_size: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import kron_lstm
+from ..ops.backends import compute_type
 from ..ops.kron_lstm.dispatch import available_backends
 from .arguments import by_name, flag, place, whole
 from .factors import FactorSpec
@@ -21,7 +22,8 @@ def chrono_(bias: Tensor, steps: int) -> Tensor:
     """Fill the biases of forget gates with log U[1, steps − 1], so that memories last from 1 to
     `steps` steps, evenly: a gate at σ(b) forgets in 1 + exp(b) of them (the chrono initialisation
     of Tallec and Ollivier, ICLR 2018)."""
-    return bias.uniform_(1, steps - 1).log_()
+    drawn = torch.empty_like(bias, dtype=compute_type(bias.dtype)).uniform_(1, steps - 1)
+    return bias.copy_(drawn.log_())
 
 
 class KRULSTM(RecurrentStack):

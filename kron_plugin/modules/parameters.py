@@ -43,7 +43,7 @@ class FactorList(GroupedParameters, nn.ParameterList):
     """What is trained of factors, parameters in the group "factors"; called, they are matrices.
 
     Whoever shards, offloads or first makes parameters does so around the call, or by the
-    `reset_parameters`, of the very module that owns them: so it is called for all that is read.
+    `reset_parameters`, of the very module that owns them. So whatever needs the factors calls it.
 
     Args:
         factors: real parameters of shape (P_f, Q_f), or (P_f, Q_f, 2) for `complex`.
@@ -65,6 +65,12 @@ class FactorList(GroupedParameters, nn.ParameterList):
         self.complex = complex
         self.zero = zero
         self.angle = angle
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if isinstance(found, FactorList):
+            found.complex, found.zero, found.angle = self.complex, self.zero, self.angle
+        return found
 
     def group_of(self, name: str) -> str:
         return "factors"

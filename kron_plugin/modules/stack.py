@@ -52,7 +52,8 @@ class RecurrentStack(nn.Module):
         self.between_layers = nn.Dropout(real("dropout", dropout, 1, "between 0 and 1"))
         if dropout and num_layers == 1:
             warnings.warn(
-                f"dropout={dropout}: falls between layers, and num_layers=1", stacklevel=3
+                f"dropout={dropout} has no effect: it acts between layers, and num_layers is 1",
+                stacklevel=3,
             )
         self.batch_first = flag("batch_first", batch_first)
         self.layers = nn.ModuleList()
@@ -156,7 +157,7 @@ class RecurrentStack(nn.Module):
         if dims not in (1, 2) or (features and x.shape[-1] != size):
             raise ValueError(
                 f"x: has shape {tuple(x.shape)}, expected ({axes}, {size}) or (T, {size}), or"
-                f" ({axes}) or (T,) of integers"
+                f" ({axes}) or (T,) of integers; its type is {x.dtype}"
             )
         return dims == 1
 

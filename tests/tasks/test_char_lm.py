@@ -283,6 +283,19 @@ def test_a_tokenizer_that_does_not_fit_the_text_says_why(folder, cache):
     (model,) = cache.iterdir()
     model.rename(folder / "char.model")
     (folder / "test.txt").write_text("Ünknown$ " + "".join(map(chr, range(0x400, 0x410))))
-    message = r"char\.model: does not know '\$', 'w', 'Ü', .* and 9 more of test\.txt; remove"
+    message = r"char\.model: does not know '\$', 'w', 'Ü', .* and 9 more of test\.txt; checkpoints"
     with pytest.raises(ValueError, match=message):
         make(folder)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(folder):
+    """It would fit where there are as many symbols, and mean others by them."""
+    before = make(folder)
+    state = before.state_dict()
+    make(folder).load_state_dict(state)
+    (folder / "train.txt").write_text(TEXT.replace("c", "z"))
+    after = make(folder)
+    for load in (after.load_state_dict, after.set_checkpoint_dict):
+        with pytest.raises(ValueError, match="the text has changed since the checkpoint was"):
+            load(state)
+    after.load_state_dict({})  # of a version before

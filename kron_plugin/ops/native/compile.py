@@ -15,11 +15,18 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import List, Optional, Sequence, Set, Tuple
 
-from ...cache import code_folders, made_for_code, one_process, why_not_trusted
+from ...cache import (
+    cache_folder,
+    made_for_code,
+    one_process,
+    temporary_folder,
+    why_not_trusted,
+)
 from ...files import finished
 
 logger = logging.getLogger(__name__)
@@ -74,8 +81,9 @@ def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()
     reasons: List[str] = []
     try:
         name = f"{source.stem}-{_key(compiler, command, [source, *HEADERS, *headers])}.so"
-        for folder in code_folders():
+        for place in (cache_folder, temporary_folder):
             try:
+                folder = place()
                 library = _load_or_compile(folder, name, command, source)
             except OSError as error:
                 reasons.append(str(error))
@@ -144,7 +152,6 @@ def _compile(command: List[str], source: Path, library: Path) -> None:
     if not content.startswith(b"\x7fELF"):
         raise CompileError(f"{command[0]} made no library of {source.name}, and no error")
     with finished(library) as unfinished:
-        unfinished.touch(mode=0o644)
         unfinished.chmod(unfinished.stat().st_mode & ~0o022)  # what others can write is not loaded
         unfinished.write_bytes(content + hashlib.sha256(content).digest())
     logger.info("compiled %s in %.1f s: %s", source.name, time.monotonic() - started, library)
@@ -165,7 +172,8 @@ def _run(command: Sequence[str]) -> Tuple[int, str]:
         try:
             status = process.wait(PATIENCE)
         except BaseException as error:  # Ctrl-C, too, ends what a compiler has started
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may just have ended
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
                 message = f"{command[0]} did not end within {PATIENCE:g} seconds"

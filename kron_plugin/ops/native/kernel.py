@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -40,9 +41,9 @@ def library(
 
     The headers `cpu_*.h` beside its source are its own.
     """
-    if os.name != "posix":
-        return None, "it is compiled on Linux and macOS only"
-    from . import compile as compiling  # which needs what only these have
+    if sys.platform != "linux":
+        return None, "it is compiled on Linux only"
+    from . import compile as compiling  # which needs what only Linux has
 
     defines = [
         f"KRON_REAL={'float' if dtype == torch.float32 else 'double'}",
