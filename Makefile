@@ -18,10 +18,10 @@ installed-test: setup
 	bash tests/installed.sh "$$folder/kron" "$$(realpath -s "$(KRON_VENV)")/bin/python" -n auto --maxprocesses 4
 
 # Every test of the kernels, with AddressSanitizer and UndefinedBehaviorSanitizer; some minutes.
-# ThreadSanitizer does not go with them, and has a test of its own; nor does NVIDIA's compiler.
+# ThreadSanitizer does not go with them, and has a test of its own; nor do other compilers.
 sanitize: setup
 	bash tests/sanitize.sh "$(KRON_VENV)/bin/python" -m pytest -s tests/ops -k "not sanitizer" \
-		--ignore tests/ops/test_cuda_kernels.py
+		--ignore tests/ops/test_cuda_kernels.py --ignore tests/ops/test_compilers.py
 
 bench:
 	bash recipes/setup.sh bench

@@ -8,11 +8,11 @@ import pwd
 import stat
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
-from .files import finished
+from .files import finished, is_at
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +138,8 @@ def _lock(path: Path, deadline: float) -> Optional[int]:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):  # removed by the process that had it
-                if os.path.samestat(os.fstat(file), os.stat(path)):
-                    return file
+            if is_at(file, path):  # not removed by the process that had it
+                return file
         except BlockingIOError:
             if not waiting:
                 logger.info("waiting for another process, which has locked %s", path)

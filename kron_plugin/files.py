@@ -40,7 +40,7 @@ def remove_abandoned(folder: Path) -> None:
             file = os.open(unfinished, os.O_RDWR)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(file, unfinished):
+                if is_at(file, unfinished):
                     unfinished.unlink()
             finally:
                 os.close(file)
@@ -56,12 +56,12 @@ def _create_locked(path: Path) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with suppress(OSError):  # a file system without locks: nobody will remove the file
             fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(file, path):
+        if is_at(file, path):
             return file
         os.close(file)  # somebody found it before it was locked, and removed it
 
 
-def _is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: Path) -> bool:
     """Whether an open file is the one that this path names."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), os.stat(path))

@@ -22,8 +22,8 @@ def time_limit() -> timedelta:
 
 
 def explain(error: Exception) -> Exception:
-    """What to raise in a worker that ends by this error: where it is no more than that others do
-    not answer, an error that names them; else the error itself, which the others then name.
+    """What to raise in a worker that ends by this error: if it only says that other workers do not
+    answer, an error that names them; else the error itself, which the others then name.
     """
     is_about_others = isinstance(error, RuntimeError) and any(m in str(error) for m in MESSAGES)
     reason = "" if is_about_others else f"{type(error).__name__}: {error}"
