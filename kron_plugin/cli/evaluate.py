@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 import kron_plugin
 
 from ..checkpoints import named
+from ..checks import machine_memory, require
 from ..modules.factors import format_factors
 from ..modules.layer import KronLayer
 from .checkpoint import build
@@ -77,11 +78,23 @@ def _run(
     batches = dataset.batch_by_size(np.arange(len(dataset)), max_sentences=batch_size)
     logs = []
     for batch in tqdm(batches, desc=split, leave=False, disable=not sys.stderr.isatty()):
+        _require_room(model.cell.output_size, dataset, batch)
         sample = dataset.collater([dataset[i] for i in batch])
         sample = move_to_cuda(sample) if device.type == "cuda" else sample
         _, _, log = task.valid_step(sample, model, criterion)
         logs.append(log)
     return add_up(logs)
+
+
+def _require_room(width: int, dataset, batch: Sequence[int]) -> None:
+    """Raise a ValueError unless the states of a batch fit into the machine's memory."""
+    steps = max(dataset.size(i) for i in batch)
+    need, have = 4.0 * width * steps * len(batch), machine_memory()
+    require(
+        need <= have,
+        f"--batch-size: {len(batch)} sequences of {steps} steps take {need:.2g} bytes for their"
+        f" states alone, and this machine has {have:.2g}",
+    )
 
 
 def _factors(model) -> Dict[str, Any]:

@@ -208,6 +208,12 @@ def test_checkpoints_that_claim_too_much(train, capsys):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
+def test_a_batch_that_does_not_fit_is_refused(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("kron_plugin.cli.evaluate.machine_memory", lambda: 400)
+    assert main([str(checkpoint), "--cpu"]) == 2
+    assert "--batch-size: 4 sequences of 7 steps take 4.5e+02" in capsys.readouterr().err
+
+
 def test_parameters_that_repeat_one_number(checkpoint, capsys):
     """Shapes of gigabytes that a storage of four bytes can have."""
     state = torch.load(checkpoint, weights_only=True)
