@@ -95,7 +95,7 @@ fi
 # The torch at hand is what pip has to keep, whichever it is; one for CUDA asks for a compiler of
 # its version.
 unpinned='^torch=='
-if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+if "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
     unpinned='^(torch|nvidia-cuda-nvrtc)=='
 fi
 keep=$(mktemp)
