@@ -50,8 +50,9 @@ make_system() {
         done
     fi
     cp /etc/resolv.conf "$root/etc/resolv.conf"
+    printf '127.0.0.1 localhost %s\n' "$(hostname)" > "$root/etc/hosts"
     mount --bind /proc "$root/proc"
-    mount --bind /dev "$root/dev"
+    mount --rbind /dev "$root/dev"
     mount -t tmpfs tmpfs "$root/dev/shm"
     enter useradd --create-home --home-dir /srv/elsewhere reader
     enter install -d -o reader "/srv/a folder"

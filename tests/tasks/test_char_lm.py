@@ -24,10 +24,11 @@ TEXT = "the <unk> cat  sat\non the mat\n\n it did \n"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path_factory, monkeypatch):
     """Where tokenizers are kept; kernels stay where they are, compiled."""
-    monkeypatch.setattr("kron_plugin.tasks.text.cache_folder", lambda: tmp_path / "cache")
-    return tmp_path / "cache" / "tokenizers"
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("kron_plugin.tasks.text.cache_folder", lambda: folder)
+    return folder / "tokenizers"
 
 
 @pytest.fixture
