@@ -73,17 +73,19 @@ extern "C" __global__ void activation_forward(const float* z, const float* u, co
   h[row] = scale * re, h[row + size] = scale * im;
 }
 
-// From dL/dh_t to dL/dz_t, by h_t alone (cuda/README.md).
-extern "C" __global__ void activation_backward(const float* h, const float* bias, const float* gamma,
-                                               float* delta, float* d_bias, int size) {
+// From dL/dh_t, which is what comes from the step after and from outside, to dL/dz_t, by h_t alone
+// (cuda/README.md).
+extern "C" __global__ void activation_backward(const float* h, const float* bias, const float* after,
+                                               const float* outside, float* delta, float* d_bias, int size) {
   const int n = blockIdx.x * blockDim.x + threadIdx.x, row = 2 * blockIdx.y * size + n;
   if (n >= size) return;
   const float re = h[row], im = h[row + size], modulus = sqrtf(re * re + im * im);
   const bool dead = modulus < 1e-30f;
   const float before = dead ? 1 : fmaxf(modulus - bias[n], 1e-30f), inverse = dead ? 0 : 1 / modulus;
-  const float radial = (gamma[row] * re + gamma[row + size] * im) * inverse;
+  const float gamma[2] = {after[row] + outside[row], after[row + size] + outside[row + size]};
+  const float radial = (gamma[0] * re + gamma[1] * im) * inverse;
   const float along = bias[n] / before * radial * inverse, stretch = dead ? 0 : modulus / before;
-  delta[row] = stretch * gamma[row] - along * re;
-  delta[row + size] = stretch * gamma[row + size] - along * im;
+  delta[row] = stretch * gamma[0] - along * re;
+  delta[row + size] = stretch * gamma[1] - along * im;
   atomicAdd(d_bias + n, radial);
 }

@@ -23,7 +23,7 @@ def kernels():
 
 
 class PerFactor(torch.autograd.Function):
-    """The last state of h_t = modReLU(W h_{t-1} + u_t), W of complex 2x2 factors.
+    """All states of h_t = modReLU(W h_{t-1} + u_t), W of complex 2x2 factors.
 
     x: (T, B, 2N), the projected input u; factors: (F, 2, 2, 2), the last axis (re, im); bias: (N,);
     h0: (B, 2N). All float32 on one GPU.
@@ -43,16 +43,17 @@ class PerFactor(torch.autograd.Function):
             _launch("activation_forward", h0, 1, z, x[t], bias, states[t])
             h = states[t]
         ctx.save_for_backward(factors, bias, inputs, states)
-        return h.clone()
+        return states
 
     @staticmethod
-    def backward(ctx, gamma: Tensor):
+    def backward(ctx, outside: Tensor):
         factors, bias, inputs, states = ctx.saved_tensors
+        outside = outside.contiguous()
         d_x, d_factors = torch.empty_like(states), torch.zeros_like(factors)
-        d_bias, g = torch.zeros_like(bias), gamma.contiguous()
+        d_bias, g = torch.zeros_like(bias), torch.zeros_like(states[0])
         buffers = (torch.empty_like(g), torch.empty_like(g))
         for t in reversed(range(states.shape[0])):
-            _launch("activation_backward", g, 1, states[t], bias, g, d_x[t], d_bias)
+            _launch("activation_backward", g, 1, states[t], bias, g, outside[t], d_x[t], d_bias)
             g = d_x[t]
             for f in reversed(range(factors.shape[0])):
                 to = buffers[f % 2]
