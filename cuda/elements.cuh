@@ -103,13 +103,20 @@ __device__ inline real dot(const Cell<real, C>& g, const Cell<real, C>& h) {
   return sum;
 }
 
-// 1 / sqrt(a) and 1 / a to the last digit or two, for normal a > 0; without the calls that exact ones
-// make, which cost registers.
-__device__ inline float inverse_root(float a) {
-  const float r = rsqrtf(a);
-  return r + r * (0.5f - 0.5f * a * r * r);
+// sqrt(a) to the last digit, so that |z| = -b is seen where it is so, and 1 / sqrt(a) and 1 / a to the
+// last or two, for normal a > 0; without branches, and without the calls that exact ones make.
+template <class real>
+struct Root {
+  real root, inverse;
+};
+__device__ inline Root<float> root_of(float a) {
+  const float r = rsqrtf(a), near = a * r;
+  return {near + 0.5f * r * (a - near * near), r + r * (0.5f - 0.5f * a * r * r)};
 }
-__device__ inline double inverse_root(double a) { return rsqrt(a); }
+__device__ inline Root<double> root_of(double a) {
+  const double root = sqrt(a);
+  return {root, 1 / root};
+}
 __device__ inline float inverse(float a) {
   const float r = __fdividef(1.0f, a);
   return r + r * (1.0f - a * r);
@@ -123,12 +130,24 @@ struct alignas(R * sizeof(Stored) < 16 ? R * sizeof(Stored) : 16) Pack {
   Stored v[R];
 };
 
+template <class Stored, int R, int C>
+struct Packs {
+  Pack<Stored, R> of[C];
+  __device__ void load(const Stored* row, int64 size, int64 n) {
+    for (int c = 0; c < C; ++c) of[c] = *reinterpret_cast<const Pack<Stored, R>*>(row + c * size + n);
+  }
+  template <class real>
+  __device__ void widen_to(Cell<real, C>* cells) const {
+    for (int c = 0; c < C; ++c)
+      for (int r = 0; r < R; ++r) cells[r].v[c] = widen(of[c].v[r]);
+  }
+};
+
 template <int R, class Stored, class real, int C>
 __device__ inline void load_cells(const Stored* row, int64 size, int64 n, Cell<real, C>* cells) {
-  for (int c = 0; c < C; ++c) {
-    const auto pack = *reinterpret_cast<const Pack<Stored, R>*>(row + c * size + n);
-    for (int r = 0; r < R; ++r) cells[r].v[c] = widen(pack.v[r]);
-  }
+  Packs<Stored, R, C> packs;
+  packs.load(row, size, n);
+  packs.widen_to(cells);
 }
 template <int R, class Stored, class real, int C>
 __device__ inline void store_cells(const Cell<real, C>* cells, int64 size, int64 n, Stored* row) {

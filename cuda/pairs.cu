@@ -1,11 +1,13 @@
 // The recurrence, the product and its gradient for 2x2 factors: a thread has four elements of one
-// sequence in registers from the first step to the last.
+// sequence in registers from the first step to the last. Sizes, form of input and activation are part
+// of a kernel's name, so that a step has no branch: four elements then go through it side by side.
 
 #include "pairs.cuh"
 
 // Where a thread works. Sequences beyond the batch go along, for the shuffles, and write nothing.
 struct Place {
-  int64 b, n;
+  int64 b;
+  int n;
   bool real_one;
   __device__ explicit Place(int64 rows) : n(threadIdx.x * R) {
     b = int64(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -14,88 +16,165 @@ struct Place {
   }
 };
 
-template <class Stored, int C>
-__global__ void __launch_bounds__(PairsLimits<Stored, C>::kMaxThreads, 1) pairs_forward(Call call) {
-  using Element = typename Pairs<Stored, C>::Element;
+// u_t, asked for before the step that adds it, so that no step waits for memory. A token that is no
+// symbol makes it NaN (see read_input).
+template <class Stored, int C, int F, int Form>
+class Input {
+ public:
   using real = Real<Stored>;
-  const Place at(call.batch);
-  const int64 width = C * call.size, n = at.n;
-  Pairs<Stored, C> w(call);
-  const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
-  Element h[R], next_u[R], bias[R];
-  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, n + r);
-  load_cells<R>(static_cast<const real*>(call.h0) + at.b * width, call.size, n, h);
-  read_input<R, Stored>(call, call.size, 0, at.b, n, next_u);
-  for (int64 t = 0; t < call.steps; ++t) {
-    Element u[R], z[R];
-    for (int r = 0; r < R; ++r) u[r] = next_u[r], z[r] = h[r];
-    if (t + 1 < call.steps) read_input<R, Stored>(call, call.size, t + 1, at.b, n, next_u);  // on its way early
-    w.apply(z);
+  using Element = Cell<real, C>;
+  static constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+
+  __device__ Input(const Call& call, const Place& at)
+      : call_(call), weight_(static_cast<const Stored*>(call.weight)), n_(at.n), left_(call.steps) {
+    const int64 columns = Form == kDense ? kWidth : Form == kFeatures ? call.inputs : 1;
+    x_ = static_cast<const Stored*>(call.x) + at.b * columns, stride_ = call.batch * columns;
+    tokens_ = static_cast<const int64*>(call.x) + at.b;
+    if constexpr (Form == kFeatures) first_.load(weight_, kSize, n_);
+    if constexpr (Form == kTokens) token_ = *tokens_;
+    ask();
+  }
+  // Asks for the next u; `add` adds the one that was asked for before.
+  __device__ void turn() {
+    row_ = next_row_, feature_ = next_feature_, bad_ = next_bad_, x_now_ = x_;
+    if (--left_ > 0) x_ += stride_, tokens_ += stride_, ask();
+  }
+  __device__ void add(Element* z) const {
+    Element u[R];
+    row_.widen_to(u);
+    if constexpr (Form == kFeatures) {
+      first_.widen_to(u);
+      const real feature = widen(feature_);
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) u[r].v[c] *= feature;
+#pragma unroll 1
+      for (int64 i = 1; i < call_.inputs; ++i) {  // all that is read is near: `ask` has read the first
+        Element w[R];
+        load_cells<R>(weight_ + i * kWidth, kSize, n_, w);
+        const real more = widen(x_now_[i]);
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+          for (int c = 0; c < C; ++c) u[r].v[c] += more * w[r].v[c];
+      }
+    }
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      add(z[r], u[r]);
-      activate(z[r], bias[r], call.activation);
-      if (t < length) h[r] = z[r];
+      if constexpr (Form == kTokens)
+        for (int c = 0; c < C; ++c) u[r].v[c] = bad_ ? real(nan("")) : u[r].v[c];
+      ::add(z[r], u[r]);
     }
-    if (call.states && at.real_one)
-      store_cells<R>(h, call.size, n, static_cast<Stored*>(call.states) + (t * call.batch + at.b) * width);
   }
-  if (at.real_one) store_cells<R>(h, call.size, n, static_cast<real*>(call.last) + at.b * width);
+
+ private:
+  __device__ void ask() {
+    if constexpr (Form == kDense) next_row_.load(x_, kSize, n_);
+    if constexpr (Form == kFeatures) next_feature_ = *x_;
+    if constexpr (Form == kTokens) {
+      next_bad_ = token_ < 0 || token_ >= call_.symbols;
+      next_row_.load(weight_ + (next_bad_ ? 0 : token_) * kWidth, kSize, n_);
+      if (left_ > 1) token_ = tokens_[stride_];
+    }
+  }
+
+  const Call& call_;
+  const Stored *weight_, *x_, *x_now_ = nullptr;
+  const int64* tokens_;
+  const int n_;
+  int64 left_, stride_, token_ = 0;
+  Packs<Stored, R, C> first_ = {}, row_ = {}, next_row_ = {};
+  Stored feature_ = {}, next_feature_ = {};
+  bool bad_ = false, next_bad_ = false;
+};
+
+template <class Stored, int C, int F, int Form, int A>
+__global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call call) {
+  using Element = typename Pairs<Stored, C, F>::Element;
+  using real = Real<Stored>;
+  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+  const Place at(call.batch);
+  Pairs<Stored, C, F> w(call);
+  const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
+  Element h[R], bias[R];
+  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, at.n + r);
+  load_cells<R>(static_cast<const real*>(call.h0) + at.b * kWidth, kSize, at.n, h);
+  Input<Stored, C, F, Form> input(call, at);
+  const bool writes = call.states && at.real_one;
+  Stored* states = static_cast<Stored*>(call.states) + at.b * kWidth;
+  for (int64 t = 0; t < call.steps; ++t, states += call.batch * kWidth) {
+    Element z[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) z[r] = h[r];
+    input.turn();
+    w.apply(z);
+    input.add(z);
+#pragma unroll
+    for (int r = 0; r < R; ++r) activate<A>(z[r], bias[r]);
+    if (t < length)
+#pragma unroll
+      for (int r = 0; r < R; ++r) h[r] = z[r];
+    if (writes) store_cells<R>(h, kSize, at.n, states);
+  }
+  if (at.real_one) store_cells<R>(h, kSize, at.n, static_cast<real*>(call.last) + at.b * kWidth);
 }
 
 // The sweep back: delta_t for all t, the gradients of h0 and, still a row a sequence, of the bias.
-template <class Stored, int C>
-__global__ void __launch_bounds__(PairsLimits<Stored, C>::kMaxThreads, 1) pairs_backward(Call call) {
-  using Element = typename Pairs<Stored, C>::Element;
+template <class Stored, int C, int F, int A>
+__global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call call) {
+  using Element = typename Pairs<Stored, C, F>::Element;
   using real = Real<Stored>;
+  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
   const Place at(call.batch);
-  const int64 width = C * call.size, n = at.n;
-  Pairs<Stored, C> adjoint(call);
+  Pairs<Stored, C, F> adjoint(call);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
-  Element g[R] = {}, d_bias[R] = {}, bias[R], next_h[R], next_outside[R] = {};
-  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, n + r);
-  if (call.d_last) load_cells<R>(static_cast<const real*>(call.d_last) + at.b * width, call.size, n, g);
-  const auto read = [&](int64 t) {
-    const int64 row = (t * call.batch + at.b) * width;
-    load_cells<R>(static_cast<const Stored*>(call.states) + row, call.size, n, next_h);
-    if (call.d_states)
-      load_cells<R>(static_cast<const Stored*>(call.d_states) + row, call.size, n, next_outside);
+  Element g[R] = {}, d_bias[R] = {}, bias[R];
+  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, at.n + r);
+  if (call.d_last) load_cells<R>(static_cast<const real*>(call.d_last) + at.b * kWidth, kSize, at.n, g);
+  Packs<Stored, R, C> next_h, next_outside = {};
+  int64 row = ((call.steps - 1) * call.batch + at.b) * kWidth;
+  const auto ask = [&](int64 from) {
+    next_h.load(static_cast<const Stored*>(call.states) + from, kSize, at.n);
+    if (call.d_states) next_outside.load(static_cast<const Stored*>(call.d_states) + from, kSize, at.n);
   };
-  read(call.steps - 1);
-  for (int64 t = call.steps - 1; t >= 0; --t) {
-    Element h[R], delta[R];
-    for (int r = 0; r < R; ++r) h[r] = next_h[r], add(g[r], next_outside[r]);
-    if (t > 0) read(t - 1);
+  ask(row);
+  for (int64 t = call.steps - 1; t >= 0; --t, row -= call.batch * kWidth) {
+    Element h[R], outside[R], delta[R];
+    next_h.widen_to(h);
+    next_outside.widen_to(outside);
+    if (t > 0) ask(row - call.batch * kWidth);
     const bool live = t < length;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
+      add(g[r], outside[r]);
       delta[r] = live ? g[r] : Element{};
-      activate_backward(delta[r], h[r], bias[r], call.activation, d_bias[r]);
+      activate_backward<A>(delta[r], h[r], bias[r], d_bias[r]);
     }
-    if (at.real_one)
-      store_cells<R>(delta, call.size, n, static_cast<Stored*>(call.delta) + (t * call.batch + at.b) * width);
+    if (at.real_one) store_cells<R>(delta, kSize, at.n, static_cast<Stored*>(call.delta) + row);
     adjoint.apply(delta);
-    for (int r = 0; r < R; ++r)
-      if (live) g[r] = delta[r];
+    if (live)
+#pragma unroll
+      for (int r = 0; r < R; ++r) g[r] = delta[r];
   }
   if (!at.real_one) return;
-  store_cells<R>(g, call.size, n, static_cast<real*>(call.d_h0) + at.b * width);
-  for (int r = 0; r < R; ++r) store_bias_gradient(call, at.b, n + r, d_bias[r]);
+  store_cells<R>(g, kSize, at.n, static_cast<real*>(call.d_h0) + at.b * kWidth);
+  for (int r = 0; r < R; ++r) store_bias_gradient(call, at.b, at.n + r, d_bias[r]);
 }
 
 // states = W x, row by row.
-template <class Stored, int C>
-__global__ void __launch_bounds__(PairsLimits<Stored, C>::kMaxThreads, 1) pairs_product(Call call) {
-  using Element = typename Pairs<Stored, C>::Element;
-  Pairs<Stored, C> w(call);
-  const int64 rows = call.steps * call.batch, width = C * call.size, n = threadIdx.x * R;
+template <class Stored, int C, int F>
+__global__ void __launch_bounds__(PairsSize<F>::kBlock, kProductThreads / PairsSize<F>::kBlock) pairs_product(Call call) {
+  using Element = typename Pairs<Stored, C, F>::Element;
+  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+  Pairs<Stored, C, F> w(call);
+  const int n = threadIdx.x * R;
+  const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
   for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all of a block
     const int64 row = m + threadIdx.y;
     Element v[R] = {};
-    if (row < rows) load_cells<R>(static_cast<const Stored*>(call.x) + row * width, call.size, n, v);
+    if (row < rows) load_cells<R>(static_cast<const Stored*>(call.x) + row * kWidth, kSize, n, v);
     w.apply(v);
-    if (row < rows) store_cells<R>(v, call.size, n, static_cast<Stored*>(call.states) + row * width);
+    if (row < rows) store_cells<R>(v, kSize, n, static_cast<Stored*>(call.states) + row * kWidth);
   }
 }
 
@@ -103,62 +182,57 @@ __global__ void __launch_bounds__(PairsLimits<Stored, C>::kMaxThreads, 1) pairs_
 //   dW_f[p, q] = sum over rows and all other digits of gamma_f[.., p, ..] conj(x_f[.., q, ..]),
 // x_f what enters the stage of factor f, gamma_f the gradient of what leaves it. Rows of gradients are
 // call.delta; rows of inputs are h0's, if given, and then those of call.states.
-template <class Stored, int C>
+template <class Stored, int C, int F>
 class PairsGradient {
  public:
   using real = Real<Stored>;
   using Element = Cell<real, C>;
-  static constexpr int kBits = PairsLimits<Stored, C>::kMaxBits;
 
   // Shared memory holds what is exchanged, and behind it the factors.
   __device__ explicit PairsGradient(const Call& call)
-      : bits_(call.bits), factors_(shared_memory<Element>() + 2 * R * blockDim.x) {
+      : factors_(shared_memory<Element>() + 2 * PairsSize<F>::kSize) {
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int i = thread; i < 4 * bits_; i += blockDim.x * blockDim.y)
+    for (int i = thread; i < 4 * F; i += PairsSize<F>::kBlock)
       factors_[i] = static_cast<const Element*>(call.factors)[i];
     __syncthreads();
   }
 
-  __device__ void row(Element (&x)[kBits][R], Element (&g)[R]) {
+  __device__ void row(Element (&x)[F][R], Element (&g)[R]) {
 #pragma unroll
-    for (int j = 0; j + 1 < kBits; ++j)
-      if (j + 1 < bits_) stage(j, x[j], x[j + 1]);
+    for (int j = 0; j + 1 < F; ++j) stage(j, x[j], x[j + 1]);
 #pragma unroll
-    for (int j = kBits - 1; j >= 0; --j)
-      if (j < bits_) back(j, x[j], g);
+    for (int j = F - 1; j >= 0; --j) back(j, x[j], g);
   }
 
-  // Sums over the threads that hold an entry, in a fixed order, to (bits, 2, 2, C) numbers.
+  // Sums over the threads that hold an entry, in a fixed order, to (F, 2, 2, C) numbers.
   __device__ void store(real* to) {
+    constexpr int kCount = 4 * C * F, kWarps = PairsSize<F>::kBlock / 32;
     real* shared = shared_memory<real>();
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x, count = 4 * C * bits_;
-    const int warps = blockDim.x * blockDim.y / 32;
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
     __syncthreads();
 #pragma unroll
-    for (int j = 0; j < kBits; ++j)
+    for (int j = 0; j < F; ++j)
 #pragma unroll
-      for (int entry = 0; entry < 4 * C; ++entry)
-        if (j < bits_) {
-          real sum = share(j, entry / C / 2, entry / C % 2, entry % C);
-          for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-          if (thread % 32 == 0) shared[thread / 32 * count + (bits_ - 1 - j) * 4 * C + entry] = sum;
-        }
+      for (int entry = 0; entry < 4 * C; ++entry) {
+        real sum = share(j, entry / C / 2, entry / C % 2, entry % C);
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        if (thread % 32 == 0) shared[thread / 32 * kCount + (F - 1 - j) * 4 * C + entry] = sum;
+      }
     __syncthreads();
-    for (int i = thread; i < count; i += blockDim.x * blockDim.y) {
+    for (int i = thread; i < kCount; i += PairsSize<F>::kBlock) {
       real sum = 0;
-      for (int warp = 0; warp < warps; ++warp) sum += shared[warp * count + i];
+      for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp * kCount + i];
       to[i] = sum;
     }
   }
 
  private:
-  __device__ Element entry(int j, int p, int q) const { return factors_[4 * (bits_ - 1 - j) + 2 * p + q]; }
+  __device__ Element entry(int j, int p, int q) const { return factors_[4 * (F - 1 - j) + 2 * p + q]; }
   __device__ static int digit(int j) { return threadIdx.x >> (j - kThreadBits) & 1; }
   __device__ void exchange(int j, const Element* v, Element* other) {
-    if (j < kThreadBits + kLaneBits)
-      exchange_.lane(j - kThreadBits, v, other);
-    else
-      exchange_.warp(j - kThreadBits - kLaneBits, v, other);
+    if (j < kThreadBits + kLaneBits) return exchange_.lane(j - kThreadBits, v, other);
+    exchange_.share(v);
+    exchange_.warp(1 << (j - kThreadBits - kLaneBits), other);
   }
 
   __device__ void stage(int j, const Element* x, Element* y) {
@@ -212,32 +286,40 @@ class PairsGradient {
     return digit(j) == q ? (p == q ? sums[0] : sums[1]).v[c] : real(0);
   }
 
-  const int bits_;
   Element* factors_;
-  Element thread_[kThreadBits][4] = {}, beyond_[kBits - kThreadBits][2] = {};
-  Exchange<real, C> exchange_;
+  Element thread_[kThreadBits][4] = {}, beyond_[F > kThreadBits ? F - kThreadBits : 1][2] = {};
+  Exchange<real, C, F> exchange_;
 };
 
-template <class Stored, int C>
-__global__ void __launch_bounds__(PairsLimits<Stored, C>::kMaxThreads, 1) pairs_gradient(Call call) {
-  using Element = typename PairsGradient<Stored, C>::Element;
+template <class Stored, int C, int F>
+__global__ void __launch_bounds__(PairsSize<F>::kBlock, kGradientThreads / PairsSize<F>::kBlock) pairs_gradient(Call call) {
+  using Element = typename PairsGradient<Stored, C, F>::Element;
   using real = Real<Stored>;
-  PairsGradient<Stored, C> gradient(call);
-  const int64 rows = call.steps * call.batch, width = C * call.size, n = threadIdx.x * R;
+  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+  PairsGradient<Stored, C, F> gradient(call);
+  const int n = threadIdx.x * R;
+  const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
   const int64 initial = call.h0 ? call.first : 0;  // rows of inputs that come from h0
+  Element next_x[R], next_g[R];
+  const auto ask = [&](int64 row) {
+    for (int r = 0; r < R; ++r) next_x[r] = next_g[r] = Element{};
+    if (row >= rows) return;
+    load_cells<R>(static_cast<const Stored*>(call.delta) + row * kWidth, kSize, n, next_g);
+    if (row < initial)
+      load_cells<R>(static_cast<const real*>(call.h0) + row * kWidth, kSize, n, next_x);
+    else
+      load_cells<R>(static_cast<const Stored*>(call.states) + (row - initial) * kWidth, kSize, n, next_x);
+  };
+  constexpr bool kAhead = sizeof(real) == 4;  // in double precision there are no registers for it
+  if (kAhead) ask(begin + threadIdx.y);
   for (int64 m = begin; m < rows; m += stride) {
-    const int64 row = m + threadIdx.y;
-    Element x[PairsGradient<Stored, C>::kBits][R], g[R] = {};
-    for (int r = 0; r < R; ++r) x[0][r] = Element{};
-    if (row < rows) {
-      load_cells<R>(static_cast<const Stored*>(call.delta) + row * width, call.size, n, g);
-      if (row < initial)
-        load_cells<R>(static_cast<const real*>(call.h0) + row * width, call.size, n, x[0]);
-      else
-        load_cells<R>(static_cast<const Stored*>(call.states) + (row - initial) * width, call.size, n, x[0]);
-    }
+    if (!kAhead) ask(m + threadIdx.y);
+    Element x[F][R], g[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) x[0][r] = next_x[r], g[r] = next_g[r];
+    if (kAhead) ask(m + stride + threadIdx.y);
     gradient.row(x, g);
   }
-  gradient.store(static_cast<real*>(call.d_factors) + blockIdx.x * 4 * C * call.bits);
+  gradient.store(static_cast<real*>(call.d_factors) + blockIdx.x * 4 * C * F);
 }

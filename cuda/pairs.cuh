@@ -1,76 +1,88 @@
 // Products with W = W_0 (x) .. (x) W_{F-1} of 2x2 factors, N = 2^F, on a vector held in registers.
 //
 // A thread holds R = 4 neighbouring elements, so the digits of the index n are, from the lowest:
-// 2 bits inside the thread, up to 5 bits of the lane, up to kWarpBits bits of the warp. Factor f works
-// on bit F-1-f, in a stage of butterflies: inside the thread, by shuffle, or through shared memory.
-// Sequences of up to 32 threads share a warp: threadIdx.x counts within a sequence, threadIdx.y the
-// sequences of a block.
+// 2 bits inside the thread, up to 5 bits of the lane, up to 3 bits of the warp. Factor f works on bit
+// F-1-f: inside the thread and by shuffle in a stage of butterflies, through shared memory together
+// with all others of the warp's bits. Sequences of up to 32 threads share a warp: threadIdx.x counts
+// within a sequence, threadIdx.y the sequences of a block.
 #pragma once
 
 #include "step.cuh"
 
-constexpr int R = 4, kThreadBits = 2, kLaneBits = 5;
+constexpr int R = 4, kThreadBits = 2, kLaneBits = 5, kWarpBits = 3;
+constexpr int kProductThreads = 512, kGradientThreads = 256;  // of a multiprocessor, that walk over rows
 
-// How bits beyond the thread meet: element r of the thread whose index differs in one bit.
-template <class real, int C>
+// What follows from F.
+template <int F>
+struct PairsSize {
+  static_assert(F >= kThreadBits && F <= kThreadBits + kLaneBits + kWarpBits, "no such kernel");
+  static constexpr int kSize = 1 << F, kThreads = kSize / R;
+  static constexpr int kLanes = F - kThreadBits < kLaneBits ? F - kThreadBits : kLaneBits;
+  static constexpr int kWarps = F - kThreadBits - kLanes;  // in bits, as kLanes
+  static constexpr int kBlock = kThreads < 32 ? 32 : kThreads;
+};
+
+// How bits beyond the thread meet: the elements of the thread whose index differs in some bits.
+template <class real, int C, int F>
 class Exchange {
  public:
-  __device__ void lane(int bit, const Cell<real, C>* v, Cell<real, C>* other) const {
+  using Element = Cell<real, C>;
+  static constexpr int kSize = PairsSize<F>::kSize;
+
+  __device__ void lane(int bit, const Element* v, Element* other) const {
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int c = 0; c < C; ++c) other[r].v[c] = __shfl_xor_sync(~0u, v[r].v[c], 1 << bit);
   }
-  // Two buffers in turn, so that one barrier is enough: who writes a buffer again has passed the
-  // barrier of the other one, which all readers of this one came to after they had read.
-  __device__ void warp(int bit, const Cell<real, C>* v, Cell<real, C>* other) {
-    real* buffer = shared_memory<real>() + turn_ * R * C * blockDim.x;
-    const int x = threadIdx.x, partner = x ^ 1 << (kLaneBits + bit);
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int c = 0; c < C; ++c) buffer[(r * C + c) * blockDim.x + x] = v[r].v[c];
+  // All warps' elements, for `warp` to read. Two buffers in turn, so that one barrier is enough: who
+  // writes a buffer again has passed the barrier of the other one, which all readers of this one came to
+  // after they had read.
+  __device__ void share(const Element* v) {
+    turn_ ^= C * kSize;
+    store_cells<R>(v, kSize, threadIdx.x * R, shared_memory<real>() + turn_);
     __syncthreads();
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int c = 0; c < C; ++c) other[r].v[c] = buffer[(r * C + c) * blockDim.x + partner];
-    turn_ ^= 1;
+  }
+  __device__ void warp(int bits, Element* other) const {
+    load_cells<R>(shared_memory<real>() + turn_, kSize, (threadIdx.x ^ bits << kLaneBits) * R, other);
   }
 
  private:
   int turn_ = 0;
 };
 
-template <class Stored, int C>
-struct PairsLimits {
-  // Double precision takes twice the registers: it is there to check with, in a single warp.
-  static constexpr int kWarpBits = sizeof(Stored) == 8 ? 0 : 3;
-  static constexpr int kMaxBits = kThreadBits + kLaneBits + kWarpBits;
-  static constexpr int kMaxThreads = 32 << kWarpBits;
-};
-
 // W, each thread with the entries it needs in registers.
-template <class Stored, int C>
+template <class Stored, int C, int F>
 class Pairs {
  public:
   using real = Real<Stored>;
   using Element = Cell<real, C>;
-  static constexpr int kWarpBits = PairsLimits<Stored, C>::kWarpBits;
+  static constexpr int kLanes = PairsSize<F>::kLanes, kWarps = PairsSize<F>::kWarps;
 
-  __device__ explicit Pairs(const Call& call) : bits_(call.bits) {
-    const Element* factors = static_cast<const Element*>(call.factors) + 4 * (bits_ - 1);
+  __device__ explicit Pairs(const Call& call) {
+    const Element* factors = static_cast<const Element*>(call.factors) + 4 * (F - 1);
 #pragma unroll
     for (int j = 0; j < kThreadBits; ++j)
 #pragma unroll
       for (int entry = 0; entry < 4; ++entry) thread_[j][entry] = factors[entry - 4 * j];
 #pragma unroll
-    for (int j = kThreadBits; j < PairsLimits<Stored, C>::kMaxBits; ++j)
-      if (j < bits_) {
-        const int mine = threadIdx.x >> (j - kThreadBits) & 1;
-        own_[j - kThreadBits] = factors[3 * mine - 4 * j];
-        others_[j - kThreadBits] = factors[mine + 1 - 4 * j];
+    for (int k = 0; k < kLanes; ++k) {
+      const int mine = threadIdx.x >> k & 1;
+      own_[k] = factors[3 * mine - 4 * (kThreadBits + k)];
+      others_[k] = factors[mine + 1 - 4 * (kThreadBits + k)];
+    }
+#pragma unroll
+    for (int flipped = 0; flipped < 1 << kWarps; ++flipped) {
+      across_[flipped] = Element{};
+      across_[flipped].v[0] = 1;
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) {
+        const int row = threadIdx.x >> (kLaneBits + k) & 1, column = row ^ (flipped >> k & 1);
+        Element product = {};
+        mac(product, across_[flipped], factors[2 * row + column - 4 * (kThreadBits + kLaneBits + k)]);
+        across_[flipped] = product;
       }
+    }
   }
   // v becomes W v.
   __device__ void apply(Element* v) {
@@ -85,19 +97,29 @@ class Pairs {
         }
     Element other[R];
 #pragma unroll
-    for (int k = 0; k < kLaneBits + kWarpBits; ++k)
-      if (kThreadBits + k < bits_) {
-        if (k < kLaneBits)
-          exchange_.lane(k, v, other);
-        else
-          exchange_.warp(k - kLaneBits, v, other);
+    for (int k = 0; k < kLanes; ++k) {
+      exchange_.lane(k, v, other);
 #pragma unroll
-        for (int r = 0; r < R; ++r) v[r] = combine(own_[k], v[r], others_[k], other[r]);
+      for (int r = 0; r < R; ++r) v[r] = combine(own_[k], v[r], others_[k], other[r]);
+    }
+    if constexpr (kWarps > 0) {
+      exchange_.share(v);
+      Element sums[R] = {};
+#pragma unroll
+      for (int flipped = 0; flipped < 1 << kWarps; ++flipped) {
+        if (flipped > 0) exchange_.warp(flipped, other);
+#pragma unroll
+        for (int r = 0; r < R; ++r) mac(sums[r], across_[flipped], flipped > 0 ? other[r] : v[r]);
       }
+#pragma unroll
+      for (int r = 0; r < R; ++r) v[r] = sums[r];
+    }
   }
 
  private:
-  const int bits_;
-  Element thread_[kThreadBits][4], own_[kLaneBits + kWarpBits], others_[kLaneBits + kWarpBits];
-  Exchange<real, C> exchange_;
+  // Entries of this thread's rows: the column of its own element and that of its partner's; across
+  // warps, of the product of their factors, the column where some bits are flipped.
+  Element thread_[kThreadBits][4], own_[kLanes > 0 ? kLanes : 1], others_[kLanes > 0 ? kLanes : 1];
+  Element across_[1 << kWarps];
+  Exchange<real, C, F> exchange_;
 };

@@ -15,6 +15,7 @@ struct Plan {
 };
 
 enum Activation { kModrelu, kTanh, kIdentity };
+enum Form { kDense, kFeatures, kTokens };  // of the input: u itself, or what a weight turns into u
 
 // Arguments of every kernel, filled in by kron_plugin/ops/kron_rnn/cuda.py. Pointers that do not apply
 // are null. `real` below is what the stored type is computed with.
@@ -24,7 +25,6 @@ struct Call {
                               // gradient of a product, how many rows of its input are h0's
   int64 inputs, symbols;      // inputs: 0 if x is u, I for I features, -1 for tokens below `symbols`
   int64 activation;           // enum Activation
-  int64 bits;                 // pairs: log2 N
   int64 capacity, cached;     // stages: see Stages
   const void* x;              // stored (T, B, C N) or (T, B, I), or int64 (T, B)
   const void* weight;         // stored (I, C N)
@@ -83,48 +83,65 @@ __device__ inline void store_bias_gradient(const Call& call, int64 b, int64 n, c
   for (int c = 0; c < parts; ++c) to[c * call.size + n] = d.v[c];
 }
 
-template <class real, int C>
-__device__ inline void activate(Cell<real, C>& z, const Cell<real, C>& bias, int64 activation) {
-  if (activation == kModrelu) {
-    const real square = dot(z, z), per_modulus = inverse_root(square);
-    real moved = square * per_modulus + bias.v[0];
+template <int A, class real, int C>
+__device__ inline void activate(Cell<real, C>& z, const Cell<real, C>& bias) {
+  if constexpr (A == kModrelu) {
+    const real square = dot(z, z);
+    const Root<real> modulus = root_of(square);
+    real moved = modulus.root + bias.v[0];
     moved = moved < 0 ? 0 : moved;  // a NaN stays one
-    const real scale = square == 0 ? 0 : moved * per_modulus;
+    const real scale = square == 0 ? 0 : moved * modulus.inverse;
     for (int c = 0; c < C; ++c) z.v[c] *= scale;
-    return;
+  } else {
+    add(z, bias);
+    if constexpr (A == kTanh) z.v[0] = tanh(z.v[0]);
   }
-  add(z, bias);
-  if (activation == kTanh) z.v[0] = tanh(z.v[0]);
 }
 
 // From gamma = dL/dh_t and h = h_t to delta = dL/dz_t, in place; adds to the bias gradient.
-template <class real, int C>
+template <int A, class real, int C>
 __device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, C>& h,
-                                         const Cell<real, C>& bias, int64 activation,
-                                         Cell<real, C>& d_bias) {
-  if (activation == kModrelu && C == 1) {  // in one dimension all of gamma is along d
+                                         const Cell<real, C>& bias, Cell<real, C>& d_bias) {
+  if constexpr (A == kModrelu && C == 1) {  // in one dimension all of gamma is along d
     gamma.v[0] = h.v[0] == 0 ? 0 : gamma.v[0];
     d_bias.v[0] += h.v[0] < 0 ? -gamma.v[0] : gamma.v[0];
-  } else if (activation == kModrelu) {
+  } else if constexpr (A == kModrelu) {
     constexpr real kLeast = real(sizeof(real) == 4 ? 1.2e-38 : 2.3e-308);  // the least normal number
     constexpr real kDigit = real(sizeof(real) == 4 ? 6e-8 : 1.1e-16);
-    const real square = dot(h, h), per_modulus = square == 0 ? 0 : inverse_root(square);
-    const real modulus = square * per_modulus;
     constexpr real kMost = real(sizeof(real) == 4 ? 3.4e38 : 1.7e308);
+    // All is computed and then chosen from: branches would keep a thread's elements apart.
+    const real square = dot(h, h);
+    const Root<real> root = root_of(square);
+    const real modulus = square == 0 ? 0 : root.root, per_modulus = square == 0 ? 0 : root.inverse;
     const real moved = bias.v[0] < -kMost ? -kMost : bias.v[0];  // -inf times nothing is no number
     real before = modulus - moved;  // |z|, which rounding may take to 0 but not below
     before = before < kDigit * modulus ? kDigit * modulus : before;
     const bool dead = modulus * before < kLeast;
-    const real per_before = dead ? 0 : inverse(before);
-    const real radial = dead ? 0 : dot(gamma, h) * per_modulus;
+    const real inverted = inverse(before), along_h = dot(gamma, h) * per_modulus;
+    const real per_before = dead ? 0 : inverted, radial = dead ? 0 : along_h;
     const real stretch = modulus * per_before;
     const real along = moved * per_before * radial * per_modulus;
     for (int c = 0; c < C; ++c) gamma.v[c] = stretch * gamma.v[c] - along * h.v[c];
     d_bias.v[0] += radial;
   } else {
-    if (activation == kTanh) gamma.v[0] *= 1 - h.v[0] * h.v[0];
+    if constexpr (A == kTanh) gamma.v[0] *= 1 - h.v[0] * h.v[0];
     add(d_bias, gamma);
   }
+}
+// The same, chosen by the call.
+template <class real, int C>
+__device__ inline void activate(Cell<real, C>& z, const Cell<real, C>& bias, int64 activation) {
+  if (activation == kModrelu) return activate<kModrelu>(z, bias);
+  if (activation == kTanh) return activate<kTanh>(z, bias);
+  activate<kIdentity>(z, bias);
+}
+template <class real, int C>
+__device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, C>& h,
+                                         const Cell<real, C>& bias, int64 activation,
+                                         Cell<real, C>& d_bias) {
+  if (activation == kModrelu) return activate_backward<kModrelu>(gamma, h, bias, d_bias);
+  if (activation == kTanh) return activate_backward<kTanh>(gamma, h, bias, d_bias);
+  activate_backward<kIdentity>(gamma, h, bias, d_bias);
 }
 
 // Shared memory, as much of it as the launch asked for.

@@ -26,6 +26,7 @@ STORED = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
 }
+FORMS = ("dense", "features", "tokens")  # enum Form of step.cuh
 FUNCTIONS = {
     "pairs": ("forward", "backward", "product", "gradient"),
     "stages": ("forward", "backward", "product"),
@@ -34,29 +35,38 @@ FUNCTIONS = {
 
 
 class Kernels(NamedTuple):
-    """The kernels of one kind for one type of state, which are compiled together."""
+    """Kernels that are compiled together: template arguments of the functions of one kind.
+
+    What changes from call to call, such as the batch and the length of sequences, is none of them.
+    """
 
     kind: str  # a key of FUNCTIONS
     stored: str  # a value of STORED
     parts: int  # numbers in an element: 2 for complex states, 1 for real ones
+    bits: int = 0  # pairs: log2 N
+    form: int = 0  # pairs: enum Form of step.cuh
+    activation: int = 0  # pairs: enum Activation
 
     def names(self) -> List[str]:
         """The C++ names of its functions."""
-        types = self.stored if self.kind == "lstm" else f"{self.stored}, {self.parts}"
-        return [f"{self.kind}_{function}<{types}>" for function in FUNCTIONS[self.kind]]
+        names = []
+        for function in FUNCTIONS[self.kind]:
+            arguments = [self.stored]
+            if self.kind != "lstm":
+                arguments.append(self.parts)
+            if self.kind == "pairs":
+                ways = {"forward": (self.form, self.activation), "backward": (self.activation,)}
+                arguments += [self.bits, *ways.get(function, ())]
+            names.append(f"{self.kind}_{function}<{', '.join(map(str, arguments))}>")
+        return names
 
 
-# All that is ever compiled. Sizes of a problem are arguments of a kernel, not part of its name.
-TABLE = [
-    Kernels(kind, stored, parts)
-    for kind in FUNCTIONS
-    for stored in STORED.values()
-    for parts in ((1,) if kind == "lstm" else (1, 2))
-]
-
-# PairsLimits and the constants of pairs.cuh and stages.cuh, to which a test holds them.
+# Constants of pairs.cuh and stages.cuh, to which a test holds them.
 ELEMENTS_PER_THREAD = 4
-MAX_PAIR_BITS = {torch.float32: 10, torch.float64: 7, torch.bfloat16: 10, torch.float16: 10}
+PRODUCT_THREADS = 512
+GRADIENT_THREADS = 256
+# Double precision takes twice the registers: it is there to check with, in a single warp.
+MAX_PAIR_BITS = {torch.float32: 10, torch.float64: 6, torch.bfloat16: 10, torch.float16: 10}
 MAX_RUN = 3
 STAGE_THREADS = 512
 MAX_STAGES = 32
@@ -74,7 +84,7 @@ def _struct(numbers: str, pointers: str, plans: list) -> np.dtype:
 
 # The arguments of the kernels, passed by value: `struct Call` of step.cuh, `LstmCall` of lstm.cu.
 CALL = _struct(
-    "steps batch size first inputs symbols activation bits capacity cached",
+    "steps batch size first inputs symbols activation capacity cached",
     "x weight bias factors h0 lengths states last d_states d_last delta d_bias d_h0 d_factors"
     " workspace",
     [("plan", _PLAN)],
@@ -114,22 +124,25 @@ def obstacle(problem: Problem) -> Optional[str]:
     reason = missing()
     if reason is None:
         try:
-            load(kernels_for([2, 2] * 4, problem.dtype, problem.is_complex))
+            load(kernels_for([2, 2] * 2, problem.dtype, problem.is_complex))
         except RuntimeError as error:
             reason = str(error)
     return reason
 
 
-def kernels_for(shapes: Sequence[int], dtype: torch.dtype, is_complex: bool) -> Kernels:
-    """The entry of TABLE that serves factors of sizes P_0, Q_0, P_1, …"""
-    bits = len(shapes) // 2
-    pairs = set(shapes) == {2} and 2 <= bits <= MAX_PAIR_BITS[dtype]
-    return Kernels("pairs" if pairs else "stages", STORED[dtype], 2 if is_complex else 1)
+def kernels_for(
+    shapes: Sequence[int], dtype: torch.dtype, is_complex: bool, form: int = 0, activation: int = 0
+) -> Kernels:
+    """What serves factors of sizes P_0, Q_0, P_1, …"""
+    bits, parts = len(shapes) // 2, 2 if is_complex else 1
+    if set(shapes) == {2} and 2 <= bits <= MAX_PAIR_BITS[dtype]:
+        return Kernels("pairs", STORED[dtype], parts, bits, form, activation)
+    return Kernels("stages", STORED[dtype], parts)
 
 
 @cache
 def load(kernels: Kernels) -> Dict[str, Any]:
-    """The functions of one entry of TABLE by name, compiled on first use and cached by CuPy.
+    """The functions by their short names, compiled on first use and cached by CuPy.
 
     Raises:
         RuntimeError: the compiler refused the source; the message holds what it said.
@@ -219,28 +232,29 @@ def _number_bytes(kernels: Kernels) -> int:
     return 8 if kernels.stored == "double" else 4
 
 
-def _blocks(function: str, device: torch.device, rows: int, rows_per_block: int) -> int:
+def _blocks(
+    function: str, device: torch.device, rows: int, rows_per_block: int, threads: int
+) -> int:
     """One a group of sequences; those that only walk over rows share them out."""
     blocks = -(-rows // rows_per_block)
     if function in ("forward", "backward"):
         return blocks
-    return min(blocks, 2 * attribute(device, "MultiProcessorCount"))
+    resident = GRADIENT_THREADS if function == "gradient" else PRODUCT_THREADS
+    return min(blocks, max(1, resident // threads) * attribute(device, "MultiProcessorCount"))
 
 
 def _pairs_geometry(kernels, function, device, shapes, rows) -> Geometry:
-    bits = len(shapes) // 2
-    size = 1 << bits
+    size = 1 << kernels.bits
     threads = size // ELEMENTS_PER_THREAD
     sequences = max(1, 32 // threads)
     number = _number_bytes(kernels) * kernels.parts
     exchange = 2 * size * number
     shared = exchange if threads > 32 else 0
     if function == "gradient":
-        warps = threads * sequences // 32
-        shared = max(exchange + 4 * bits * number, warps * 4 * bits * number)
-    fields = {"size": size, "bits": bits}
-    grid = _blocks(function, device, rows, sequences)
-    return Geometry(grid, (threads, sequences), shared, fields)
+        entries = 4 * kernels.bits * number
+        shared = max(exchange + entries, threads * sequences // 32 * entries)
+    grid = _blocks(function, device, rows, sequences, threads * sequences)
+    return Geometry(grid, (threads, sequences), shared, {"size": size})
 
 
 class _Plan(NamedTuple):
@@ -289,7 +303,7 @@ def plan(shapes: Sequence[int], offset: int = 0) -> _Plan:
 def _stages_geometry(kernels, function, device, shapes, rows) -> Geometry:
     product, columns = plan(shapes), prod(shapes[1::2])
     fields = {"size": prod(shapes[::2]), "plan": product.field(columns)}
-    grid = _blocks(function, device, rows, 1)
+    grid = _blocks(function, device, rows, 1, _stage_threads(product.capacity))
     return _vectors(kernels, device, grid, product.capacity, product.entries, 3, fields)
 
 
@@ -326,8 +340,12 @@ def _vectors(
     fields = {**fields, "capacity": capacity, "cached": cached}
     if not in_shared:
         fields["workspace"] = torch.empty(grid * vectors, dtype=torch.uint8, device=device)
-    threads = min(STAGE_THREADS, max(32, -(-capacity // 4 // 32) * 32))
-    return Geometry(grid, (threads, 1), taken + cached * element, fields)
+    return Geometry(grid, (_stage_threads(capacity), 1), taken + cached * element, fields)
+
+
+def _stage_threads(capacity: int) -> int:
+    """Threads of a block for vectors of so many elements."""
+    return min(STAGE_THREADS, max(32, -(-capacity // 4 // 32) * 32))
 
 
 def arranged(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends import compute_type
 from ..cuda_kernels import (
+    FORMS,
     Kernels,
     adjoint_shapes,
     aligned,
@@ -35,12 +36,14 @@ class _Recurrence:
         self, x, factors, bias, h0, weight, lengths, shapes, is_complex, activation
     ) -> None:
         self.real = compute_type(h0.dtype)
-        self.kernels: Kernels = kernels_for(shapes, h0.dtype, is_complex)
         self.shapes, self.factors, self.device = shapes, factors, h0.device
         self.steps, self.batch, self.width = x.shape[0], *h0.shape
         self.tokens = weight is not None and not x.is_floating_point()
         self.x = aligned(x.to(torch.int64) if self.tokens else x)
         self.weight = None if weight is None else aligned(weight)
+        form = FORMS.index("dense" if weight is None else "tokens" if self.tokens else "features")
+        how = (is_complex, form, ACTIVATIONS[activation])
+        self.kernels: Kernels = kernels_for(shapes, h0.dtype, *how)
         self.fields = {
             "batch": self.batch,
             "inputs": 0 if weight is None else -1 if self.tokens else weight.shape[0],
