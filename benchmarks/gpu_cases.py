@@ -13,16 +13,17 @@ EVERY_WAY = [[2] * 7, [3, 5]]  # factor sizes to go through all types and forms 
 SHAPES = [[2] * 2, [2] * 9, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
 STORED = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FORMS = ["dense", "features", "tokens"]
-STEPS, BATCH, INPUTS = 3, 5, 4
+STEPS, INPUTS = 3, 4
+BATCHES = [5, 400]  # the larger gives every block several rows to sum
 
 
-def random_input(form: str, width: int, dtype: torch.dtype) -> dict:
+def random_input(form: str, batch: int, width: int, dtype: torch.dtype) -> dict:
     """x and weight."""
     weight = torch.randn(INPUTS, width, dtype=dtype, device="cuda", requires_grad=True)
     if form == "tokens":
-        return {"x": torch.randint(INPUTS, (STEPS, BATCH), device="cuda"), "weight": weight}
+        return {"x": torch.randint(INPUTS, (STEPS, batch), device="cuda"), "weight": weight}
     size = width if form == "dense" else INPUTS
-    x = torch.randn(STEPS, BATCH, size, dtype=dtype, device="cuda", requires_grad=True)
+    x = torch.randn(STEPS, batch, size, dtype=dtype, device="cuda", requires_grad=True)
     return {"x": x, "weight": None if form == "dense" else weight}
 
 
@@ -30,16 +31,18 @@ def random_factors(sizes: List[int], dtype: torch.dtype) -> List[Tensor]:
     return [(torch.randn(p, p, dtype=dtype, device="cuda") / p).requires_grad_() for p in sizes]
 
 
-def run_recurrence(sizes: List[int], dtype: torch.dtype, is_complex: bool, form: str) -> None:
+def run_recurrence(
+    sizes: List[int], dtype: torch.dtype, is_complex: bool, form: str, batch: int = BATCHES[0]
+) -> None:
     real = torch.float64 if dtype == torch.float64 else torch.float32
     factors = random_factors(sizes, real.to_complex() if is_complex else real)
     n = prod(sizes)
     width = 2 * n if is_complex else n
     bias = torch.zeros(n, dtype=dtype, device="cuda")
-    h0 = torch.ones(BATCH, width, dtype=dtype, device="cuda")
-    lengths = torch.tensor([3, 1, 2, 3, 1], device="cuda")
+    h0 = torch.ones(batch, width, dtype=dtype, device="cuda")
+    lengths = 1 + torch.arange(batch, device="cuda") % STEPS
     for every, need_output in ((1, True), (2, False)):
-        arguments = random_input(form, width, dtype)
+        arguments = random_input(form, batch, width, dtype)
         states, last = kron_rnn(
             *(arguments["x"], factors, bias, h0, lengths),
             weight=arguments["weight"],
@@ -56,9 +59,9 @@ def run_lstm(sizes: List[int], dtype: torch.dtype, form: str) -> None:
     gates = [random_factors(sizes, real) for _ in range(4)]
     n = prod(sizes)
     bias = torch.zeros(4 * n, dtype=dtype, device="cuda")
-    state = tuple(torch.zeros(BATCH, n, dtype=dtype, device="cuda") for _ in range(2))
+    state = tuple(torch.zeros(BATCHES[0], n, dtype=dtype, device="cuda") for _ in range(2))
     for every in (1, 2):
-        arguments = random_input(form, 4 * n, dtype)
+        arguments = random_input(form, BATCHES[0], 4 * n, dtype)
         outputs, _ = kron_lstm(
             *(arguments["x"], gates, bias, state),
             weight=arguments["weight"],
@@ -71,7 +74,7 @@ def run_lstm(sizes: List[int], dtype: torch.dtype, form: str) -> None:
 
 def run_product(sizes: List[int], is_complex: bool) -> None:
     factors = random_factors(sizes, torch.complex64 if is_complex else torch.float32)
-    vectors = torch.randn(7, prod(sizes), device="cuda")
+    vectors = torch.randn(BATCHES[-1], prod(sizes), device="cuda")
     kron_matmul(vectors, factors, backend="cuda").abs().square().sum().backward()
 
 
@@ -86,6 +89,7 @@ def main() -> None:
                 run_recurrence(sizes, dtype, is_complex, form)
             run_lstm(sizes, dtype, form)
         print(sizes, flush=True)
+    run_recurrence([2] * 9, torch.float32, True, "features", BATCHES[-1])
     torch.cuda.synchronize()
 
 

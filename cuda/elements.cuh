@@ -14,6 +14,7 @@ struct fp16 {
 };
 
 #ifdef __CUDACC__  // the host's test build brings its own
+__device__ inline void fetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 __device__ inline float half_to_float(unsigned short bits) {
   float a;
   asm("cvt.f32.f16 %0, %1;" : "=f"(a) : "h"(bits));
@@ -135,6 +136,10 @@ struct Packs {
   Pack<Stored, R> of[C];
   __device__ void load(const Stored* row, int64 size, int64 n) {
     for (int c = 0; c < C; ++c) of[c] = *reinterpret_cast<const Pack<Stored, R>*>(row + c * size + n);
+  }
+  // Has what `load` would read brought near, long before.
+  __device__ static void fetch(const Stored* row, int64 size, int64 n) {
+    for (int c = 0; c < C; ++c) fetch_to_l2(row + c * size + n);
   }
   template <class real>
   __device__ void widen_to(Cell<real, C>* cells) const {

@@ -4,6 +4,8 @@
 
 #include "pairs.cuh"
 
+constexpr int kAhead = 4;  // steps before a row is needed that it is brought into the cache
+
 // Where a thread works. Sequences beyond the batch go along, for the shuffles, and write nothing.
 struct Place {
   int64 b;
@@ -68,7 +70,10 @@ class Input {
 
  private:
   __device__ void ask() {
-    if constexpr (Form == kDense) next_row_.load(x_, kSize, n_);
+    if constexpr (Form == kDense) {
+      next_row_.load(x_, kSize, n_);
+      if (left_ > kAhead) next_row_.fetch(x_ + kAhead * stride_, kSize, n_);
+    }
     if constexpr (Form == kFeatures) next_feature_ = *x_;
     if constexpr (Form == kTokens) {
       next_bad_ = token_ < 0 || token_ >= call_.symbols;
@@ -118,6 +123,28 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
   if (at.real_one) store_cells<R>(h, kSize, at.n, static_cast<real*>(call.last) + at.b * kWidth);
 }
 
+// The rows of a sequence from its last one back, each asked for well before it is needed.
+template <class Stored, int C, int F>
+class Rows {
+ public:
+  static constexpr int kSize = PairsSize<F>::kSize;
+  __device__ Rows(const void* rows, const Call& call, const Place& at)
+      : left_(rows ? call.steps : 0), stride_(call.batch * C * kSize), n_(at.n) {
+    row_ = static_cast<const Stored*>(rows) + ((call.steps - 1) * call.batch + at.b) * C * kSize;
+  }
+  // The next row, if there is one; else `packs` stays.
+  __device__ void load(Packs<Stored, R, C>& packs) {
+    if (left_ > 0) packs.load(row_, kSize, n_);
+    if (left_ > kAhead) packs.fetch(row_ - kAhead * stride_, kSize, n_);
+    --left_, row_ -= stride_;
+  }
+
+ private:
+  int64 left_, stride_;
+  int n_;
+  const Stored* row_;
+};
+
 // The sweep back: delta_t for all t, the gradients of h0 and, still a row a sequence, of the bias.
 template <class Stored, int C, int F, int A>
 __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call call) {
@@ -130,30 +157,38 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
   Element g[R] = {}, d_bias[R] = {}, bias[R];
   for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, at.n + r);
   if (call.d_last) load_cells<R>(static_cast<const real*>(call.d_last) + at.b * kWidth, kSize, at.n, g);
-  Packs<Stored, R, C> next_h, next_outside = {};
-  int64 row = ((call.steps - 1) * call.batch + at.b) * kWidth;
-  const auto ask = [&](int64 from) {
-    next_h.load(static_cast<const Stored*>(call.states) + from, kSize, at.n);
-    if (call.d_states) next_outside.load(static_cast<const Stored*>(call.d_states) + from, kSize, at.n);
-  };
-  ask(row);
-  for (int64 t = call.steps - 1; t >= 0; --t, row -= call.batch * kWidth) {
-    Element h[R], outside[R], delta[R];
+  // At step t the slopes of h_{t-1} are made ready beside the product, and h_{t-2} is asked for.
+  Rows<Stored, C, F> states(call.states, call, at), outsides(call.d_states, call, at);
+  Slope<real, C> slopes[R];
+  Packs<Stored, R, C> next_h, after_h = {}, outside = {};
+  const auto ready = [&] {
+    Element h[R];
     next_h.widen_to(h);
-    next_outside.widen_to(outside);
-    if (t > 0) ask(row - call.batch * kWidth);
+#pragma unroll
+    for (int r = 0; r < R; ++r) slopes[r] = slope_at<A>(h[r], bias[r]);
+  };
+  states.load(next_h), states.load(after_h), outsides.load(outside);
+  ready();
+  next_h = after_h;
+  Stored* deltas = static_cast<Stored*>(call.delta) + ((call.steps - 1) * call.batch + at.b) * kWidth;
+  for (int64 t = call.steps - 1; t >= 0; --t, deltas -= call.batch * kWidth) {
+    Element delta[R], from_outside[R];
+    outside.widen_to(from_outside);
     const bool live = t < length;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      add(g[r], outside[r]);
+      add(g[r], from_outside[r]);
       delta[r] = live ? g[r] : Element{};
-      activate_backward<A>(delta[r], h[r], bias[r], d_bias[r]);
+      descend<A>(delta[r], slopes[r], d_bias[r]);
     }
-    if (at.real_one) store_cells<R>(delta, kSize, at.n, static_cast<Stored*>(call.delta) + row);
+    states.load(after_h), outsides.load(outside);
+    if (at.real_one) store_cells<R>(delta, kSize, at.n, deltas);
+    ready();
     adjoint.apply(delta);
     if (live)
 #pragma unroll
       for (int r = 0; r < R; ++r) g[r] = delta[r];
+    next_h = after_h;
   }
   if (!at.real_one) return;
   store_cells<R>(g, kSize, at.n, static_cast<real*>(call.d_h0) + at.b * kWidth);
@@ -311,14 +346,14 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, kGradientThreads / Pairs
     else
       load_cells<R>(static_cast<const Stored*>(call.states) + (row - initial) * kWidth, kSize, n, next_x);
   };
-  constexpr bool kAhead = sizeof(real) == 4;  // in double precision there are no registers for it
-  if (kAhead) ask(begin + threadIdx.y);
+  constexpr bool kEarly = sizeof(real) == 4;  // in double precision there are no registers for it
+  if (kEarly) ask(begin + threadIdx.y);
   for (int64 m = begin; m < rows; m += stride) {
-    if (!kAhead) ask(m + threadIdx.y);
+    if (!kEarly) ask(m + threadIdx.y);
     Element x[F][R], g[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) x[0][r] = next_x[r], g[r] = next_g[r];
-    if (kAhead) ask(m + stride + threadIdx.y);
+    if (kEarly) ask(m + stride + threadIdx.y);
     gradient.row(x, g);
   }
   gradient.store(static_cast<real*>(call.d_factors) + blockIdx.x * 4 * C * F);

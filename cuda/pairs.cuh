@@ -60,16 +60,19 @@ class Pairs {
   static constexpr int kLanes = PairsSize<F>::kLanes, kWarps = PairsSize<F>::kWarps;
 
   __device__ explicit Pairs(const Call& call) {
-    const Element* factors = static_cast<const Element*>(call.factors) + 4 * (F - 1);
+    const auto entry = [&](int j, int p, int q) {
+      const Element* factor = static_cast<const Element*>(call.factors) + 4 * (F - 1 - j);
+      return call.adjoint ? conj(factor[2 * q + p]) : factor[2 * p + q];
+    };
 #pragma unroll
     for (int j = 0; j < kThreadBits; ++j)
 #pragma unroll
-      for (int entry = 0; entry < 4; ++entry) thread_[j][entry] = factors[entry - 4 * j];
+      for (int i = 0; i < 4; ++i) thread_[j][i] = entry(j, i / 2, i % 2);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       const int mine = threadIdx.x >> k & 1;
-      own_[k] = factors[3 * mine - 4 * (kThreadBits + k)];
-      others_[k] = factors[mine + 1 - 4 * (kThreadBits + k)];
+      own_[k] = entry(kThreadBits + k, mine, mine);
+      others_[k] = entry(kThreadBits + k, mine, 1 - mine);
     }
 #pragma unroll
     for (int flipped = 0; flipped < 1 << kWarps; ++flipped) {
@@ -77,9 +80,10 @@ class Pairs {
       across_[flipped].v[0] = 1;
 #pragma unroll
       for (int k = 0; k < kWarps; ++k) {
-        const int row = threadIdx.x >> (kLaneBits + k) & 1, column = row ^ (flipped >> k & 1);
+        const int mine = threadIdx.x >> (kLaneBits + k) & 1;
         Element product = {};
-        mac(product, across_[flipped], factors[2 * row + column - 4 * (kThreadBits + kLaneBits + k)]);
+        mac(product, across_[flipped],
+            entry(kThreadBits + kLaneBits + k, mine, mine ^ (flipped >> k & 1)));
         across_[flipped] = product;
       }
     }

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
       }
       load_cells<1>(static_cast<const Stored*>(call.states) + row, call.size, n, &h);
       delta[n] = live ? g[n] : Element{};
-      activate_backward(delta[n], h, read_bias<real, C>(call, n), call.activation, d_bias);
+      descend(delta[n], h, read_bias<real, C>(call, n), call.activation, d_bias);
       if (!at.real_one) continue;
       store_cells<1>(delta + n, call.size, n, static_cast<Stored*>(call.delta) + row);
       real* sums = static_cast<real*>(call.d_bias) + at.b * bias_parts * call.size;

@@ -25,11 +25,12 @@ struct Call {
                               // gradient of a product, how many rows of its input are h0's
   int64 inputs, symbols;      // inputs: 0 if x is u, I for I features, -1 for tokens below `symbols`
   int64 activation;           // enum Activation
+  int64 adjoint;              // pairs: whether W^H is meant
   int64 capacity, cached;     // stages: see Stages
   const void* x;              // stored (T, B, C N) or (T, B, I), or int64 (T, B)
   const void* weight;         // stored (I, C N)
   const void* bias;           // real (N) for modReLU, (C N) otherwise
-  const void* factors;        // real, C numbers an entry: the adjoints' in the sweep back
+  const void* factors;        // real, C numbers an entry; stages: of W^H in the sweep back
   const void* h0;             // real (B, C N)
   const int64* lengths;       // (B)
   void* states;               // stored (T, B, C N)
@@ -98,13 +99,20 @@ __device__ inline void activate(Cell<real, C>& z, const Cell<real, C>& bias) {
   }
 }
 
-// From gamma = dL/dh_t and h = h_t to delta = dL/dz_t, in place; adds to the bias gradient.
+// The derivative of sigma at z_t, told by h_t alone, so that it is there before gamma = dL/dh_t is:
+//   delta = dL/dz_t = stretch gamma - across Re(gamma conj direction) direction
+template <class real, int C>
+struct Slope {
+  real stretch, across;
+  Cell<real, C> direction;
+};
 template <int A, class real, int C>
-__device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, C>& h,
-                                         const Cell<real, C>& bias, Cell<real, C>& d_bias) {
-  if constexpr (A == kModrelu && C == 1) {  // in one dimension all of gamma is along d
-    gamma.v[0] = h.v[0] == 0 ? 0 : gamma.v[0];
-    d_bias.v[0] += h.v[0] < 0 ? -gamma.v[0] : gamma.v[0];
+__device__ inline Slope<real, C> slope_at(const Cell<real, C>& h, const Cell<real, C>& bias) {
+  Slope<real, C> slope = {1, 0, {}};
+  if constexpr (A == kTanh) slope.stretch = 1 - h.v[0] * h.v[0];
+  if constexpr (A == kModrelu && C == 1) {  // in one dimension all of gamma is along the direction
+    slope.stretch = h.v[0] == 0 ? 0 : 1;
+    slope.direction.v[0] = h.v[0] < 0 ? -slope.stretch : slope.stretch;
   } else if constexpr (A == kModrelu) {
     constexpr real kLeast = real(sizeof(real) == 4 ? 1.2e-38 : 2.3e-308);  // the least normal number
     constexpr real kDigit = real(sizeof(real) == 4 ? 6e-8 : 1.1e-16);
@@ -112,19 +120,27 @@ __device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, 
     // All is computed and then chosen from: branches would keep a thread's elements apart.
     const real square = dot(h, h);
     const Root<real> root = root_of(square);
-    const real modulus = square == 0 ? 0 : root.root, per_modulus = square == 0 ? 0 : root.inverse;
+    const real modulus = square == 0 ? 0 : root.root;
     const real moved = bias.v[0] < -kMost ? -kMost : bias.v[0];  // -inf times nothing is no number
     real before = modulus - moved;  // |z|, which rounding may take to 0 but not below
     before = before < kDigit * modulus ? kDigit * modulus : before;
     const bool dead = modulus * before < kLeast;
-    const real inverted = inverse(before), along_h = dot(gamma, h) * per_modulus;
-    const real per_before = dead ? 0 : inverted, radial = dead ? 0 : along_h;
-    const real stretch = modulus * per_before;
-    const real along = moved * per_before * radial * per_modulus;
-    for (int c = 0; c < C; ++c) gamma.v[c] = stretch * gamma.v[c] - along * h.v[c];
+    const real inverted = inverse(before), per_before = dead ? 0 : inverted;
+    slope.stretch = modulus * per_before;
+    slope.across = moved * per_before;
+    for (int c = 0; c < C; ++c) slope.direction.v[c] = dead ? 0 : h.v[c] * root.inverse;
+  }
+  return slope;
+}
+// From gamma to delta, in place; adds to the bias gradient.
+template <int A, class real, int C>
+__device__ inline void descend(Cell<real, C>& gamma, const Slope<real, C>& slope, Cell<real, C>& d_bias) {
+  if constexpr (A == kModrelu) {
+    const real radial = dot(gamma, slope.direction), along = slope.across * radial;
+    for (int c = 0; c < C; ++c) gamma.v[c] = slope.stretch * gamma.v[c] - along * slope.direction.v[c];
     d_bias.v[0] += radial;
   } else {
-    if constexpr (A == kTanh) gamma.v[0] *= 1 - h.v[0] * h.v[0];
+    if constexpr (A == kTanh) gamma.v[0] *= slope.stretch;
     add(d_bias, gamma);
   }
 }
@@ -136,12 +152,11 @@ __device__ inline void activate(Cell<real, C>& z, const Cell<real, C>& bias, int
   activate<kIdentity>(z, bias);
 }
 template <class real, int C>
-__device__ inline void activate_backward(Cell<real, C>& gamma, const Cell<real, C>& h,
-                                         const Cell<real, C>& bias, int64 activation,
-                                         Cell<real, C>& d_bias) {
-  if (activation == kModrelu) return activate_backward<kModrelu>(gamma, h, bias, d_bias);
-  if (activation == kTanh) return activate_backward<kTanh>(gamma, h, bias, d_bias);
-  activate_backward<kIdentity>(gamma, h, bias, d_bias);
+__device__ inline void descend(Cell<real, C>& gamma, const Cell<real, C>& h, const Cell<real, C>& bias,
+                               int64 activation, Cell<real, C>& d_bias) {
+  if (activation == kModrelu) return descend<kModrelu>(gamma, slope_at<kModrelu>(h, bias), d_bias);
+  if (activation == kTanh) return descend<kTanh>(gamma, slope_at<kTanh>(h, bias), d_bias);
+  descend<kIdentity>(gamma, slope_at<kIdentity>(h, bias), d_bias);
 }
 
 // Shared memory, as much of it as the launch asked for.

@@ -84,7 +84,7 @@ def _struct(numbers: str, pointers: str, plans: list) -> np.dtype:
 
 # The arguments of the kernels, passed by value: `struct Call` of step.cuh, `LstmCall` of lstm.cu.
 CALL = _struct(
-    "steps batch size first inputs symbols activation capacity cached",
+    "steps batch size first inputs symbols activation adjoint capacity cached",
     "x weight bias factors h0 lengths states last d_states d_last delta d_bias d_h0 d_factors"
     " workspace",
     [("plan", _PLAN)],
@@ -173,7 +173,8 @@ def launch(
         return
     import cupy
 
-    call = np.zeros(1, LSTM_CALL if kernels.kind == "lstm" else CALL)
+    layout = LSTM_CALL if kernels.kind == "lstm" else CALL
+    call = np.zeros(1, layout)
     for name, value in {**geometry.fields, **fields}.items():
         if isinstance(value, Tensor):
             value = value.data_ptr()
@@ -182,7 +183,9 @@ def launch(
     with cupy.cuda.Device(device.index), current_stream(device):
         if geometry.shared > 48 * 1024:  # what a block has without being asked for more
             kernel.max_dynamic_shared_size_bytes = geometry.shared
-        kernel((geometry.grid,), geometry.block, (call,), shared_mem=geometry.shared)
+        # As bytes: of an array with fields CuPy asks for all of their names.
+        arguments = (call.view(f"V{layout.itemsize}"),)
+        kernel((geometry.grid,), geometry.block, arguments, shared_mem=geometry.shared)
 
 
 class _Stream(NamedTuple):
@@ -353,12 +356,14 @@ def arranged(
 ) -> Tensor:  # shape: (Σ P_f Q_f C,)
     """Factors, one after the other row by row, as the kernels read them.
 
-    That is row by row for `pairs` and column by column for `stages`; Wᴴ's for `adjoint`, whose
-    columns are the conjugate rows of W.
+    That is as they are for `pairs`, which turn them themselves, and column by column for `stages`;
+    Wᴴ's for `adjoint`, whose columns are the conjugate rows of W.
     """
+    if kernels.kind == "pairs":
+        return aligned(factors.reshape(-1))
     if adjoint and kernels.parts == 2:
         factors = torch.view_as_real(as_complex(factors.view(-1, 2)).conj_physical())
-    if adjoint == (kernels.kind == "stages"):
+    if adjoint:
         return aligned(factors.reshape(-1))
     parts = factors.view(-1, kernels.parts)
     if set(shapes) == {2}:

@@ -9,6 +9,8 @@ from torch import Tensor
 from .backends import compute_type
 
 MAX_FEATURES = 8  # that a fused kernel projects itself
+MAX_ONE_HOT = 512  # symbols that are counted by a matrix product
+ONE_HOT_ENTRIES = 1 << 25  # of its matrix at a time
 
 
 def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
@@ -51,29 +53,43 @@ def prepared(
     return x @ weight, None
 
 
-def add_input_gradient(
+def input_gradient(
     x: Tensor,  # shape: (T, B, …), one of the forms that `project` takes
     weight: Optional[Tensor],  # shape: (I, W)
     delta: Tensor,  # shape: (T, B, W)
     d_x: Tensor,
-    d_weight: Tensor,  # shape: (I, W), float64
-) -> None:
-    """From delta = dL/du: fills d_x unless it is empty, and adds to d_weight."""
+) -> Optional[Tensor]:  # shape: (I, W), float64
+    """From delta = dL/du: fills d_x unless it is empty, and returns the weight's gradient, if there
+    is a weight. Sums are made in a fixed order, also on a GPU."""
     if weight is None:
         if d_x.numel() and d_x.data_ptr() != delta.data_ptr():
             d_x.copy_(delta)
-        return
+        return None
     rows = delta.to(compute_type(delta.dtype)).flatten(0, 1)
     if not x.is_floating_point():
-        symbols, tokens = weight.shape[0], x.flatten().long()
-        # -1 is passed over: tokens without a row made states NaN (cuda/step.cuh), but may not be
-        # read or written by.
-        tokens = torch.where((tokens >= 0) & (tokens < symbols), tokens, -1)
-        d_weight += torch.ops.aten.embedding_dense_backward(rows, tokens, symbols, -1, False)
-        return
-    d_weight += x.to(rows.dtype).flatten(0, 1).T @ rows
+        return _token_sums(x.flatten().long(), rows, weight.shape[0])
     if d_x.numel():
         d_x.copy_(delta @ weight.to(delta.dtype).T)
+    return (x.to(rows.dtype).flatten(0, 1).T @ rows).double()
+
+
+def _token_sums(
+    tokens: Tensor,  # shape: (M,)
+    rows: Tensor,  # shape: (M, W)
+    symbols: int,
+) -> Tensor:  # shape: (symbols, W), float64
+    """The sum of the rows of each symbol. Tokens that are none, which made states NaN
+    (cuda/step.cuh), are passed over: nothing is read or written for them."""
+    known = torch.arange(symbols, device=rows.device)
+    sums = rows.new_zeros(symbols, rows.shape[1], dtype=torch.float64)
+    if symbols <= MAX_ONE_HOT:  # torch's own sum by index has no fixed order on a GPU
+        length = ONE_HOT_ENTRIES // max(1, symbols)
+        for some, part in zip(tokens.split(length), rows.split(length), strict=True):
+            sums += (known.unsqueeze(1) == some).to(rows.dtype) @ part
+        return sums
+    is_known = (tokens >= 0) & (tokens < symbols)
+    rows = torch.where(is_known.unsqueeze(1), rows, 0)
+    return sums.index_put_((torch.where(is_known, tokens, 0),), rows.double(), accumulate=True)
 
 
 def in_single(run: Callable) -> Callable:

@@ -1,9 +1,12 @@
 """Functions made operators of torch, `kron_plugin::OPERATION_BACKEND` and `…_backward`."""
 
+import sys
 from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
+
+_LIBRARY = torch.library.Library("kron_plugin", "FRAGMENT")
 
 
 def register(
@@ -16,17 +19,64 @@ def register(
 ) -> Callable:
     """An operator that autograd and torch.compile know.
 
+    It is what `torch.library.custom_op` makes, without what that does at every call, which takes
+    longer than the kernels of a short sequence.
+
     Args:
-        function: computes; its annotated signature becomes the operator's.
+        function: computes; its annotated signature, without defaults, becomes the operator's. It
+            returns tensors of its own, no view of what it was given.
         fake: allocates what `function` returns, for a traced graph.
         differentiate, setup_context: as `torch.library.register_autograd` takes them.
     """
-    operator = torch.library.custom_op(
-        f"kron_plugin::{operation}_{backend}", function, mutates_args=()
-    )
-    operator.register_fake(fake)
-    operator.register_autograd(differentiate, setup_context=setup_context)
+    name = f"{operation}_{backend}"
+    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+    _LIBRARY.impl(name, _untraced(function), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"kron_plugin::{name}", fake, lib=_LIBRARY)
+    operator = getattr(torch.ops.kron_plugin, name).default
+    recorded = _recorded(operator, differentiate, setup_context)
+    _LIBRARY.impl(name, recorded, "Autograd", with_keyset=True)
     return operator
+
+
+def _untraced(function: Callable) -> Callable:
+    """A function into which torch.compile does not look. Only who has the compiler loaded can be
+    tracing: importing it takes a second."""
+    opaque = None
+
+    def call(*args):
+        nonlocal opaque
+        if "torch._dynamo" not in sys.modules:
+            return function(*args)
+        opaque = opaque or torch.compiler.disable(function)
+        return opaque(*args)
+
+    return call
+
+
+def _recorded(operator: Callable, differentiate: Callable, setup_context: Callable) -> Callable:
+    """The operator as autograd's dispatch key sees it: itself, with its derivative written down."""
+    below = torch._C._after_autograd_keyset
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            *args, keyset = args
+            with torch._C._AutoDispatchBelowAutograd():
+                output = operator.redispatch(keyset & below, *args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return *differentiate(ctx, *gradients), None
+
+    def call(keyset, *args):
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return Recorded.apply(*args, keyset)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & below, *args)
+
+    return call
 
 
 def register_backward(operation: str, backend: str, function: Callable, fake: Callable) -> Callable:

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 
 # The most registers a thread may take; cuda/README.md says what follows from them.
-REGISTERS = {"forward": 168, "backward": 168, "product": 128, "gradient": 224}
+REGISTERS = {"forward": 168, "backward": 192, "product": 128, "gradient": 224}
 REGISTERS_OF_ALL = {
     "pairs": 255,
     "stages": 128,

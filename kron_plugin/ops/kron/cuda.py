@@ -49,7 +49,7 @@ def product(
     cut = geometry(kernels, "product", x.device, shapes, x.shape[0])
     launch(
         kernels, "product", x.device, cut, steps=1, batch=x.shape[0], factors=factors,
-        x=aligned(x), states=y,
+        adjoint=int(adjoint), x=aligned(x), states=y,
     )  # fmt: skip
     return y
 

@@ -21,8 +21,9 @@ from ..cuda_kernels import (
     launch,
     lstm_geometry,
 )
-from ..inputs import add_input_gradient, project
+from ..inputs import input_gradient, project
 from ..kron.cuda import factor_gradients, product
+from ..sums import plus, put
 from .operator import define, entries, split_gates
 
 # As many steps are taken back at a time as have pre-activations that fit in this.
@@ -161,18 +162,17 @@ def _backward(
     d_state = tuple(None if d is None else aligned(d.to(call.real)) for d in (d_h_n, d_c_n))
     row = call.batch * 4 * call.size * kept.element_size()
     length = every if every > 1 else max(1, SEGMENT_BYTES // max(1, row))
-    sums = [torch.zeros_like(t, dtype=torch.float64) for t in (factors, bias, d_weight)]
+    sums = (None, None, None)
     for first in reversed(range(0, call.steps, length)):
         end = min(first + length, call.steps)
         before = _states(call, first, end, kept, every)
         outside = None if d_outputs is None else d_outputs[first:end]
         delta, d_state = call.backward(first, before, outside, d_state)
-        sums[0] += call.factor_gradients(delta, before)
-        sums[1] += delta.sum((0, 1), dtype=torch.float64)
-        add_input_gradient(x[first:end], weight, delta, d_x[first:end], sums[2])
-    results = (d_factors, d_bias, d_weight, d_h0, d_c0)
-    for result, total in zip(results, (*sums, *d_state), strict=True):
-        result.copy_(total)
+        d_factors_here = call.factor_gradients(delta, before)
+        d_bias_here = delta.sum((0, 1), dtype=torch.float64)
+        d_weight_here = input_gradient(x[first:end], weight, delta, d_x[first:end])
+        sums = plus(sums, (d_factors_here, d_bias_here, d_weight_here))
+    put((d_factors, d_bias, d_weight, d_h0, d_c0), (*sums, *d_state))
 
 
 def _states(

@@ -20,8 +20,9 @@ from ..cuda_kernels import (
     kernels_for,
     launch,
 )
-from ..inputs import add_input_gradient
+from ..inputs import input_gradient
 from ..kron.cuda import factor_gradients
+from ..sums import plus, put
 from .operator import ACTIVATIONS, define
 
 # Where delta is no result itself (the gradient of x given as u is), as many steps of it are made at
@@ -85,6 +86,7 @@ class _Recurrence:
             first,
             states.shape[0],
             factors=arranged(self.kernels, self.factors, self.shapes, adjoint=True),
+            adjoint=1,
             states=states,
             d_states=d_states,
             d_last=d_last,
@@ -128,7 +130,7 @@ def _backward(
     g = None if d_last is None else aligned(d_last.to(call.real))
     delta_is_d_x = weight is None and d_x.numel() > 0
     length = _segment_length(call, h0, every, delta_is_d_x)
-    sums = [torch.zeros_like(t, dtype=torch.float64) for t in (factors, bias, d_weight)]
+    sums = (None, None, None)
     for first in reversed(range(0, call.steps, length)):
         end = min(first + length, call.steps)
         before, segment = _states(call, first, end, h0, states, kept, every)
@@ -136,12 +138,10 @@ def _backward(
         outside = None if d_states is None else d_states[first:end]
         g, d_bias_here = call.backward(first, segment, outside, g, delta)
         rows = [t.reshape(-1, call.width) for t in (delta, segment)]
-        sums[0] += factor_gradients(call.kernels, rows[0], before, rows[1], factors, shapes)
-        sums[1] += d_bias_here
-        add_input_gradient(x[first:end], weight, delta, d_x[first:end], sums[2])
-    d_h0.copy_(g)
-    for result, total in zip((d_factors, d_bias, d_weight), sums, strict=True):
-        result.copy_(total)
+        d_factors_here = factor_gradients(call.kernels, rows[0], before, rows[1], factors, shapes)
+        d_weight_here = input_gradient(x[first:end], weight, delta, d_x[first:end])
+        sums = plus(sums, (d_factors_here, d_bias_here, d_weight_here))
+    put((d_factors, d_bias, d_weight, d_h0), (*sums, g))
 
 
 def _segment_length(call: _Recurrence, h0: Tensor, every: int, delta_is_d_x: bool) -> int:
