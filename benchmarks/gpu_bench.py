@@ -86,12 +86,14 @@ def per_factor(setting: Setting) -> Callable[[], None]:
 
 
 def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
-    """What `recurrences` times, KRU as a graph and in bf16, cuDNN's layers with TF32 and in bf16;
-    those that run here."""
+    """What `recurrences` times, KRU and cuDNN's LSTM as graphs too, KRU in bf16, the LSTM with TF32
+    and in bf16; those that run here."""
     candidates = recurrences(setting, "cuda")
     candidates["KRU"]()  # which has to
+    sizes = sorted({setting.size, 128}, reverse=True)
+    in_graphs = ["KRU", *(f"LSTM({size})" for size in sizes)]
     more = {
-        IN_A_GRAPH: lambda: graphed(candidates["KRU"]),
+        **{f"{name}, graph": partial(graphed, candidates[name]) for name in in_graphs},
         "KRU bf16": lambda: kru_step(setting, "cuda", "cuda", torch.bfloat16),
         "one launch a factor and step": lambda: per_factor(setting),
     }
@@ -110,7 +112,7 @@ def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
 
         return call
 
-    for size in sorted({setting.size, 128}, reverse=True):
+    for size in sizes:
         plain = layer_step(nn.LSTM(1, size), setting, "cuda")
         candidates[f"LSTM({size}) TF32"] = with_tf32(plain)
         half = layer_step(nn.LSTM(1, size), setting, "cuda", torch.bfloat16)
