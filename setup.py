@@ -22,7 +22,7 @@ setup(
     # kron_plugin/cuda likewise: `cuda` is a package of NVIDIA's, which CuPy imports.
     package_data={"kron_plugin": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh", "**/*.md"]},
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.5",
         "numpy>=1.23",
         "fairseq-fixed>=0.12.3.1,<0.13",
         "sentencepiece>=0.2",
