@@ -1,4 +1,4 @@
-"""Every kernel once on small problems, for compute-sanitizer to watch (gpu.py calls this)."""
+"""Kernels of every kind on small problems, for compute-sanitizer to watch (gpu.py calls this)."""
 
 from itertools import product
 from math import prod
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from kron_plugin.ops import kron_lstm, kron_matmul, kron_rnn
 
-EVERY_WAY = [[2] * 7, [3, 5]]  # factor sizes to go through all types and forms of input with
-SHAPES = [[2] * 2, [2] * 9, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
+# Factor sizes to go through all types and forms of input with.
+EVERY_WAY = [[2] * 6, [2] * 9, [3, 5]]
+SHAPES = [[2] * 2, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
 STORED = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FORMS = ["dense", "features", "tokens"]
 STEPS, INPUTS = 3, 4

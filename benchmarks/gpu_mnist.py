@@ -123,13 +123,13 @@ class Training:
 
     def capture(self) -> None:
         """Makes an update one graph; the updates that this takes are undone."""
-        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
+        before = copy.deepcopy(self.model.state_dict())
         replay = attempt("a graph of an update", lambda: graphed(self._update))
         if replay is not None:
             self.step = replay
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
-                value.copy_(before[0][name])
+                value.copy_(before[name])
             for state in self.optimizer.state.values():
                 for value in state.values():
                     value.zero_()

@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
 # All that a GPU has to show, the most important first, each step with a time limit of its own. It needs
-# torch, CuPy and pytest for Python (pytest-xdist makes it faster), and no network.
+# torch, CuPy, pytest, tabulate and matplotlib for Python (pytest-xdist makes it faster), and no network.
 #
-#   bash benchmarks/gpu_run.sh [FOLDER [STEP …]]     steps: backend speed memcheck racecheck
-#                                                    training product scaling mnist
+#   bash benchmarks/gpu_run.sh [FOLDER [STEP …]]     STEPs: those of `known` below; all by default
 #
 # FOLDER (default benchmarks/results) gets <gpu>.json and pictures, rewritten after each step, and
-# gpu_run.log. `training` wants fairseq, `mnist` the files of MNIST in KRON_MNIST; without them they
-# say that they are left out.
+# gpu_run.log. `training` wants fairseq, `mnist` the files of MNIST in the folder KRON_MNIST; without
+# them they are left out. The status is 1 if a step failed.
 set -uo pipefail
 folder=$(realpath -m "${1:-$(dirname "$0")/results}")
 cd "$(dirname "$0")/.."
+known=(backend speed memcheck racecheck product scaling training mnist)
 steps=("${@:2}")
-[ ${#steps[@]} -gt 0 ] || steps=(backend speed memcheck racecheck product scaling training mnist)
+[ ${#steps[@]} -gt 0 ] || steps=("${known[@]}")
+for name in "${steps[@]}"; do
+    [[ " ${known[*]} " == *" $name "* ]] || { printf 'gpu_run: no step %s; choose from %s\n' "$name" "${known[*]}" >&2; exit 2; }
+done
 mkdir -p "$folder"
 log=$folder/gpu_run.log
 : > "$log"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
 gpu=("$python" benchmarks/gpu.py)
-outcomes=()
+outcomes=() failed=0
 
 # A step: its limit in seconds, its command. What it prints goes to the log, its end to the terminal.
 step() {
@@ -32,6 +35,7 @@ step() {
     tail -n 25 "$folder/$name.out"
     rm -f "$folder/$name.out"
     outcomes+=("$name: status $status in $((SECONDS - started)) s")
+    [ "$status" = 0 ] || failed=1
 }
 
 nvidia-smi 2>&1 | tee -a "$log"
@@ -42,5 +46,10 @@ step racecheck 90 "${gpu[@]}" test racecheck
 step product 40 "${gpu[@]}" bench product --results "$folder"
 step scaling 90 "${gpu[@]}" bench scaling --results "$folder"
 step training 120 "${gpu[@]}" test training
-step mnist 300 "$python" benchmarks/gpu_mnist.py "${KRON_MNIST:-data/mnist}" --results "$folder"
+if [ -d "${KRON_MNIST:-}" ]; then
+    step mnist 300 "$python" benchmarks/gpu_mnist.py "$KRON_MNIST" --results "$folder"
+else
+    outcomes+=("mnist: left out, KRON_MNIST names no folder")
+fi
 printf '%s\n' "=== outcomes" "${outcomes[@]}" | tee -a "$log"
+exit $failed

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) lstm_forward(LstmCall call) 
       const Element* product = w.apply(call.plans[k], h, w.vector(kA), w.vector(kB));
       for (int n = threadIdx.x; n < size; n += blockDim.x) {
         Element u;
-        read_input<1, Stored>(call, kGates * size, t, at.b, k * size + n, &u);
+        read_input<Stored>(call, kGates * size, t, at.b, k * size + n, u);
         u.v[0] += product[n].v[0] + static_cast<const real*>(call.bias)[k * size + n];
         w.vector(kZ + k)[n] = u;
       }

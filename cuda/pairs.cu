@@ -1,10 +1,10 @@
 // The recurrence, the product and its gradient for 2x2 factors: a thread has four elements of one
 // sequence in registers from the first step to the last. Sizes, form of input and activation are part
-// of a kernel's name, so that a step has no branch: four elements then go through it side by side.
+// of a kernel's name, so that a step has no branch for them: four elements then go through it side by side.
 
 #include "pairs.cuh"
 
-constexpr int kAhead = 4;  // steps before a row is needed that it is brought into the cache
+constexpr int kAhead = 4;  // steps before a row is loaded that it is brought into the cache
 
 // Where a thread works. Sequences beyond the batch go along, for the shuffles, and write nothing.
 struct Place {
@@ -18,7 +18,7 @@ struct Place {
   }
 };
 
-// u_t, asked for before the step that adds it, so that no step waits for memory. A token that is no
+// u_t, asked for before the step that adds it. A token that is no
 // symbol makes it NaN (see read_input).
 template <class Stored, int C, int F, int Form>
 class Input {
@@ -241,7 +241,7 @@ class PairsGradient {
 
   // Sums over the threads that hold an entry, in a fixed order, to (F, 2, 2, C) numbers.
   __device__ void store(real* to) {
-    constexpr int kCount = 4 * C * F, kWarps = PairsSize<F>::kBlock / 32;
+    constexpr int kCount = 4 * C * F, kWarpCount = PairsSize<F>::kBlock / 32;
     real* shared = shared_memory<real>();
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
     __syncthreads();
@@ -256,7 +256,7 @@ class PairsGradient {
     __syncthreads();
     for (int i = thread; i < kCount; i += PairsSize<F>::kBlock) {
       real sum = 0;
-      for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp * kCount + i];
+      for (int warp = 0; warp < kWarpCount; ++warp) sum += shared[warp * kCount + i];
       to[i] = sum;
     }
   }

@@ -10,7 +10,7 @@
 #include "step.cuh"
 
 constexpr int R = 4, kThreadBits = 2, kLaneBits = 5, kWarpBits = 3;
-constexpr int kProductThreads = 512, kGradientThreads = 256;  // of a multiprocessor, that walk over rows
+constexpr int kProductThreads = 512, kGradientThreads = 256;  // on a multiprocessor, walking over rows
 
 // What follows from F.
 template <int F>

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_forward(Call call) {
     const Element* product = w.apply(call.plan, h, w.vector(1), w.vector(2));
     for (int n = threadIdx.x; n < call.size; n += blockDim.x) {
       Element z = product[n], u;
-      read_input<1, Stored>(call, call.size, t, at.b, n, &u);
+      read_input<Stored>(call, call.size, t, at.b, n, u);
       add(z, u);
       activate(z, read_bias<real, C>(call, n), call.activation);
       if (t < length) h[n] = z;

@@ -1,5 +1,5 @@
-// What every kernel of the recurrence h_t = sigma(W h_{t-1} + u_t) shares: its arguments, how u_t is
-// read, and sigma with its derivative. README.md derives the formulas.
+// What every kernel of the recurrence h_t = sigma(W h_{t-1} + u_t) shares: its arguments, sigma with its
+// derivative, and how one element of u_t is read. README.md derives the formulas.
 #pragma once
 
 #include "elements.cuh"
@@ -40,32 +40,29 @@ struct Call {
   void* delta;                // stored (T, B, C N): dL/dz_t = dL/du_t
   void* d_bias;               // real (B, N) or (B, C N), still to be summed over b
   void* d_h0;                 // real (B, C N)
-  void* d_factors;            // pairs: real (blocks, bits, 2, 2, C), still to be summed
+  void* d_factors;            // pairs: real (blocks, F, 2, 2, C), still to be summed
   void* workspace;            // stages: see Stages
   Plan plan;                  // stages
 };
 
-// u_t of elements n to n + R - 1 of sequence b, whose rows are C * size numbers. A token that is no
-// symbol makes it NaN, and with it the state from there on: what is wrong stays visible without stopping
-// the device.
-template <int R, class Stored, class AnyCall, class real, int C>
+// u_t of element n of sequence b, whose rows are C * size numbers. A token that is no symbol makes it
+// NaN, and with it the state from there on: what is wrong stays visible without stopping the device.
+template <class Stored, class AnyCall, class real, int C>
 __device__ inline void read_input(const AnyCall& call, int64 size, int64 t, int64 b, int64 n,
-                                  Cell<real, C>* u) {
+                                  Cell<real, C>& u) {
   const int64 row = t * call.batch + b, width = C * size;
   const Stored* x = static_cast<const Stored*>(call.x);
   const Stored* weight = static_cast<const Stored*>(call.weight);
-  if (call.inputs == 0) return load_cells<R>(x + row * width, size, n, u);
+  if (call.inputs == 0) return load_cells<1>(x + row * width, size, n, &u);
   const int64 token = call.inputs < 0 ? static_cast<const int64*>(call.x)[row] : 0;
   if (call.inputs < 0 && token >= 0 && token < call.symbols)
-    return load_cells<R>(weight + token * width, size, n, u);
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) u[r].v[c] = call.inputs < 0 ? real(nan("")) : real(0);
+    return load_cells<1>(weight + token * width, size, n, &u);
+  for (int c = 0; c < C; ++c) u.v[c] = call.inputs < 0 ? real(nan("")) : real(0);
   for (int64 i = 0; i < call.inputs; ++i) {
-    Cell<real, C> w[R];
-    load_cells<R>(weight + i * width, size, n, w);
+    Cell<real, C> w;
+    load_cells<1>(weight + i * width, size, n, &w);
     const real feature = widen(x[row * call.inputs + i]);
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) u[r].v[c] += feature * w[r].v[c];
+    for (int c = 0; c < C; ++c) u.v[c] += feature * w.v[c];
   }
 }
 

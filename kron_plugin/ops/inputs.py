@@ -78,18 +78,19 @@ def _token_sums(
     rows: Tensor,  # shape: (M, W)
     symbols: int,
 ) -> Tensor:  # shape: (symbols, W), float64
-    """The sum of the rows of each symbol. Tokens that are none, which made states NaN
-    (cuda/step.cuh), are passed over: nothing is read or written for them."""
-    known = torch.arange(symbols, device=rows.device)
-    sums = rows.new_zeros(symbols, rows.shape[1], dtype=torch.float64)
-    if symbols <= MAX_ONE_HOT:  # torch's own sum by index has no fixed order on a GPU
-        length = ONE_HOT_ENTRIES // max(1, symbols)
-        for some, part in zip(tokens.split(length), rows.split(length), strict=True):
-            sums += (known.unsqueeze(1) == some).to(rows.dtype) @ part
-        return sums
+    """The sum of the rows of each symbol, in a fixed order: torch's `embedding_dense_backward` has
+    none on a GPU, a matrix product has, and `index_put_` sorts. Tokens that are no symbol, which
+    made states NaN (cuda/step.cuh), are passed over."""
     is_known = (tokens >= 0) & (tokens < symbols)
     rows = torch.where(is_known.unsqueeze(1), rows, 0)
-    return sums.index_put_((torch.where(is_known, tokens, 0),), rows.double(), accumulate=True)
+    sums = rows.new_zeros(symbols, rows.shape[1], dtype=torch.float64)
+    if symbols > MAX_ONE_HOT:
+        return sums.index_put_((torch.where(is_known, tokens, 0),), rows.double(), accumulate=True)
+    each = torch.arange(symbols, device=rows.device).unsqueeze(1)
+    length = ONE_HOT_ENTRIES // symbols
+    for some, part in zip(tokens.split(length), rows.split(length), strict=True):
+        sums += (each == some).to(rows.dtype) @ part
+    return sums
 
 
 def in_single(run: Callable) -> Callable:

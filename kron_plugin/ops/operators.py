@@ -19,8 +19,8 @@ def register(
 ) -> Callable:
     """An operator that autograd and torch.compile know.
 
-    It is what `torch.library.custom_op` makes, without what that does at every call, which takes
-    longer than the kernels of a short sequence.
+    It is much as `torch.library.custom_op` makes it, without what that does at every call, which
+    takes longer than the kernels of a short sequence.
 
     Args:
         function: computes; its annotated signature, without defaults, becomes the operator's. It
@@ -29,7 +29,8 @@ def register(
         differentiate, setup_context: as `torch.library.register_autograd` takes them.
     """
     name = f"{operation}_{backend}"
-    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+    schema = torch.library.infer_schema(function, mutates_args=())
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, _untraced(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"kron_plugin::{name}", fake, lib=_LIBRARY)
     operator = getattr(torch.ops.kron_plugin, name).default
@@ -57,22 +58,23 @@ def _recorded(operator: Callable, differentiate: Callable, setup_context: Callab
     """The operator as autograd's dispatch key sees it: itself, with its derivative written down."""
     below = torch._C._after_autograd_keyset
 
-    class Recorded(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *args):
-            *args, keyset = args
-            with torch._C._AutoDispatchBelowAutograd():
-                output = operator.redispatch(keyset & below, *args)
-            setup_context(ctx, args, output)
-            return output
+    def forward(ctx, *args):
+        args, keyset = args[:-1], args[-1]
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator.redispatch(keyset & below, *args)
+        setup_context(ctx, args, output)
+        return output
 
-        @staticmethod
-        def backward(ctx, *gradients):
-            return *differentiate(ctx, *gradients), None
+    def backward(ctx, *gradients):
+        return *differentiate(ctx, *gradients), None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    name = operator._schema.name.split("::")[1]  # which profiles show
+    recorded = type(name, (torch.autograd.Function,), methods)
 
     def call(keyset, *args):
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return Recorded.apply(*args, keyset)
+            return recorded.apply(*args, keyset)
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & below, *args)
 

@@ -95,7 +95,6 @@ inline void fetch_to_l2(const void* address) {  // reads, so that an address out
   static_cast<void>(*static_cast<const volatile char*>(address));
 }
 inline float rsqrtf(float a) { return 1 / std::sqrt(a); }
-inline double rsqrt(double a) { return 1 / std::sqrt(a); }
 inline float __fdividef(float a, float b) { return a / b; }
 
 template <class Kernel, class Arguments>
