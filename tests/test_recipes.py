@@ -102,20 +102,9 @@ def test_smoke_profile_beats_the_trivial_baseline(row, tmp_path):
         assert f"trained already; remove {moved / out.name}" in again.stdout
 
 
-def test_two_processes_train_one_model(tmp_path):
-    venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
-    env = {"KRON_RUNS": str(tmp_path), "KRON_VENV": venv, "OMP_NUM_THREADS": "1"}
-    script = ("bash", "recipes/distributed.sh", 2, "copy_memory", "smoke", "--cpu")
-    result = run(*script, "--max-update", 4, cwd=ROOT, env=env)
-    assert result.returncode == 0, result.stdout[-3000:]
-    (out,) = tmp_path.glob("copy_memory_smoke_*_on_2_workers")
-    log = (out / "train.log").read_text()
-    assert log.count("training on 2 devices") == log.count('"train_loss"') == 1
-    assert '"train_bsz": "64"' in log
-
-
 def test_two_machines_train_one_model(tmp_path):
-    """Which both are this one; only the first writes."""
+    """Which both are this one; only the first writes. Two processes of one machine are begun, and
+    interrupted, in cli/test_interrupts.py."""
     venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -147,5 +147,6 @@ def test_a_recipe(tmp_path, workers):
         logs = tmp_path.glob("runs/*/train.log")
     assert interrupt(process)[-1] == "copy_memory: interrupted"
     (out,) = (tmp_path / "runs").iterdir()
+    assert (workers == 1) != ("training on 2 devices" in (out / "train.log").read_text())
     assert {path.suffix for path in out.iterdir() if path.name != LOCK} <= {".log", ".pt"}
     assert not any(is_damaged(path) for path in out.glob("*.pt"))

@@ -19,12 +19,26 @@ H100 = {"MultiProcessorCount": 2, "MaxSharedMemoryPerBlockOptin": 232448}
 FLAGS = ("-O1", "-std=c++17", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Werror")
 
 
-def compile_for_cpu(source: str, target: Path, flags=(), options=()) -> None:
+def compile_for_cpu(source: str, target: Path, flags=(), options=(), header=HEADER) -> None:
     """Compile CUDA source, with options of NVRTC and flags of the C++ compiler."""
     unit = target.with_suffix(".cpp")
     unit.write_text(source)
-    command = [*find_compiler(), *FLAGS, *flags, *(o for o in options if not o.startswith("--"))]
-    command += ["-include", HEADER, f"-I{cuda_kernels.FOLDER.resolve()}", unit, "-o", target]
+    options = [option for option in options if not option.startswith("--")]
+    includes = ["-include", header, f"-I{cuda_kernels.FOLDER.resolve()}"]
+    call(*find_compiler(), *FLAGS, *flags, *options, *includes, unit, "-o", target)
+
+
+def precompiled_header(folder: Path, flags) -> Path:
+    """A copy of the header with what g++ takes in its place, for libraries with these flags."""
+    header = folder / HEADER.name
+    if not header.exists():
+        header.write_bytes(HEADER.read_bytes())
+        language = ("-w", "-x", "c++-header")
+        call(*find_compiler(), *FLAGS, *flags, *language, header, "-o", f"{header}.gch")
+    return header
+
+
+def call(*command) -> None:
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[:5000]
 
@@ -51,7 +65,9 @@ class RawModule:
         key = hashlib.sha256(f"{source}{options}".encode()).hexdigest()[:16]
         if key not in self.libraries:
             path = self.folder / f"kernels-{key}.so"
-            compile_for_cpu(source, path, ("-shared", "-fPIC"), options)
+            flags = ("-shared", "-fPIC")
+            header = precompiled_header(self.folder, flags)
+            compile_for_cpu(source, path, flags, options, header)
             self.libraries[key] = ctypes.CDLL(str(path))
         self.library = self.libraries[key]
         assert self.library.call_size() == layout.itemsize
