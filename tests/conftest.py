@@ -1,7 +1,10 @@
 import json
 import os
 import pickle
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,10 +40,21 @@ def run(*command, cwd, env=None, stdin=None):
 
 
 @pytest.fixture(scope="session")
-def server():
+def listener():
+    """A socket at which commands are asked for, as soon as it is there."""
+    # Not in pytest's folders: the name of a socket has to be short.
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"{folder}/socket")
+        made.listen()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def server(listener):
     """The process that commands are forked from (forked.py)."""
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("forked.py")],
+        [sys.executable, Path(__file__).with_name("forked.py"), str(listener.fileno())],
+        pass_fds=[listener.fileno()],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -49,6 +63,28 @@ def server():
     with process:
         yield process
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def quick_venv(server, listener, tmp_path_factory):
+    """An environment for recipes, as set up as the one at hand, whose commands are forked."""
+    folder = tmp_path_factory.mktemp("venv")
+    (folder / "bin").mkdir()
+    commands = {"fairseq-train": "fairseq_cli.train", "kron-eval": "kron_plugin.cli.main"}
+    asking = [sys.executable, "-IS", Path(__file__).with_name("ask.py"), listener.getsockname()]
+    called = {name: [*asking, module] for name, module in commands.items()}
+    for name, words in {**called, "python": [sys.executable]}.items():
+        script = folder / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+        script.chmod(0o755)
+    for stamp in venv().glob(".kron-setup*"):
+        shutil.copy(stamp, folder)
+    return folder
+
+
+def venv():
+    """The environment at hand."""
+    return Path(os.environ.get("KRON_VENV", Path(sys.executable).parent.parent))
 
 
 @pytest.fixture(scope="session")

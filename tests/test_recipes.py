@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
 import torch
 
-from .conftest import PACKAGE, ROOT, run
+from .conftest import PACKAGE, ROOT, run, venv
 
 COLUMNS = ["recipe", "profile", "data", "metric"]
 RESULTS = ROOT / "recipes" / "results"
@@ -69,11 +68,13 @@ def test_records_are_of_recipes_in_the_ledger():
 
 
 @pytest.mark.parametrize("row", rows("smoke"), ids=lambda row: row["recipe"])
-def test_smoke_profile_beats_the_trivial_baseline(row, tmp_path):
+def test_smoke_profile_beats_the_trivial_baseline(row, quick_venv, tmp_path):
+    """One of them with the commands that a user has, on a terminal."""
     runs = tmp_path / "runs"
-    venv = Path(sys.executable).parent.parent
-    env = {"KRON_RUNS": str(runs), "KRON_VENV": os.environ.get("KRON_VENV", str(venv))}
-    watch = run_on_terminal if row["recipe"] == "copy_memory" else run
+    watch, place = run, quick_venv
+    if row["recipe"] == "copy_memory":
+        watch, place = run_on_terminal, venv()
+    env = {"KRON_RUNS": str(runs), "KRON_VENV": str(place), "OMP_NUM_THREADS": "1"}
     result = watch(*command_of(row), cwd=ROOT, env=env)
     assert result.returncode == 0, result.stdout[-3000:]
     assert result.stdout.count("\n") <= 40, result.stdout
@@ -105,11 +106,15 @@ def test_smoke_profile_beats_the_trivial_baseline(row, tmp_path):
 def test_two_machines_train_one_model(tmp_path):
     """Which both are this one; only the first writes. Two processes of one machine are begun, and
     interrupted, in cli/test_interrupts.py."""
-    venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "KRON_RUNS": str(tmp_path), "KRON_VENV": venv, "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "KRON_RUNS": str(tmp_path),
+        "KRON_VENV": str(venv()),
+        "OMP_NUM_THREADS": "1",
+    }
     env.update(KRON_NODES="2", KRON_MASTER=f"127.0.0.1:{port}")
     script = ("bash", "recipes/distributed.sh", "1", "copy_memory", "smoke", "--cpu")
     machines = [
@@ -136,11 +141,10 @@ def test_two_machines_train_one_model(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_for_each_process(tmp_path):
     count = min(2, torch.cuda.device_count())
-    venv = os.environ.get("KRON_VENV", str(Path(sys.executable).parent.parent))
     result = run(
         *("bash", "recipes/distributed.sh", count, "copy_memory", "smoke", "--max-update", 4),
         cwd=ROOT,
-        env={"KRON_RUNS": str(tmp_path), "KRON_VENV": venv},
+        env={"KRON_RUNS": str(tmp_path), "KRON_VENV": str(venv())},
     )
     assert result.returncode == 0, result.stdout[-3000:]
     (log,) = tmp_path.glob("copy_memory_smoke_*/train.log")
@@ -212,8 +216,11 @@ def test_help_is_of_the_recipe():
     ],
 )
 def test_wrong_calls_end_at_once(recipe, arguments, message, tmp_path):
-    venv = str(Path(sys.executable).parent.parent)
-    env = {"KRON_DATA": str(tmp_path), "KRON_VENV": venv, "KRON_RUNS": str(tmp_path / "runs")}
+    env = {
+        "KRON_DATA": str(tmp_path),
+        "KRON_VENV": str(venv()),
+        "KRON_RUNS": str(tmp_path / "runs"),
+    }
     result = run("bash", f"recipes/{recipe}.sh", *arguments, cwd=ROOT, env=env)
     assert result.returncode == 2
     assert message in result.stdout

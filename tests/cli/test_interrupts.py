@@ -19,7 +19,7 @@ from kron_plugin.files import finished  # noqa: E402
 from kron_plugin.saving import LOCK  # noqa: E402
 from kron_plugin.tasks.midi import write_midi  # noqa: E402
 
-from ..conftest import ROOT  # noqa: E402
+from ..conftest import ROOT, venv  # noqa: E402
 
 
 @pytest.fixture
@@ -138,8 +138,7 @@ def test_a_recipe(tmp_path, workers):
     script, end = ("recipes/copy_memory.sh",), ("smoke", "--max-update", "1000000")
     if workers > 1:
         script, end = ("recipes/distributed.sh", workers, "copy_memory"), (*end, "--cpu")
-    venv = os.environ.get("KRON_VENV", os.path.dirname(os.path.dirname(sys.executable)))
-    env = {"KRON_RUNS": str(tmp_path / "runs"), "KRON_VENV": venv}
+    env = {"KRON_RUNS": str(tmp_path / "runs"), "KRON_VENV": str(venv())}
     process = start("bash", *script, *end, cwd=ROOT, env=env)
     logs = tmp_path.glob("runs/*/train.log")
     while process.poll() is None and not any("num_updates" in log.read_text() for log in logs):
