@@ -189,8 +189,8 @@ def _has_states(d_outputs, d_h_n, d_c_n, kept, x, h0, every) -> bool:
 def _allocate(x: Tensor, h0: Tensor, need_output: bool, every: int, keep: bool):
     """Arrays for the results of a forward pass; those not asked for are empty.
 
-    Kept are h and c of the last step of segments of `every` steps, in the type that is computed
-    with.
+    Kept are h and c before the first step of each segment of `every` steps, in the type that is
+    computed with.
     """
     steps = x.shape[0]
     outputs = h0.new_empty((steps, *h0.shape) if need_output else (0,))
