@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
   load_cells<R>(static_cast<const real*>(call.h0) + at.b * kWidth, kSize, at.n, h);
   Input<Stored, C, F, Form> input(call, at);
   const bool writes = call.states && at.real_one;
-  Stored* states = static_cast<Stored*>(call.states) + at.b * kWidth;
-  for (int64 t = 0; t < call.steps; ++t, states += call.batch * kWidth) {
+  int64 row = at.b * kWidth;
+  for (int64 t = 0; t < call.steps; ++t, row += call.batch * kWidth) {
     Element z[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) z[r] = h[r];
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
     if (t < length)
 #pragma unroll
       for (int r = 0; r < R; ++r) h[r] = z[r];
-    if (writes) store_cells<R>(h, kSize, at.n, states);
+    if (writes) store_cells<R>(h, kSize, at.n, static_cast<Stored*>(call.states) + row);
   }
   if (at.real_one) store_cells<R>(h, kSize, at.n, static_cast<real*>(call.last) + at.b * kWidth);
 }
@@ -130,11 +130,13 @@ class Rows {
   static constexpr int kSize = PairsSize<F>::kSize;
   __device__ Rows(const void* rows, const Call& call, const Place& at)
       : left_(rows ? call.steps : 0), stride_(call.batch * C * kSize), n_(at.n) {
-    row_ = static_cast<const Stored*>(rows) + ((call.steps - 1) * call.batch + at.b) * C * kSize;
+    row_ = static_cast<const Stored*>(rows);
+    if (rows) row_ += ((call.steps - 1) * call.batch + at.b) * C * kSize;
   }
   // The next row, if there is one; else `packs` stays.
   __device__ void load(Packs<Stored, R, C>& packs) {
-    if (left_ > 0) packs.load(row_, kSize, n_);
+    if (left_ <= 0) return;
+    packs.load(row_, kSize, n_);
     if (left_ > kAhead) packs.fetch(row_ - kAhead * stride_, kSize, n_);
     --left_, row_ -= stride_;
   }
