@@ -5,8 +5,7 @@ from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
-
-_LIBRARY = torch.library.Library("kron_plugin", "FRAGMENT")
+from torch._library.custom_ops import get_library_allowing_overwrite
 
 
 def register(
@@ -30,12 +29,14 @@ def register(
     """
     name = f"{operation}_{backend}"
     schema = torch.library.infer_schema(function, mutates_args=())
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _untraced(function), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"kron_plugin::{name}", fake, lib=_LIBRARY)
+    # In place of one from before: the package is reloaded, or its import was interrupted.
+    library = get_library_allowing_overwrite("kron_plugin", name)
+    library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, _untraced(function), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"kron_plugin::{name}", fake, lib=library)
     operator = getattr(torch.ops.kron_plugin, name).default
     recorded = _recorded(operator, differentiate, setup_context)
-    _LIBRARY.impl(name, recorded, "Autograd", with_keyset=True)
+    library.impl(name, recorded, "Autograd", with_keyset=True)
     return operator
 
 

@@ -15,6 +15,7 @@ from kron_plugin.modules import KRU, KRULSTM
 from kron_plugin.ops.kron.flat import flatten
 from kron_plugin.ops.native.compile import find_compiler
 
+from ..conftest import run as run_command
 from . import test_kron_lstm as lstm
 from .recurrence_cases import random_case, worst_error
 
@@ -241,3 +242,36 @@ def test_threads_ask_for_no_memory(tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     said = "kron_rnn_forward: no memory for the states in progress\n"
     assert (result.returncode, result.stdout) == (0, said), result.stderr[-2000:]
+
+
+IMPORTED_AGAIN = """
+import importlib, sys, torch
+infer, left = torch.library.infer_schema, [4]
+def interrupted(*args, **kwargs):
+    left[0] -= 1
+    if left[0] == 0:
+        raise KeyboardInterrupt
+    return infer(*args, **kwargs)
+torch.library.infer_schema = interrupted
+try:
+    import kron_plugin.ops
+except KeyboardInterrupt:
+    print("interrupted")
+torch.library.infer_schema = infer
+for _ in range(2):
+    for name in [name for name in sys.modules if name.startswith("kron_plugin")]:
+        del sys.modules[name]
+    from kron_plugin.modules import KRU
+    kru = KRU(3, 8)
+    kru(torch.randn(5, 2, 3))[0].sum().backward()
+from kron_plugin.ops import operators
+importlib.reload(operators)
+kru(torch.randn(5, 2, 3))[0].sum().backward()
+print(len(kru.factors))
+"""
+
+
+def test_the_package_can_be_imported_again(tmp_path):
+    """After an import that was interrupted, and by whoever reloads what has changed."""
+    result = run_command(sys.executable, "-c", IMPORTED_AGAIN, cwd=tmp_path)
+    assert result.stdout == "interrupted\n3\n", result.stdout
