@@ -14,8 +14,8 @@ EVERY_WAY = [[2] * 6, [2] * 9, [3, 5]]
 SHAPES = [[2] * 2, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
 STORED = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FORMS = ["dense", "features", "tokens"]
-STEPS, INPUTS = 3, 4
-BATCHES = [5, 400]  # the larger gives every block several rows to sum
+STEPS, BATCH, INPUTS = 3, 5, 4
+MANY = 400  # of which every block has several to sum
 
 
 def random_input(form: str, batch: int, width: int, dtype: torch.dtype) -> dict:
@@ -33,7 +33,7 @@ def random_factors(sizes: List[int], dtype: torch.dtype) -> List[Tensor]:
 
 
 def run_recurrence(
-    sizes: List[int], dtype: torch.dtype, is_complex: bool, form: str, batch: int = BATCHES[0]
+    sizes: List[int], dtype: torch.dtype, is_complex: bool, form: str, batch: int = BATCH
 ) -> None:
     real = torch.float64 if dtype == torch.float64 else torch.float32
     factors = random_factors(sizes, real.to_complex() if is_complex else real)
@@ -60,9 +60,9 @@ def run_lstm(sizes: List[int], dtype: torch.dtype, form: str) -> None:
     gates = [random_factors(sizes, real) for _ in range(4)]
     n = prod(sizes)
     bias = torch.zeros(4 * n, dtype=dtype, device="cuda")
-    state = tuple(torch.zeros(BATCHES[0], n, dtype=dtype, device="cuda") for _ in range(2))
+    state = tuple(torch.zeros(BATCH, n, dtype=dtype, device="cuda") for _ in range(2))
     for every in (1, 2):
-        arguments = random_input(form, BATCHES[0], 4 * n, dtype)
+        arguments = random_input(form, BATCH, 4 * n, dtype)
         outputs, _ = kron_lstm(
             *(arguments["x"], gates, bias, state),
             weight=arguments["weight"],
@@ -75,7 +75,7 @@ def run_lstm(sizes: List[int], dtype: torch.dtype, form: str) -> None:
 
 def run_product(sizes: List[int], is_complex: bool) -> None:
     factors = random_factors(sizes, torch.complex64 if is_complex else torch.float32)
-    vectors = torch.randn(BATCHES[-1], prod(sizes), device="cuda")
+    vectors = torch.randn(MANY, prod(sizes), device="cuda")
     kron_matmul(vectors, factors, backend="cuda").abs().square().sum().backward()
 
 
@@ -90,7 +90,7 @@ def main() -> None:
                 run_recurrence(sizes, dtype, is_complex, form)
             run_lstm(sizes, dtype, form)
         print(sizes, flush=True)
-    run_recurrence([2] * 9, torch.float32, True, "features", BATCHES[-1])
+    run_recurrence([2] * 9, torch.float32, True, "features", MANY)
     torch.cuda.synchronize()
 
 

@@ -2,15 +2,15 @@
 # All that a GPU has to show, the most important first, each step with a time limit of its own. It needs
 # torch, CuPy, pytest, tabulate and matplotlib for Python (pytest-xdist makes it faster), and no network.
 #
-#   bash benchmarks/gpu_run.sh [FOLDER [STEP …]]     STEPs: those of `known` below; all by default
+#   bash benchmarks/gpu_run.sh [FOLDER [STEP …]]     STEPs: as below; all by default
 #
 # FOLDER (default benchmarks/results) gets <gpu>.json and pictures, rewritten after each step, and
 # gpu_run.log. `training` wants fairseq, `mnist` the files of MNIST in the folder KRON_MNIST; without
 # them they are left out. The status is 1 if a step failed.
 set -uo pipefail
 folder=$(realpath -m "${1:-$(dirname "$0")/results}")
+mapfile -t known < <(sed -n 's/^ *step \([a-z]*\) [0-9].*/\1/p' "$0")
 cd "$(dirname "$0")/.."
-known=(backend speed memcheck racecheck product scaling training mnist)
 steps=("${@:2}")
 [ ${#steps[@]} -gt 0 ] || steps=("${known[@]}")
 for name in "${steps[@]}"; do

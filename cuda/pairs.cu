@@ -18,8 +18,7 @@ struct Place {
   }
 };
 
-// u_t, asked for before the step that adds it. A token that is no
-// symbol makes it NaN (see read_input).
+// u_t, asked for before the step that adds it. A token that is no symbol makes it NaN (see read_input).
 template <class Stored, int C, int F, int Form>
 class Input {
  public:
