@@ -50,7 +50,7 @@ def test_commands() -> Dict[str, Union[str, List[Any]]]:
     """The command of each part, or what it lacks here."""
     several = ["-n", "6"] if importlib.util.find_spec("xdist") else []
     pytest = [sys.executable, "-m", "pytest", "-q", *several, "-k"]
-    kernels = ["test_cuda.py", "test_cuda_gpu.py", "test_kron_rnn.py", "test_kron_lstm.py"]
+    kernels = ["test_cuda.py", "test_cuda_gpu.py"]
     commands = {"backend": [*pytest, "cuda", *(TESTS / "ops" / name for name in kernels)]}
     for tool, options in SANITIZERS.items():
         check = ["compute-sanitizer", "--tool", tool, *options, *OF_EVERY_SANITIZER]

@@ -54,13 +54,13 @@ __device__ inline void narrow(float a, bf16& to) {  // to the nearest, ties to e
 
 // An element of the state, or an entry of a factor: C = 2 for complex numbers, 1 for real ones.
 template <class real, int C>
-struct alignas(C * sizeof(real)) Cell {
+struct alignas(C * sizeof(real)) Number {
   real v[C];
 };
 
 // y += w x
 template <class real, int C>
-__device__ inline void mac(Cell<real, C>& y, const Cell<real, C>& w, const Cell<real, C>& x) {
+__device__ inline void mac(Number<real, C>& y, const Number<real, C>& w, const Number<real, C>& x) {
   y.v[0] += w.v[0] * x.v[0];
   if constexpr (C == 2) {
     y.v[1] += w.v[0] * x.v[1];
@@ -70,7 +70,7 @@ __device__ inline void mac(Cell<real, C>& y, const Cell<real, C>& w, const Cell<
 }
 // y += g conj(h)
 template <class real, int C>
-__device__ inline void mac_conj(Cell<real, C>& y, const Cell<real, C>& g, const Cell<real, C>& h) {
+__device__ inline void mac_conj(Number<real, C>& y, const Number<real, C>& g, const Number<real, C>& h) {
   y.v[0] += g.v[0] * h.v[0];
   if constexpr (C == 2) {
     y.v[1] += g.v[1] * h.v[0];
@@ -80,25 +80,25 @@ __device__ inline void mac_conj(Cell<real, C>& y, const Cell<real, C>& g, const 
 }
 // a x + b y
 template <class real, int C>
-__device__ inline Cell<real, C> combine(const Cell<real, C>& a, const Cell<real, C>& x,
-                                        const Cell<real, C>& b, const Cell<real, C>& y) {
-  Cell<real, C> sum = {};
+__device__ inline Number<real, C> combine(const Number<real, C>& a, const Number<real, C>& x,
+                                        const Number<real, C>& b, const Number<real, C>& y) {
+  Number<real, C> sum = {};
   mac(sum, a, x);
   mac(sum, b, y);
   return sum;
 }
 template <class real, int C>
-__device__ inline Cell<real, C> conj(Cell<real, C> a) {
+__device__ inline Number<real, C> conj(Number<real, C> a) {
   if constexpr (C == 2) a.v[1] = -a.v[1];
   return a;
 }
 template <class real, int C>
-__device__ inline void add(Cell<real, C>& y, const Cell<real, C>& x) {
+__device__ inline void add(Number<real, C>& y, const Number<real, C>& x) {
   for (int c = 0; c < C; ++c) y.v[c] += x.v[c];
 }
 // Re(g conj(h)): the inner product of two points of the plane
 template <class real, int C>
-__device__ inline real dot(const Cell<real, C>& g, const Cell<real, C>& h) {
+__device__ inline real dot(const Number<real, C>& g, const Number<real, C>& h) {
   real sum = g.v[0] * h.v[0];
   if constexpr (C == 2) sum += g.v[1] * h.v[1];
   return sum;
@@ -142,23 +142,23 @@ struct Packs {
     for (int c = 0; c < C; ++c) fetch_to_l2(row + c * size + n);
   }
   template <class real>
-  __device__ void widen_to(Cell<real, C>* cells) const {
+  __device__ void widen_to(Number<real, C>* elements) const {
     for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) cells[r].v[c] = widen(of[c].v[r]);
+      for (int r = 0; r < R; ++r) elements[r].v[c] = widen(of[c].v[r]);
   }
 };
 
 template <int R, class Stored, class real, int C>
-__device__ inline void load_cells(const Stored* row, int64 size, int64 n, Cell<real, C>* cells) {
+__device__ inline void load_elements(const Stored* row, int64 size, int64 n, Number<real, C>* elements) {
   Packs<Stored, R, C> packs;
   packs.load(row, size, n);
-  packs.widen_to(cells);
+  packs.widen_to(elements);
 }
 template <int R, class Stored, class real, int C>
-__device__ inline void store_cells(const Cell<real, C>* cells, int64 size, int64 n, Stored* row) {
+__device__ inline void store_elements(const Number<real, C>* elements, int64 size, int64 n, Stored* row) {
   for (int c = 0; c < C; ++c) {
     Pack<Stored, R> pack;
-    for (int r = 0; r < R; ++r) narrow(cells[r].v[c], pack.v[r]);
+    for (int r = 0; r < R; ++r) narrow(elements[r].v[c], pack.v[r]);
     *reinterpret_cast<Pack<Stored, R>*>(row + c * size + n) = pack;
   }
 }

@@ -2,6 +2,7 @@
 // sequence in registers from the first step to the last. Sizes, form of input and activation are part
 // of a kernel's name, so that a step has no branch for them: four elements then go through it side by side.
 
+#include "cells/rnn.cuh"
 #include "pairs.cuh"
 
 constexpr int kAhead = 4;  // steps before a row is loaded that it is brought into the cache
@@ -23,7 +24,7 @@ template <class Stored, int C, int F, int Form>
 class Input {
  public:
   using real = Real<Stored>;
-  using Element = Cell<real, C>;
+  using Element = Number<real, C>;
   static constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
 
   __device__ Input(const Call& call, const Place& at)
@@ -52,7 +53,7 @@ class Input {
 #pragma unroll 1
       for (int64 i = 1; i < call_.inputs; ++i) {  // all that is read is near: `ask` has read the first
         Element w[R];
-        load_cells<R>(weight_ + i * kWidth, kSize, n_, w);
+        load_elements<R>(weight_ + i * kWidth, kSize, n_, w);
         const real more = widen(x_now_[i]);
 #pragma unroll
         for (int r = 0; r < R; ++r)
@@ -100,10 +101,10 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
   Pairs<Stored, C, F> w(call);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
   Element h[R], bias[R];
-  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, at.n + r);
-  load_cells<R>(static_cast<const real*>(call.h0) + at.b * kWidth, kSize, at.n, h);
+  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, kBiasParts<A, C>, 0, at.n + r);
+  load_elements<R>(static_cast<const real*>(call.initial) + at.b * kWidth, kSize, at.n, h);
   Input<Stored, C, F, Form> input(call, at);
-  const bool writes = call.states && at.real_one;
+  const bool writes = call.outputs && at.real_one;
   int64 row = at.b * kWidth;
   for (int64 t = 0; t < call.steps; ++t, row += call.batch * kWidth) {
     Element z[R];
@@ -117,9 +118,9 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
     if (t < length)
 #pragma unroll
       for (int r = 0; r < R; ++r) h[r] = z[r];
-    if (writes) store_cells<R>(h, kSize, at.n, static_cast<Stored*>(call.states) + row);
+    if (writes) store_elements<R>(h, kSize, at.n, static_cast<Stored*>(call.outputs) + row);
   }
-  if (at.real_one) store_cells<R>(h, kSize, at.n, static_cast<real*>(call.last) + at.b * kWidth);
+  if (at.real_one) store_elements<R>(h, kSize, at.n, static_cast<real*>(call.last) + at.b * kWidth);
 }
 
 // The rows of a sequence from its last one back, each asked for well before it is needed.
@@ -146,7 +147,7 @@ class Rows {
   const Stored* row_;
 };
 
-// The sweep back: delta_t for all t, the gradients of h0 and, still a row a sequence, of the bias.
+// The sweep back: delta_t for all t, the gradients of the initial state and, still a row a sequence, of the bias.
 template <class Stored, int C, int F, int A>
 __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call call) {
   using Element = typename Pairs<Stored, C, F>::Element;
@@ -156,10 +157,10 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
   Pairs<Stored, C, F> adjoint(call);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
   Element g[R] = {}, d_bias[R] = {}, bias[R];
-  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, at.n + r);
-  if (call.d_last) load_cells<R>(static_cast<const real*>(call.d_last) + at.b * kWidth, kSize, at.n, g);
+  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, kBiasParts<A, C>, 0, at.n + r);
+  if (call.d_last) load_elements<R>(static_cast<const real*>(call.d_last) + at.b * kWidth, kSize, at.n, g);
   // At step t the slopes of h_{t-1} are made ready beside the product, and h_{t-2} is asked for.
-  Rows<Stored, C, F> states(call.states, call, at), outsides(call.d_states, call, at);
+  Rows<Stored, C, F> states(call.outputs, call, at), outsides(call.d_outputs, call, at);
   Slope<real, C> slopes[R];
   Packs<Stored, R, C> next_h, after_h = {}, outside = {};
   const auto ready = [&] {
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
       descend<A>(delta[r], slopes[r], d_bias[r]);
     }
     states.load(after_h), outsides.load(outside);
-    if (at.real_one) store_cells<R>(delta, kSize, at.n, deltas);
+    if (at.real_one) store_elements<R>(delta, kSize, at.n, deltas);
     ready();
     adjoint.apply(delta);
     if (live)
@@ -192,11 +193,13 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
     next_h = after_h;
   }
   if (!at.real_one) return;
-  store_cells<R>(g, kSize, at.n, static_cast<real*>(call.d_h0) + at.b * kWidth);
-  for (int r = 0; r < R; ++r) store_bias_gradient(call, at.b, at.n + r, d_bias[r]);
+  store_elements<R>(g, kSize, at.n, static_cast<real*>(call.d_initial) + at.b * kWidth);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < kBiasParts<A, C>; ++c)
+      *bias_gradient<real>(call, kBiasParts<A, C>, c, at.b, at.n + r) = d_bias[r].v[c];
 }
 
-// states = W x, row by row.
+// outputs = W x, row by row.
 template <class Stored, int C, int F>
 __global__ void __launch_bounds__(PairsSize<F>::kBlock, kProductThreads / PairsSize<F>::kBlock) pairs_product(Call call) {
   using Element = typename Pairs<Stored, C, F>::Element;
@@ -208,21 +211,21 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, kProductThreads / PairsS
   for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all of a block
     const int64 row = m + threadIdx.y;
     Element v[R] = {};
-    if (row < rows) load_cells<R>(static_cast<const Stored*>(call.x) + row * kWidth, kSize, n, v);
+    if (row < rows) load_elements<R>(static_cast<const Stored*>(call.x) + row * kWidth, kSize, n, v);
     w.apply(v);
-    if (row < rows) store_cells<R>(v, kSize, n, static_cast<Stored*>(call.states) + row * kWidth);
+    if (row < rows) store_elements<R>(v, kSize, n, static_cast<Stored*>(call.outputs) + row * kWidth);
   }
 }
 
 // A block's share of the factors' gradients,
 //   dW_f[p, q] = sum over rows and all other digits of gamma_f[.., p, ..] conj(x_f[.., q, ..]),
 // x_f what enters the stage of factor f, gamma_f the gradient of what leaves it. Rows of gradients are
-// call.delta; rows of inputs are h0's, if given, and then those of call.states.
+// call.delta; rows of inputs are call.initial's, if given, and then those of call.outputs.
 template <class Stored, int C, int F>
 class PairsGradient {
  public:
   using real = Real<Stored>;
-  using Element = Cell<real, C>;
+  using Element = Number<real, C>;
 
   // Shared memory holds what is exchanged, and behind it the factors.
   __device__ explicit PairsGradient(const Call& call)
@@ -336,16 +339,16 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, kGradientThreads / Pairs
   const int n = threadIdx.x * R;
   const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
-  const int64 initial = call.h0 ? call.first : 0;  // rows of inputs that come from h0
+  const int64 initial = call.initial ? call.first : 0;  // rows of inputs that come from `initial`
   Element next_x[R], next_g[R];
   const auto ask = [&](int64 row) {
     for (int r = 0; r < R; ++r) next_x[r] = next_g[r] = Element{};
     if (row >= rows) return;
-    load_cells<R>(static_cast<const Stored*>(call.delta) + row * kWidth, kSize, n, next_g);
+    load_elements<R>(static_cast<const Stored*>(call.delta) + row * kWidth, kSize, n, next_g);
     if (row < initial)
-      load_cells<R>(static_cast<const real*>(call.h0) + row * kWidth, kSize, n, next_x);
+      load_elements<R>(static_cast<const real*>(call.initial) + row * kWidth, kSize, n, next_x);
     else
-      load_cells<R>(static_cast<const Stored*>(call.states) + (row - initial) * kWidth, kSize, n, next_x);
+      load_elements<R>(static_cast<const Stored*>(call.outputs) + (row - initial) * kWidth, kSize, n, next_x);
   };
   constexpr bool kEarly = sizeof(real) == 4;  // in double precision there are no registers for it
   if (kEarly) ask(begin + threadIdx.y);

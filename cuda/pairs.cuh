@@ -26,7 +26,7 @@ struct PairsSize {
 template <class real, int C, int F>
 class Exchange {
  public:
-  using Element = Cell<real, C>;
+  using Element = Number<real, C>;
   static constexpr int kSize = PairsSize<F>::kSize;
 
   __device__ void lane(int bit, const Element* v, Element* other) const {
@@ -40,11 +40,11 @@ class Exchange {
   // after they had read.
   __device__ void share(const Element* v) {
     turn_ ^= C * kSize;
-    store_cells<R>(v, kSize, threadIdx.x * R, shared_memory<real>() + turn_);
+    store_elements<R>(v, kSize, threadIdx.x * R, shared_memory<real>() + turn_);
     __syncthreads();
   }
   __device__ void warp(int bits, Element* other) const {
-    load_cells<R>(shared_memory<real>() + turn_, kSize, (threadIdx.x ^ bits << kLaneBits) * R, other);
+    load_elements<R>(shared_memory<real>() + turn_, kSize, (threadIdx.x ^ bits << kLaneBits) * R, other);
   }
 
  private:
@@ -56,7 +56,7 @@ template <class Stored, int C, int F>
 class Pairs {
  public:
   using real = Real<Stored>;
-  using Element = Cell<real, C>;
+  using Element = Number<real, C>;
   static constexpr int kLanes = PairsSize<F>::kLanes, kWarps = PairsSize<F>::kWarps;
 
   __device__ explicit Pairs(const Call& call) {

@@ -12,6 +12,7 @@
 constexpr int kMaxRun = 3;   // 2x2 factors done in one pass
 constexpr int kRows = 4;     // rows of a dense factor summed together, for one reading of the input
 constexpr int kStageThreads = 512;
+constexpr int kProductVectors = 3;  // of a block: x, and two to go back and forth between
 
 // Where a block works. Sequences beyond the batch go along, for the barriers, and write nothing.
 struct Sequence {
@@ -28,13 +29,12 @@ template <class Stored, int C>
 class Stages {
  public:
   using real = Real<Stored>;
-  using Element = Cell<real, C>;
+  using Element = Number<real, C>;
 
   // `count` vectors of call.capacity elements each. Shared memory holds the first call.cached entries
   // of the factors (all or none), and then the vectors, unless there is a workspace with room for those
   // of every sequence.
-  template <class AnyCall>
-  __device__ Stages(const AnyCall& call, int count) : capacity_(call.capacity) {
+  __device__ Stages(const Call& call, int count) : capacity_(call.capacity) {
     Element* shared = shared_memory<Element>();
     factors_ = static_cast<const Element*>(call.factors);
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;

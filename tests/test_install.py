@@ -15,7 +15,7 @@ TRAIN = (
     *("--cpu", "--num-workers", "0", "--save-dir", "out"),
 )
 # Of the tests, those that read sources of kernels, recipes and results.
-TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_kron_rnn_cpu.py")
+TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_recurrence_cpu.py")
 
 # Run inside the toolkit, after it imported --user-dir: where did things come from?
 PROBE = """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import kron_lstm
 from ..ops.backends import compute_type
-from ..ops.kron_lstm.dispatch import available_backends
+from ..ops.cells.lstm import recurrence
 from .arguments import by_name, flag, place, whole
 from .factors import FactorSpec
 from .layer import KronLayer, State
@@ -159,4 +159,4 @@ class KRULSTMLayer(KronLayer):
         )
 
     def available_backends(self) -> List[str]:
-        return available_backends(self.weight.device, self.weight.dtype)
+        return recurrence.available(self.weight.device, self.weight.dtype)

@@ -1,9 +1,9 @@
 """Pure tensor functions: torch only, no parameters, no fairseq."""
 
 from .activation import as_complex, join, modrelu, split
+from .cells.lstm import kron_lstm
+from .cells.rnn import ACTIVATIONS, available_backends, check_backend, kron_rnn
 from .kron import dense, kron_matmul
-from .kron_lstm import kron_lstm
-from .kron_rnn import ACTIVATIONS, available_backends, check_backend, kron_rnn
 
 __all__ = [
     "ACTIVATIONS",

@@ -51,17 +51,14 @@ class RawModule:
 
     def __init__(self, code, options, name_expressions):
         self.names = list(name_expressions)
-        call, layout = "Call", cuda_kernels.CALL
-        if "LstmCall" in code:
-            call, layout = "LstmCall", cuda_kernels.LSTM_CALL
-        arguments = f"const unsigned* n, unsigned long shared, const {call}* call"
+        arguments = "const unsigned* n, unsigned long shared, const Call* call"
         wrappers = [
             f'extern "C" void kernel_{i}({arguments})'
             f" {{ run_on_cpu({name}, {{n[0], 1, 1}}, {{n[1], n[2], 1}}, shared, *call); }}\n"
             for i, name in enumerate(self.names)
         ]
         source = code + "".join(wrappers)
-        source += f'extern "C" unsigned long call_size() {{ return sizeof({call}); }}\n'
+        source += 'extern "C" unsigned long call_size() { return sizeof(Call); }\n'
         key = hashlib.sha256(f"{source}{options}".encode()).hexdigest()[:16]
         if key not in self.libraries:
             path = self.folder / f"kernels-{key}.so"
@@ -70,7 +67,7 @@ class RawModule:
             compile_for_cpu(source, path, flags, options, header)
             self.libraries[key] = ctypes.CDLL(str(path))
         self.library = self.libraries[key]
-        assert self.library.call_size() == layout.itemsize
+        assert self.library.call_size() == cuda_kernels.CALL.itemsize
 
     def get_function(self, name):
         return Kernel(getattr(self.library, f"kernel_{self.names.index(name)}"))
@@ -118,16 +115,15 @@ def current_stream(device):
 
 def install(monkeypatch, folder):
     """Let `backend="cuda"` serve tensors on the CPU until the test is over."""
+    from kron_plugin.ops.cells import lstm, rnn
     from kron_plugin.ops.kron import dispatch as products
-    from kron_plugin.ops.kron_lstm import dispatch as lstms
-    from kron_plugin.ops.kron_rnn import dispatch as recurrences
 
     RawModule.folder = folder
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a real one is left alone
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
-    for dispatch in (products, recurrences, lstms):
-        table = dispatch._BACKENDS.table
+    for backends in (products.BACKENDS, rnn.recurrence.backends, lstm.recurrence.backends):
+        table = backends.table
         monkeypatch.setitem(table, "cuda", table["cuda"]._replace(device="cpu"))
     cuda_kernels.load.cache_clear()
     cuda_kernels.attribute.cache_clear()

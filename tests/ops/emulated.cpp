@@ -1,6 +1,5 @@
 // A kernel as a program of its own: the fields of its call are read from stdin, its buffers written to
-// stdout as the kernel leaves them. KRON_SOURCE is the kernel's file, KRON_FORWARD and KRON_BACKWARD its
-// functions; the argument names the pass.
+// stdout as the kernel leaves them. KRON_SOURCE is the kernel's file; the argument names the pass.
 #include KRON_SOURCE
 
 #include <cstdio>
@@ -27,7 +26,7 @@ int main(int, char** arguments) {
       field = reinterpret_cast<uint64_t>(buffer);
     }
   }
-  const auto pass = std::strcmp(arguments[1], "forward") ? KRON_BACKWARD : KRON_FORWARD;
+  const auto pass = std::strcmp(arguments[1], "forward") ? backward : forward;
   const int status = pass(reinterpret_cast<const Call*>(call.data()));
   for (const auto& [buffer, bytes] : buffers) std::fwrite(buffer, 1, bytes, stdout);
   return status;

@@ -13,6 +13,7 @@ import torch
 
 from kron_plugin.cache import cache_folder
 from kron_plugin.files import finished
+from kron_plugin.ops.native import kernel
 from kron_plugin.ops.native.compile import FLAGS, HEADERS
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -21,10 +22,9 @@ MAIN = Path(__file__).with_name("emulated.cpp")
 PROGRAM_FLAGS = [f for f in FLAGS if f not in ("-O3", "-march=native", "-shared", "-fPIC")]
 
 
-def run(source, function, call, dtype, is_complex, **fields):
+def run(cell, function, call, dtype, is_complex, **fields):
     """As `kernel.run`, with a process for every call."""
-    kernel, _, direction = function.rpartition("_")
-    program = build(source, kernel, dtype, is_complex)
+    program = build(cell, dtype, is_complex)
     sent, buffers = [], []
     for name, _ in call._fields_:
         value = fields.pop(name, 0)
@@ -35,7 +35,7 @@ def run(source, function, call, dtype, is_complex, **fields):
         else:
             sent.append(struct.pack("q", 0) if value is None else struct.pack("qq", -1, value))
     assert not fields
-    command = [EMULATOR, program, direction]
+    command = [EMULATOR, program, function]
     received = subprocess.run(command, input=b"".join(sent), stdout=subprocess.PIPE, check=True)
     rest = received.stdout
     for tensor, size in buffers:
@@ -50,19 +50,17 @@ def bytes_of(tensor):
 
 
 @cache
-def build(source, kernel, dtype, is_complex):
-    """The program of one kernel for one type of state, kept where the libraries are."""
+def build(cell, dtype, is_complex):
+    """The program of one cell for one type of state, kept where the libraries are."""
     command = [
         *(COMPILER, "-O0", "-static", *PROGRAM_FLAGS),
-        f"-DKRON_REAL={'float' if dtype == torch.float32 else 'double'}",
-        f"-DKRON_COMPLEX={int(is_complex)}",
-        f'-DKRON_SOURCE="{source}"',
-        *(f"-DKRON_{name.upper()}={kernel}_{name}" for name in ("forward", "backward")),
+        *(f"-D{macro}" for macro in kernel.defines(cell, dtype, is_complex)),
+        f'-DKRON_SOURCE="{kernel.SOURCE}"',
     ]
-    files = [MAIN, source, *HEADERS, *sorted(source.parent.glob("cpu_*.h"))]
+    files = [MAIN, kernel.SOURCE, *HEADERS, kernel.header(cell)]
     version = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(b"\0".join([version, str(command).encode(), *map(Path.read_bytes, files)]))
-    path = cache_folder() / f"{kernel}-{key.hexdigest()[:20]}.aarch64"
+    path = cache_folder() / f"{cell}-{key.hexdigest()[:20]}.aarch64"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder, finished(path) as unfinished:

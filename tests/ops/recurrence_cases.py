@@ -1,4 +1,4 @@
-"""Random recurrences for the tests, and the same recurrence written with a dense matrix."""
+"""Random recurrences of every cell for the tests, and the same ones written with dense matrices."""
 
 from math import prod
 from typing import Any, List, NamedTuple, Optional, Tuple
@@ -7,97 +7,131 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kron_plugin.ops import dense, join, kron_rnn, modrelu, split
+from kron_plugin.ops import dense, join, modrelu, split
+from kron_plugin.ops.backends import compute_type
+from kron_plugin.ops.cells import lstm, rnn
 
-PAIRS = {
+RECURRENCES = {"rnn": rnn.recurrence, "lstm": lstm.recurrence}
+
+
+class Kind(NamedTuple):
+    """A cell, its numbers and its nonlinearity."""
+
+    cell: str
+    is_complex: bool = False
+    activation: str = ""
+
+
+KRU = Kind("rnn", True, "modrelu")
+LSTM = Kind("lstm")
+KINDS = {
+    "kru": KRU,
+    "complex identity": Kind("rnn", True, "identity"),
+    "real modrelu": Kind("rnn", False, "modrelu"),
+    "real tanh": Kind("rnn", False, "tanh"),
+    "real identity": Kind("rnn", False, "identity"),
+    "lstm": LSTM,
+}
+ONE_OF_EACH_CELL = ["kru", "lstm"]
+
+SHAPES = {
     "2x2s": [(2, 2)] * 7,
     "3,137": [(3, 3), (137, 137)],
     "16,32": [(16, 16), (32, 32)],
     "wide first": [(2, 4), (4, 2)],
     "tall first": [(3, 2), (2, 3), (2, 2)],
     "one": [(20, 20)],
-    "large": [(512, 512)],
     "mixed": [(2, 2), (3, 3), (2, 2), (2, 2), (5, 5), (2, 2)],
 }
 
 
 class Case(NamedTuple):
-    """Arguments of `kron_rnn`, and gradients to send back from its two results."""
+    """Arguments of a recurrence, and gradients to send back from its results."""
 
+    kind: Kind
     x: Tensor
-    factors: List[Tensor]
+    factors: List[List[Tensor]]
     bias: Tensor
-    h0: Tensor
+    state: Tuple[Tensor, ...]
     lengths: Optional[Tensor]
     weight: Optional[Tensor]
-    activation: str
-    d_states: Tensor
-    d_last: Tensor
+    d_state: Tuple[Tensor, ...]
+    d_outputs: Tensor
 
     def leaves(self) -> List[Tensor]:
-        tensors = [self.x, *self.factors, self.bias, self.h0, self.weight]
+        factors = [w for product in self.factors for w in product]
+        tensors = [self.x, *factors, self.bias, *self.state, self.weight]
         return [t for t in tensors if t is not None and t.requires_grad]
 
 
-def random_factor(p: int, q: int, dtype: torch.dtype, noise: float = 0.05) -> Tensor:
+def random_factor(p: int, q: int, dtype: torch.dtype) -> Tensor:
     """Nearly unitary, so that long sequences neither fade nor explode."""
     size = max(p, q)
     unitary = torch.linalg.qr(torch.randn(size, size, dtype=dtype))[0][:p, :q]
-    return (unitary + noise / size * torch.randn(p, q, dtype=dtype)).contiguous()
+    return (unitary + 0.05 / size * torch.randn(p, q, dtype=dtype)).contiguous().requires_grad_()
+
+
+def several(shapes: List[Tuple[int, int]], count: int) -> List[List[Tuple[int, int]]]:
+    """Factor sizes for so many products of one size, which need not be alike."""
+    n = prod(p for p, _ in shapes)
+    return [shapes, shapes[::-1], [(n, n)] if n <= 32 else shapes, shapes][:count]
 
 
 def random_case(
-    shapes: List[Tuple[int, int]] = PAIRS["2x2s"],
+    kind: Kind = KRU,
+    shapes: List[Tuple[int, int]] = SHAPES["2x2s"],
     batch: int = 3,
     steps: int = 2,
-    dtype: torch.dtype = torch.float64,
-    is_complex: bool = True,
-    activation: str = "modrelu",
     form: str = "dense",
     with_lengths: bool = False,
-    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    inputs: int = 3,
 ) -> Case:
-    """Everything but lengths and tokens requires a gradient."""
-    torch.manual_seed(seed)
+    """Drawn in double precision, so that it is the same in every type. Everything but lengths and
+    tokens requires a gradient."""
+    torch.manual_seed(0)
+    cell = RECURRENCES[kind.cell].cell
     n = prod(p for p, _ in shapes)
-    width = 2 * n if is_complex else n
-    element = torch.complex(*torch.zeros(2, 1, dtype=dtype)).dtype if is_complex else dtype
-    inputs = 3
+    width = 2 * n if kind.is_complex else n
+    element = torch.complex128 if kind.is_complex else torch.float64
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*size, dtype=dtype)).requires_grad_()
+        return (scale * torch.randn(*size, dtype=torch.float64)).requires_grad_()
 
     x = {
-        "dense": lambda: normal(steps, batch, width, scale=0.3),
+        "dense": lambda: normal(steps, batch, cell.products * width, scale=0.3),
         "features": lambda: normal(steps, batch, inputs),
         "tokens": lambda: torch.randint(0, inputs, (steps, batch)),
     }[form]()
-    return Case(
+    case = Case(
+        kind=kind,
         x=x,
-        factors=[random_factor(p, q, element).requires_grad_() for p, q in shapes],
-        bias=normal(n if activation == "modrelu" else width, scale=0.1),
-        h0=normal(batch, width),
+        factors=[
+            [random_factor(p, q, element) for p, q in product]
+            for product in several(shapes, cell.products)
+        ],
+        bias=normal(cell.bias_size(n, kind.is_complex, kind.activation), scale=0.1),
+        state=tuple(normal(batch, width) for _ in cell.state),
         lengths=torch.randint(1, steps + 1, (batch,)) if with_lengths else None,
-        weight=None if form == "dense" else normal(inputs, width, scale=0.3),
-        activation=activation,
-        d_states=torch.randn(steps, batch, width, dtype=dtype),
-        d_last=torch.randn(batch, width, dtype=dtype),
+        weight=None if form == "dense" else normal(inputs, cell.products * width, scale=0.3),
+        d_state=tuple(normal(batch, width).detach() for _ in cell.state),
+        d_outputs=normal(steps, batch, width).detach(),
     )
+    return case if dtype == torch.float64 else cast(case, dtype)
 
 
 def cast(case: Case, dtype: torch.dtype) -> Case:
-    """The same case in another precision."""
-    element = torch.promote_types(dtype, torch.complex32)
+    """The same case in another type; in half precision factors are what is computed with."""
 
-    def convert(value):
-        if isinstance(value, list):
-            return [convert(item) for item in value]
+    def convert(value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             return value
-        target = element if value.is_complex() else dtype
-        return value.detach().to(target).requires_grad_(value.requires_grad)
+        dtype = dtype.to_complex() if value.is_complex() else dtype
+        return value.detach().to(dtype).requires_grad_(value.requires_grad)
 
-    return Case(*map(convert, case))
+    factors = tree_map(lambda w: convert(w, compute_type(dtype)), case.factors)
+    others = tree_map(lambda t: convert(t, dtype), case._replace(factors=[]))
+    return others._replace(factors=factors)
 
 
 def placed(case: Any, backend: Optional[str]) -> Any:
@@ -114,48 +148,67 @@ def placed(case: Any, backend: Optional[str]) -> Any:
     return tree_map(move, case)
 
 
-def run(case: Case, function=kron_rnn, **options) -> List[Tensor]:
-    """[states,] last state, and the gradients of the leaves."""
-    case = placed(case, options.get("backend"))
-    states, last = function(
-        case.x,
-        case.factors,
-        case.bias,
-        case.h0,
-        case.lengths,
+def forward(
+    case: Case, backend: str, need_output: bool = True, checkpoint_every: int = 1
+) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+    """The outputs and the last state."""
+    return RECURRENCES[case.kind.cell](
+        *(case.x, case.factors, case.bias, case.state, case.lengths),
         weight=case.weight,
-        activation=case.activation,
-        **options,
+        activation=case.kind.activation,
+        need_output=need_output,
+        checkpoint_every=checkpoint_every,
+        backend=backend,
     )
-    results, gradients = [last], [case.d_last]
-    if states.numel():
-        results, gradients = [states, last], [case.d_states, case.d_last]
-    return [*results, *torch.autograd.grad(results, case.leaves(), gradients)]
 
 
-def dense_rnn(x, factors, bias, h0, lengths=None, *, weight=None, activation="modrelu"):
-    """`kron_rnn` by its definition, with the Kronecker product as a dense matrix."""
-    matrix = dense(factors)
-    if weight is not None:
-        x = x @ weight if x.is_floating_point() else torch.nn.functional.embedding(x, weight)
-    h, states = h0, []
-    for t in range(x.shape[0]):
-        if matrix.is_complex():
-            z = join(h) @ matrix.T + join(x[t])
-            if activation == "modrelu":
-                new = split(modrelu(z, bias))
-            else:
-                new = split(z) + bias
-        else:
-            z = h @ matrix.T + x[t]
-            new = {
-                "modrelu": lambda z=z: modrelu(z, bias),
-                "tanh": lambda z=z: torch.tanh(z + bias),
-                "identity": lambda z=z: z + bias,
-            }[activation]()
-        h = new if lengths is None else torch.where((t < lengths)[:, None], new, h)
-        states.append(h)
-    return torch.stack(states), h
+def run(case: Case, backend: str, **options) -> List[Tensor]:
+    """The last state, the outputs unless they are not wanted, and the gradients of the leaves."""
+    case = placed(case, backend)
+    outputs, state = (
+        forward_dense(case) if backend == "dense" else forward(case, backend, **options)
+    )
+    results, upstream = [*state], [*case.d_state]
+    if options.get("need_output", True):
+        results.append(outputs)
+        upstream.append(case.d_outputs)
+    return [*results, *torch.autograd.grad(results, case.leaves(), upstream)]
+
+
+def forward_dense(case: Case) -> Tuple[Tensor, Tuple[Tensor, ...]]:
+    """A recurrence by its definition, with Kronecker products as dense matrices."""
+    x, state, outputs = case.x, case.state, []
+    if case.weight is not None:
+        x = x @ case.weight if x.is_floating_point() else case.weight[x]
+    matrices = [dense(product) for product in case.factors]
+    for t, u in enumerate(x):
+        new = STEPS[case.kind.cell](case, matrices, u, state)
+        if case.lengths is not None:
+            live = (t < case.lengths)[:, None]
+            new = tuple(torch.where(live, a, b) for a, b in zip(new, state, strict=True))
+        state = new
+        outputs.append(state[0])
+    return torch.stack(outputs), state
+
+
+def rnn_step(case, matrices, u, state):
+    if case.kind.is_complex:
+        z = join(state[0]) @ matrices[0].T + join(u)
+        modrelu_or_not = case.kind.activation == "modrelu"
+        return (split(modrelu(z, case.bias)) if modrelu_or_not else split(z) + case.bias,)
+    z = state[0] @ matrices[0].T + u
+    if case.kind.activation == "modrelu":
+        return (modrelu(z, case.bias),)
+    return (torch.tanh(z + case.bias) if case.kind.activation == "tanh" else z + case.bias,)
+
+
+def lstm_step(case, matrices, u, state):
+    """torch's own."""
+    same = torch.eye(u.shape[1]).to(u)
+    return torch.lstm_cell(u, state, same, torch.cat(matrices), case.bias, 0 * case.bias)
+
+
+STEPS = {"rnn": rnn_step, "lstm": lstm_step}
 
 
 def worst_error(results: List[Tensor], expected: List[Tensor]) -> float:
@@ -169,3 +222,8 @@ def worst_error(results: List[Tensor], expected: List[Tensor]) -> float:
         error = (ours.detach().to(theirs) - theirs.detach()).abs().max().item() / scale
         worst = max(worst, error if error == error else float("inf"))
     return worst
+
+
+def equal(results: List[Tensor], expected: List[Tensor]) -> bool:
+    """Whether all bits are the same."""
+    return all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

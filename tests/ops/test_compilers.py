@@ -3,12 +3,11 @@
 import shutil
 
 import pytest
-import torch
 
 from kron_plugin.ops.native import kernel
 
-from . import emulated, test_kron_lstm
-from .recurrence_cases import PAIRS, random_case, run, worst_error
+from . import emulated
+from .recurrence_cases import KINDS, SHAPES, equal, random_case, run, worst_error
 
 
 def use_clang(monkeypatch):
@@ -42,21 +41,11 @@ WIDTHS = 15  # sequences: a block of each number of lanes that float64 has, 8, 4
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("name", ["mixed", "tall first"])
-def test_kru(name):
-    case = random_case(PAIRS[name], WIDTHS, 5, form="features", with_lengths=True)
-    results = run(case, backend="cpu")
-    assert worst_error(results, run(case, backend="reference")) < 1e-11
-    again = run(case, backend="cpu", checkpoint_every=2)
-    assert all(map(torch.equal, again, results))
-
-
-@pytest.mark.usefixtures("kernels")
-def test_lstm():
-    case = test_kron_lstm.random_case(
-        test_kron_lstm.GATES["each its own"], WIDTHS, 5, "features", True
-    )
-    results = test_kron_lstm.run(case, backend="cpu")
-    assert worst_error(results, test_kron_lstm.run(case, backend="reference")) < 1e-12
-    again = test_kron_lstm.run(case, backend="cpu", checkpoint_every=2)
-    assert all(map(torch.equal, again, results))
+@pytest.mark.parametrize(
+    ("kind", "name"), [("kru", "mixed"), ("kru", "tall first"), ("lstm", "mixed")]
+)
+def test_equals_the_reference(kind, name):
+    case = random_case(KINDS[kind], SHAPES[name], WIDTHS, 5, "features", True)
+    results = run(case, "cpu")
+    assert worst_error(results, run(case, "reference")) < 1e-11
+    assert equal(run(case, "cpu", checkpoint_every=2), results)

@@ -8,13 +8,13 @@ from itertools import cycle, product
 import pytest
 import torch
 
-from kron_plugin.ops import backends, cuda_kernels, kron_rnn
-from kron_plugin.ops.cuda_kernels import FOLDER, FORMS, STORED, Kernels, geometry, plan
-from kron_plugin.ops.kron_rnn import dispatch
-from kron_plugin.ops.kron_rnn.operator import ACTIVATIONS
+from kron_plugin.ops import ACTIVATIONS, backends, cuda_geometry, cuda_kernels, kron_rnn
+from kron_plugin.ops.cells import rnn
+from kron_plugin.ops.cuda_geometry import geometry, plan
+from kron_plugin.ops.cuda_kernels import FOLDER, FORMS, STORED, Kernels
 
 from . import cuda_on_cpu
-from .recurrence_cases import random_case, run
+from .recurrence_cases import KRU, random_case, run
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -24,16 +24,16 @@ REGISTERS = {"forward": 168, "backward": 176, "product": 128, "gradient": 224}
 REGISTERS_OF_ALL = {
     "pairs": 255,
     "stages": 128,
-    "lstm": 128,
 }  # in double precision; and of a block of 512
 
 
 def compiled():
     """Kernels of every kind and type: of 2x2 factors the smallest and the largest, and between them
     every form of input and activation in turn."""
-    ways = cycle(product(range(len(FORMS)), ACTIVATIONS.values()))
+    ways = cycle(product(range(len(FORMS)), range(len(ACTIVATIONS))))
     for dtype, stored in STORED.items():
-        yield Kernels("lstm", stored, 1)
+        for cell in sorted(path.stem for path in FOLDER.glob("cells/*.cuh") if path.stem != "rnn"):
+            yield Kernels("stages", stored, 1, cell=cell)
         for parts in (1, 2):
             yield Kernels("stages", stored, parts)
             for bits in (2, cuda_kernels.MAX_PAIR_BITS[dtype]):
@@ -43,7 +43,7 @@ def compiled():
 def usable(way, parts):
     """tanh is for real states only."""
     form, activation = way
-    return form, (0 if parts == 2 and activation == ACTIVATIONS["tanh"] else activation)
+    return form, (0 if parts == 2 and activation == list(ACTIVATIONS).index("tanh") else activation)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,7 @@ def check_compilation(kernels, architecture):
     nvrtc = pytest.importorskip("cupy.cuda", reason="pip install 'kron-plugin[test]'").nvrtc
     if architecture == "oldest":
         architecture = min(nvrtc.getSupportedArchs())
-    source = (FOLDER / f"{kernels.kind}.cu").read_text()
-    program = nvrtc.createProgram(source, f"{kernels.kind}.cu", [], [])
+    program = nvrtc.createProgram(kernels.code(), f"{kernels.kind}.cu", [], [])
     for name in kernels.names():
         nvrtc.addNameExpression(program, name)
     options = ["--std=c++17", f"-I{FOLDER.resolve()}", "--ptxas-options=-v"]
@@ -94,12 +93,14 @@ def test_the_peer_of_the_benchmark_compiles():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("R", cuda_kernels.ELEMENTS_PER_THREAD),
-        ("kProductThreads", cuda_kernels.PRODUCT_THREADS),
-        ("kGradientThreads", cuda_kernels.GRADIENT_THREADS),
-        ("kMaxRun", cuda_kernels.MAX_RUN),
-        ("kStageThreads", cuda_kernels.STAGE_THREADS),
+        ("R", cuda_geometry.ELEMENTS_PER_THREAD),
+        ("kProductThreads", cuda_geometry.PRODUCT_THREADS),
+        ("kGradientThreads", cuda_geometry.GRADIENT_THREADS),
+        ("kMaxRun", cuda_geometry.MAX_RUN),
+        ("kStageThreads", cuda_geometry.STAGE_THREADS),
+        ("kProductVectors", cuda_geometry.PRODUCT_VECTORS),
         ("kMaxStages", cuda_kernels.MAX_STAGES),
+        ("kMaxProducts", cuda_kernels.MAX_PRODUCTS),
     ],
 )
 def test_constants_are_those_of_the_headers(name, value):
@@ -117,7 +118,7 @@ def test_pair_bits_are_those_of_the_headers():
 
 @pytest.mark.parametrize(("name", "names"), [("Form", FORMS), ("Activation", list(ACTIVATIONS))])
 def test_numbers_in_names_are_those_of_the_headers(name, names):
-    text = (FOLDER / "step.cuh").read_text()
+    text = "".join(path.read_text() for path in FOLDER.rglob("*.cuh"))
     words = re.search(rf"enum {name} \{{(.*?)\}};", text)[1].split(",")
     assert [word.strip()[1:].lower() for word in words] == list(names)
 
@@ -135,26 +136,26 @@ def fake(monkeypatch, tmp_path):
 )
 def test_geometry_of_pairs(fake, bits, threads, sequences, shared):
     kernels = Kernels("pairs", "float", 2, bits)
-    cut = geometry(kernels, "forward", CPU, [2, 2] * bits, rows=65)
+    cut = geometry(kernels, "forward", CPU, [[2, 2] * bits], rows=65)
     assert cut.block == (threads, sequences)
     assert cut.grid == -(-65 // sequences)
     assert cut.shared == shared
-    walk = geometry(kernels, "gradient", CPU, [2, 2] * bits, rows=10**6)
-    per_multiprocessor = cuda_kernels.GRADIENT_THREADS // max(32, threads)
+    walk = geometry(kernels, "gradient", CPU, [[2, 2] * bits], rows=10**6)
+    per_multiprocessor = cuda_geometry.GRADIENT_THREADS // max(32, threads)
     assert walk.grid == per_multiprocessor * cuda_on_cpu.H100["MultiProcessorCount"]
     assert walk.shared >= 4 * bits * 8
 
 
 def test_geometry_of_stages(fake):
     kernels = Kernels("stages", "float", 2)
-    small = geometry(kernels, "forward", CPU, [3, 3, 5, 5], rows=7)
+    small = geometry(kernels, "forward", CPU, [[3, 3, 5, 5]], rows=7)
     assert (small.grid, small.block) == (7, (32, 1))
     assert small.fields["cached"] == 9 + 25
     assert small.shared == (3 * 15 + 9 + 25) * 8
-    large_factor = geometry(kernels, "forward", CPU, [512, 512], rows=7)
+    large_factor = geometry(kernels, "forward", CPU, [[512, 512]], rows=7)
     assert large_factor.fields["cached"] == 0
     assert large_factor.shared == 3 * 512 * 8
-    long_vector = geometry(kernels, "forward", CPU, [2, 2] * 16, rows=7)
+    long_vector = geometry(kernels, "forward", CPU, [[2, 2] * 16], rows=7)
     assert long_vector.fields["workspace"].numel() == 7 * 3 * 2**16 * 8
     assert (long_vector.shared, long_vector.block) == (4 * 16 * 8, (512, 1))
 
@@ -166,19 +167,18 @@ def test_plan_joins_neighbouring_pairs():
     assert (capacity, entries) == (16 * 25, 46)
 
 
-def test_geometry_of_an_lstm(fake):
-    cut = cuda_kernels.lstm_geometry(
-        Kernels("lstm", "float", 1), CPU, [[3, 3, 5, 5], [15, 15], [3, 5, 5, 3], [5, 5, 3, 3]], 7
-    )
+def test_geometry_of_several_products(fake):
+    products = [[3, 3, 5, 5], [15, 15], [3, 5, 5, 3], [5, 5, 3, 3]]
+    cut = geometry(Kernels("stages", "float", 1, cell="lstm"), "forward", CPU, products, 7, 8)
     entries = 34 + 225 + 30 + 34
     assert (cut.grid, cut.block) == (7, (32, 1))
-    assert cut.shared == (cuda_kernels.LSTM_VECTORS * 25 + entries) * 4
+    assert cut.shared == (8 * 25 + entries) * 4
     assert [stages[0][3] for stages in cut.fields["plans"]["stages"]] == [9, 34, 274, 314]
 
 
 def test_too_many_factors_are_named(fake):
     with pytest.raises(ValueError, match="up to 32 factors"):
-        geometry(Kernels("stages", "float", 1), "forward", CPU, [1, 1] * 33, rows=1)
+        geometry(Kernels("stages", "float", 1), "forward", CPU, [[1, 1] * 33], rows=1)
 
 
 def test_a_call_compiles_nothing_for_its_batch_and_steps(fake, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_call_compiles_nothing_for_its_batch_and_steps(fake, monkeypatch):
 
     monkeypatch.setattr(fake, "RawModule", Counting)
     for batch, steps in [(1, 1), (2, 5), (9, 2)]:
-        run(random_case([(2, 2)] * 2, batch, steps, torch.float32), backend="cuda")
+        run(random_case(KRU, [(2, 2)] * 2, batch, steps, dtype=torch.float32), "cuda")
     assert made == [Kernels("pairs", "float", 2, 2).names()]
 
 
@@ -203,7 +203,7 @@ def test_launches_go_to_torchs_stream(fake, monkeypatch):
         return cuda_on_cpu.nullcontext()
 
     monkeypatch.setattr(fake.cuda.Stream, "from_external", from_external)
-    run(random_case([(2, 2)] * 2, 1, 1, torch.float32), backend="cuda")
+    run(random_case(KRU, [(2, 2)] * 2, 1, 1, dtype=torch.float32), "cuda")
     # The protocol's version, and the address: forward, backward, gradient of the factors.
     assert seen == [(0, cuda_on_cpu.STREAM)] * 3
 
@@ -213,17 +213,17 @@ def test_no_cupy(monkeypatch, caplog):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     problem = backends.Problem(CUDA, torch.float32, True)
     with pytest.raises(RuntimeError, match=r"pip install 'kron-plugin\[cuda12\]'"):
-        dispatch._BACKENDS.choose("cuda", problem)
+        rnn.recurrence.backends.choose("cuda", problem)
     backends.log_once.cache_clear()
     caplog.set_level(logging.INFO)
-    assert dispatch._BACKENDS.choose("auto", problem) == "reference"
+    assert rnn.recurrence.backends.choose("auto", problem) == "reference"
     assert "CuPy" in caplog.text
 
 
 def test_no_gpu():
-    case = random_case()
+    x, bias, h0 = torch.zeros(2, 3, 4), torch.zeros(4), torch.zeros(3, 4)
     with pytest.raises(RuntimeError, match="tensors on a cuda device, not on cpu"):
-        kron_rnn(case.x, case.factors, case.bias, case.h0, backend="cuda")
+        kron_rnn(x, [torch.eye(4)], bias, h0, backend="cuda")
 
 
 def test_a_kernel_that_does_not_compile(fake, monkeypatch):
@@ -234,25 +234,18 @@ def test_a_kernel_that_does_not_compile(fake, monkeypatch):
     monkeypatch.setattr(cuda_on_cpu.RawModule, "__init__", lambda *args, **kwargs: None)
     problem = backends.Problem(CPU, torch.float32, True)
     with pytest.raises(RuntimeError, match=r"pairs.cu does not compile: expected a ';'"):
-        dispatch._BACKENDS.choose("cuda", problem)
+        rnn.recurrence.backends.choose("cuda", problem)
 
 
 def test_a_type_that_no_kernel_stores():
     problem = backends.Problem(CUDA, torch.float8_e5m2, True)
     with pytest.raises(RuntimeError, match=r"serves torch\.float32"):
-        dispatch._BACKENDS.choose("cuda", problem)
+        rnn.recurrence.backends.choose("cuda", problem)
 
 
-@pytest.mark.parametrize(
-    ("file", "name", "layout"),
-    [
-        ("step.cuh", "Call", cuda_kernels.CALL),
-        ("lstm.cu", "LstmCall", cuda_kernels.LSTM_CALL),
-    ],
-)
-def test_calls_are_laid_out_as_in_the_sources(file, name, layout):
-    body = re.search(rf"struct {name} \{{(.*?)\n\}};", (FOLDER / file).read_text(), re.DOTALL)[1]
+def test_calls_are_laid_out_as_in_the_sources():
+    body = re.search(r"struct Call \{(.*?)\n\};", (FOLDER / "step.cuh").read_text(), re.DOTALL)[1]
     body = re.sub(r"//.*", "", body)
     names = [name for line in body.split(";") for name in re.findall(r"(\w+)(?=,|$|\[)", line)]
-    assert names == list(layout.names)
-    assert layout.itemsize < 4096  # the limit of a kernel's arguments
+    assert names == list(cuda_kernels.CALL.names)
+    assert cuda_kernels.CALL.itemsize < 4096  # the limit of a kernel's arguments

@@ -117,9 +117,9 @@ def test_batches_of_factors_are_for_the_reference():
     with pytest.raises(RuntimeError, match="backend='cuda' cannot serve"):
         kron_matmul(x, factors, backend="cuda")
     on_gpu = Problem(torch.device("cuda"), torch.float32, False, is_batched=True)
-    assert dispatch._BACKENDS.choose("auto", on_gpu) == "reference"
+    assert dispatch.BACKENDS.choose("auto", on_gpu) == "reference"
     with pytest.raises(RuntimeError, match="takes no batches of factors"):
-        dispatch._BACKENDS.choose("cuda", on_gpu)
+        dispatch.BACKENDS.choose("cuda", on_gpu)
 
 
 @pytest.mark.parametrize("batch", [(), (4,)])

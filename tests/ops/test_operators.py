@@ -1,7 +1,5 @@
-"""The operators of the fused backends, called by anybody: exported, by hand, short of memory, and
-interrupted."""
+"""The operators of the fused backends, called by anybody: by hand, short of memory, interrupted."""
 
-import io
 import os
 import signal
 import subprocess
@@ -11,51 +9,54 @@ import time
 import pytest
 import torch
 
-from kron_plugin.modules import KRU, KRULSTM
-from kron_plugin.ops.kron.flat import flatten
+from kron_plugin.ops.kron.flat import flatten, shapes_of
 from kron_plugin.ops.native.compile import find_compiler
+from kron_plugin.ops.recurrence.arguments import Arguments
 
 from ..conftest import run as run_command
-from . import test_kron_lstm as lstm
-from .recurrence_cases import random_case, worst_error
+from .recurrence_cases import KINDS, ONE_OF_EACH_CELL, random_case
 
-CELLS = ["kron_rnn", "kron_lstm"]
-
-
-def problem(cell, steps=5, batch=3, form="features", bits=2):
-    """What both passes of an operator are given, by name, before `every`."""
-    if cell == "kron_rnn":
-        case = random_case([(2, 2)] * bits, batch, steps, form=form, with_lengths=True)
-        tensors = {"x": case.x, "factors": flatten(case.factors), "bias": case.bias, "h0": case.h0}
-        more = {"shapes": [2] * 2 * bits, "is_complex": True, "activation": "modrelu"}
-    else:
-        case = lstm.random_case([[(2, 2)] * bits] * 4, batch, steps, form, True)
-        factors = flatten([w for gate in case.factors for w in gate])
-        h0, c0 = case.state
-        tensors = {"x": case.x, "factors": factors, "bias": case.bias, "h0": h0, "c0": c0}
-        more = {"shapes": [2] * 8 * bits, "counts": [bits] * 4}
-    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-    return {**tensors, "weight": case.weight.detach(), "lengths": case.lengths, **more}
+cells = pytest.mark.parametrize("kind", ONE_OF_EACH_CELL)
 
 
-def forward(cell, **given):
+def operator(kind, backend, suffix=""):
+    return getattr(torch.ops.kron_plugin, f"kron_{KINDS[kind].cell}_{backend}{suffix}")
+
+
+def problem(kind, steps=5, batch=3, form="features", bits=2):
+    """What both passes of an operator are given, by name."""
+    case = random_case(KINDS[kind], [(2, 2)] * bits, batch, steps, form, True)
+    together = [w for product in case.factors for w in product]
+    tensors = (case.x, flatten(together), case.bias, torch.stack(case.state), case.weight)
+    return Arguments(
+        *(tensor.detach() for tensor in tensors),
+        case.lengths,
+        shapes_of(together),
+        [len(product) for product in case.factors],
+        case.kind.is_complex,
+        case.kind.activation,
+        every=2,
+        threads=2,
+    )._asdict()
+
+
+def forward(kind, **given):
     """The arguments of the forward pass."""
-    return {**problem(cell, **given), "need_output": True, "every": 2, "threads": 2, "keep": True}
+    return {**problem(kind, **given), "need_output": True, "keep": True}
 
 
-def backward(cell, **given):
+def backward(kind, **given):
     """The arguments of the backward pass, with gradients of ones and states of zeros."""
-    same = problem(cell, **given)
-    x, h0 = same["x"], same["h0"]
-    outputs, last = h0.new_ones(x.shape[0], *h0.shape), torch.ones_like(h0)
-    segments = -(-x.shape[0] // 2)
-    if cell == "kron_rnn":
-        kept = h0.new_zeros(segments, *h0.shape)
-        first = {"d_states": outputs, "d_last": last, "states": h0.new_zeros(0), "kept": kept}
-    else:
-        kept = h0.new_zeros(segments, 2, *h0.shape)
-        first = {"d_outputs": outputs, "d_h_n": last, "d_c_n": last, "kept": kept}
-    return {**first, **same, "every": 2, "threads": 2, "need_d_x": True}
+    same = problem(kind, **given)
+    steps, state = same["x"].shape[0], same["state"]
+    return {
+        "d_outputs": state.new_ones(steps, *state.shape[1:]),
+        "d_last": torch.ones_like(state),
+        "outputs": state.new_zeros(0),
+        "kept": state.new_zeros(-(-steps // 2) + 1, *state.shape),
+        **same,
+        "need_d_x": True,
+    }
 
 
 def spoilt(value):
@@ -76,71 +77,38 @@ def spoilt(value):
         yield from (0, -1, -(2**62))
 
 
-def wrong_calls(cell, backend):
+def wrong_calls(kind, backend):
     """(name, value) of single arguments that no call may be made with, and the call."""
-    for arguments, suffix in ((forward(cell), ""), (backward(cell), "_backward")):
-        operator = getattr(torch.ops.kron_plugin, f"{cell}_{backend}{suffix}")
-        operator(*arguments.values())
+    for arguments, suffix in ((forward(kind), ""), (backward(kind), "_backward")):
+        called = operator(kind, backend, suffix)
+        called(*arguments.values())
         for name, value in arguments.items():
             for other in spoilt(value):
-                if name in ("kept", "states") and not other.numel():
+                if name in ("kept", "outputs") and not other.numel():
                     continue  # not kept: they are made again
                 if name == "threads" and backend == "cuda":
                     continue  # it has none of the CPU's
                 if name == "x" and not suffix and other.shape[1:] == value.shape[1:]:
                     continue  # which alone tells how many steps there are
-                yield name, other, operator, {**arguments, name: other}.values()
+                yield name, other, called, {**arguments, name: other}.values()
 
 
-def check_wrong_calls(cell, backend):
+def check_wrong_calls(kind, backend):
     count = 0
-    for name, value, operator, arguments in wrong_calls(cell, backend):
+    for name, value, called, arguments in wrong_calls(kind, backend):
         try:
-            operator(*arguments)
+            called(*arguments)
         except (ValueError, TypeError, IndexError, RuntimeError):
             count += 1
         else:
-            pytest.fail(f"{operator}: {name}={value!r} was taken")
+            pytest.fail(f"{called}: {name}={value!r} was taken")
     assert count > 100
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_call_with_what_does_not_fit_raises(cell):
+@cells
+def test_a_call_with_what_does_not_fit_raises(kind):
     """Each buffer too short, empty, of another type or shape; sizes that are none."""
-    check_wrong_calls(cell, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("cell", "options", "call"),
-    [
-        (KRU, {}, {"need_output": False}),
-        (KRU, {"checkpoint_every": 3}, {}),
-        (KRULSTM, {}, {}),
-        (KRULSTM, {"checkpoint_every": 3}, {"need_output": False}),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_what_was_exported_without_gradients_has_them(cell, options, call):
-    """Whether states are kept is part of the graph: they are made again."""
-    layer = cell(3, 8, backend="cpu", **options).double()
-    x = torch.randn(5, 4, 3, dtype=torch.float64)
-    with torch.no_grad():
-        exported = torch.export.export(layer, (x,), call)
-    file = io.BytesIO()
-    torch.export.save(exported, file)
-    file.seek(0)
-    module = torch.export.load(file).module()
-
-    def gradients(module):
-        output, state = module(x, **call)
-        last = state if isinstance(state, torch.Tensor) else sum(state)
-        total = last.square().sum() + output.square().sum()
-        return torch.autograd.grad(total, list(module.parameters()))
-
-    expected = dict(zip([n for n, _ in layer.named_parameters()], gradients(layer), strict=True))
-    have = dict(zip([n for n, _ in module.named_parameters()], gradients(module), strict=True))
-    assert have.keys() == expected.keys()
-    assert worst_error([have[name] for name in expected], list(expected.values())) < 1e-14
+    check_wrong_calls(kind, "cpu")
 
 
 class Alarm(Exception):  # noqa: N818
@@ -149,18 +117,17 @@ class Alarm(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("arguments", [forward, backward])
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_signal_ends_a_call(cell, arguments, threads, monkeypatch):
+@cells
+def test_a_signal_ends_a_call(kind, arguments, threads, monkeypatch):
     """A call of many seconds, within half a second and what a busy machine adds to it."""
     monkeypatch.undo()  # filling new memory with NaN takes long
 
     def ring(number, frame):
         raise Alarm
 
-    given = arguments(cell, steps=2, batch=64, form="tokens", bits=10)
-    suffix = "" if arguments is forward else "_backward"
-    operator = getattr(torch.ops.kron_plugin, f"{cell}_cpu{suffix}")
-    operator(*given.values())  # compiled and loaded
+    given = arguments(kind, steps=2, batch=64, form="tokens", bits=10)
+    called = operator(kind, "cpu", "" if arguments is forward else "_backward")
+    called(*given.values())  # compiled and loaded
     steps = 2**13
     given["x"] = given["x"][:1].expand(steps, -1)
     given["lengths"] = None
@@ -168,15 +135,13 @@ def test_a_signal_ends_a_call(cell, arguments, threads, monkeypatch):
     if arguments is forward:
         given |= {"need_output": False, "keep": False}
     else:
-        given |= {"d_outputs" if cell == "kron_lstm" else "d_states": None, "need_d_x": False}
-        kept = given["kept"]
-        given |= {"every": steps, "kept": kept[:1].contiguous()}
+        given |= {"d_outputs": None, "need_d_x": False, "every": steps}
     before = signal.signal(signal.SIGALRM, ring)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         start = time.monotonic()
         with pytest.raises(Alarm):
-            operator(*given.values())
+            called(*given.values())
         assert time.monotonic() - start < 0.2 + 1.0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -206,25 +171,25 @@ void* mmap(void* at, size_t n, int protection, int flags, int file, off_t offset
 """
 CALLS = """if True:
     import ctypes, resource, torch
-    from tests.ops import test_kron_lstm as lstm
-    from tests.ops.recurrence_cases import PAIRS, random_case, run
+    from tests.ops.recurrence_cases import KINDS, KRU, LSTM, SHAPES, equal, random_case, run
     torch.set_num_threads(1)
     cases = [
-        (run, random_case(PAIRS[name], 40, 3, form=form, with_lengths=True))
-        for name, form in [("mixed", "features"), ("2x2s", "tokens"), ("tall first", "dense")]
-    ] + [(lstm.run, lstm.random_case(lstm.GATES["each its own"], 40, 3, "tokens", True))]
+        random_case(kind, SHAPES[name], 40, 3, form, True) for kind, name, form in [
+            (KRU, "mixed", "features"), (KRU, "2x2s", "tokens"), (KRU, "tall first", "dense"),
+            (LSTM, "mixed", "tokens"),
+        ]
+    ]
     for every in (1, 2):
-        expected = [call(case, backend="cpu", checkpoint_every=every) for call, case in cases]
+        expected = [run(case, "cpu", checkpoint_every=every) for case in cases]
         ctypes.CDLL(None).arm()
-        for (call, case), results in zip(cases, expected, strict=True):
-            for have, want in zip(call(case, backend="cpu", checkpoint_every=every), results):
-                assert torch.equal(have, want)
-    case = random_case([(2, 2)] * 13, 64, 2, form="tokens", dtype=torch.float32)
-    run(case, backend="cpu", need_output=False)
+        for case, results in zip(cases, expected, strict=True):
+            assert equal(run(case, "cpu", checkpoint_every=every), results)
+    case = random_case(KRU, [(2, 2)] * 13, 64, 2, "tokens", dtype=torch.float32)
+    run(case, "cpu", need_output=False)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 20 * 2**20,) * 2)
     try:
-        run(case, backend="cpu", need_output=False)
+        run(case, "cpu", need_output=False)
     except MemoryError as error:
         print(error)
 """

@@ -26,8 +26,8 @@ for index in (3, 4, -1):
 """
 HERE = Path(__file__).parent.relative_to(ROOT)
 CASES = (
-    f"{HERE}/test_kron_rnn_cpu.py::test_any_number_of_threads[7-1]",
-    f"{HERE}/test_kron_rnn_cpu.py::test_any_number_of_threads[40-5]",
+    f"{HERE}/test_recurrence_cpu.py::test_any_number_of_threads[kru-7-1]",
+    f"{HERE}/test_recurrence_cpu.py::test_any_number_of_threads[kru-40-5]",
 )
 
 

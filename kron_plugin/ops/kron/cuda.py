@@ -8,15 +8,8 @@ from torch import Tensor
 
 from ..activation import join, split
 from ..backends import compute_type
-from ..cuda_kernels import (
-    Kernels,
-    adjoint_shapes,
-    aligned,
-    arranged,
-    geometry,
-    kernels_for,
-    launch,
-)
+from ..cuda_geometry import adjoint_shapes, arranged, geometry
+from ..cuda_kernels import Kernels, aligned, kernels_for, launch
 from ..operators import register, register_backward
 from .flat import flatten, shapes_of, unflatten
 from .reference import factor_gradients as factor_gradients_reference
@@ -46,10 +39,10 @@ def product(
     factors = arranged(kernels, factors, shapes, adjoint)
     shapes = adjoint_shapes(shapes) if adjoint else shapes
     y = x.new_empty(x.shape[0], prod(shapes[::2]) * kernels.parts)
-    cut = geometry(kernels, "product", x.device, shapes, x.shape[0])
+    cut = geometry(kernels, "product", x.device, [shapes], x.shape[0])
     launch(
         kernels, "product", x.device, cut, steps=1, batch=x.shape[0], factors=factors,
-        adjoint=int(adjoint), x=aligned(x), states=y,
+        adjoint=int(adjoint), x=aligned(x), outputs=y,
     )  # fmt: skip
     return y
 
@@ -68,12 +61,13 @@ def factor_gradients(
     in the same order; those of other factors by matrix products.
     """
     if kernels.kind == "pairs":
-        cut = geometry(kernels, "gradient", g.device, shapes, g.shape[0])
+        cut = geometry(kernels, "gradient", g.device, [shapes], g.shape[0])
         sums = torch.empty(cut.grid, factors.numel(), dtype=factors.dtype, device=g.device)
         rows = 0 if first is None else first.shape[0]
         launch(
-            kernels, "gradient", g.device, cut, steps=1, batch=g.shape[0], first=rows, h0=first,
-            factors=aligned(factors), states=aligned(x), delta=aligned(g), d_factors=sums,
+            kernels, "gradient", g.device, cut, steps=1, batch=g.shape[0], first=rows,
+            initial=first, factors=aligned(factors), outputs=aligned(x), delta=aligned(g),
+            d_factors=sums,
         )  # fmt: skip
         return sums.sum(0, dtype=torch.float64)
     x = x if first is None else torch.cat([first.to(x.dtype), x])[: g.shape[0]]

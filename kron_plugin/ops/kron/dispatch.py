@@ -16,7 +16,7 @@ def _cuda_obstacle(problem: Problem) -> Optional[str]:
     return "it takes no batches of factors" if problem.is_batched else obstacle(problem)
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     "kron_matmul",
     {
         "cuda": Backend("cuda", _cuda_obstacle, cuda.kron_matmul_cuda),
@@ -53,7 +53,7 @@ def kron_matmul(
     x = x.to(dtype)
     # torch.compile knows no dtype.to_real.
     problem = Problem(x.device, x.real.dtype, x.is_complex(), is_batched)
-    return _BACKENDS.run(backend, problem)(x, [w.to(dtype) for w in factors])
+    return BACKENDS.run(backend, problem)(x, [w.to(dtype) for w in factors])
 
 
 def _check_factors(factors: List[Tensor]) -> None:

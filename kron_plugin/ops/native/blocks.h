@@ -134,13 +134,13 @@ int status(const Interpreter* interpreter, Pass pass) {
 // ---- between tensors of shape (B, C n) and the cells of a block
 
 template <int L>
-void load_batch(const real* from, const Block& block, int64_t n, Cell<L>* cells) {
+void load_batch(const real* from, const Block& block, int64_t n, Element<L>* cells) {
   const real* rows[L];
   for (int l = 0; l < L; ++l) rows[l] = from + (block.begin + l) * C * n;
   load_rows<L>(rows, n, cells);
 }
 template <int L>
-void store_batch(const Cell<L>* cells, const Block& block, int64_t n, real* to) {
+void store_batch(const Element<L>* cells, const Block& block, int64_t n, real* to) {
   real* rows[L];
   for (int l = 0; l < L; ++l) rows[l] = to + (block.begin + l) * C * n;
   store_rows<L, false>(cells, n, rows);
@@ -173,7 +173,7 @@ class Lengths {
 
 // Adds the sums over lanes of cells[n].v[c] to to[c n + n].
 template <int L>
-void add_lanes(const Cell<L>* cells, int64_t n, int parts, double* to) {
+void add_lanes(const Element<L>* cells, int64_t n, int parts, double* to) {
   for (int c = 0; c < parts; ++c)
     for (int64_t i = 0; i < n; ++i) to[c * n + i] += sum<L>(cells[i].v[c]);
 }

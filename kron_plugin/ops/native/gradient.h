@@ -1,6 +1,6 @@
 // Gradients of the factors: K_f[p, q] = sum over lanes and all other digits of a[.., p, ..] conj(x[.., q, ..])
 //
-// where a is a gradient and x a vector that went through factor f. kron_rnn/cpu.cpp says which two.
+// where a is a gradient and x a vector that went through factor f. recurrence.cpp says which two.
 #pragma once
 
 #include <algorithm>
@@ -13,13 +13,13 @@
 
 // Sums R x S entries in registers over `outer` and `inner`, then over the lanes, into doubles.
 template <int L, int R, int S>
-KRON_OUTLINE void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
+KRON_OUTLINE void correlate_tile(const Element<L>* a, const Element<L>* x, int64_t p, int64_t q, int64_t outer,
                     int64_t inner, double* sums) {
-  Cell<L> acc[R][S] = {};
+  Element<L> acc[R][S] = {};
   for (int64_t o = 0; o < outer; ++o)
     for (int64_t i = 0; i < inner; ++i) {
-      const Cell<L>* column = a + o * p * inner + i;
-      const Cell<L>* row = x + o * q * inner + i;
+      const Element<L>* column = a + o * p * inner + i;
+      const Element<L>* row = x + o * q * inner + i;
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
@@ -34,12 +34,12 @@ KRON_OUTLINE void correlate_tile(const Cell<L>* a, const Cell<L>* x, int64_t p, 
 
 // a has shape (outer, p, inner), x (outer, q, inner); sums (p, q, C) is added to.
 template <int L>
-KRON_OUTLINE void correlate(const Cell<L>* a, const Cell<L>* x, int64_t p, int64_t q, int64_t outer,
+KRON_OUTLINE void correlate(const Element<L>* a, const Element<L>* x, int64_t p, int64_t q, int64_t outer,
                int64_t inner, double* sums) {
   for_row_blocks(p, [&](int64_t p0, int64_t size) {
     for (int64_t q0 = 0; q0 < q; q0 += 2) {
-      const Cell<L>* rows = a + p0 * inner;
-      const Cell<L>* columns = x + q0 * inner;
+      const Element<L>* rows = a + p0 * inner;
+      const Element<L>* columns = x + q0 * inner;
       double* to = sums + (p0 * q + q0) * C;
       const bool pair = q0 + 1 < q;
       if (size == 4 && pair) correlate_tile<L, 4, 2>(rows, columns, p, q, outer, inner, to);
@@ -55,18 +55,18 @@ KRON_OUTLINE void correlate(const Cell<L>* a, const Cell<L>* x, int64_t p, int64
 // The off-diagonal entries K[0, 1] and K[1, 0] of B neighbouring 2x2 factors in one pass; the lowest
 // of their digits has `inner` elements below it. sums: two cells a factor, the lowest first.
 template <int L, int B>
-KRON_OUTLINE void correlate_pairs(const Cell<L>* g, const Cell<L>* h, int64_t outer, int64_t inner, Cell<L>* sums) {
+KRON_OUTLINE void correlate_pairs(const Element<L>* g, const Element<L>* h, int64_t outer, int64_t inner, Element<L>* sums) {
   constexpr int R = 1 << B;
-  Cell<L> acc[B][2] = {};
+  Element<L> acc[B][2] = {};
   for (int64_t o = 0; o < outer; ++o)
     for (int64_t i = 0; i < inner; ++i) {
       const int64_t at = o * R * inner + i;
-      Cell<L> gradient[R];
+      Element<L> gradient[R];
 #pragma GCC unroll 8
       for (int j = 0; j < R; ++j) gradient[j] = g[at + j * inner];
 #pragma GCC unroll 8
       for (int j = 0; j < R; ++j) {
-        const Cell<L> state = h[at + j * inner];
+        const Element<L> state = h[at + j * inner];
 #pragma GCC unroll 3
         for (int k = 0; k < B; ++k)
           mac_conj(acc[k][j >> k & 1 ? 0 : 1], gradient[j ^ 1 << k], state);
@@ -101,25 +101,25 @@ class Correlation {
         inner *= part.p;
       }
       part.outer = outer;
-      if (run) part.cells = arena.sums<Cell<L>>(2 * run);
+      if (run) part.cells = arena.sums<Element<L>>(2 * run);
       f -= part.bits - 1;
       parts_.push_back(std::move(part));
     }
     size_ = n;
     if (!has_pairs()) return;
-    diagonal = arena.sums<Cell<L>>(n);
+    diagonal = arena.sums<Element<L>>(n);
     products_ = arena.take<Coef>(n);
   }
 
-  Cell<L>* diagonal = nullptr;  // null when there is no 2x2 factor
+  Element<L>* diagonal = nullptr;  // null when there is no 2x2 factor
 
   // Adds `steps` pairs of vectors, stored one after the other. 2x2 factors of low digits take their
   // turns on pieces that stay in the cache, the others pass over all.
-  void operator()(const Cell<L>* g, const Cell<L>* h, int64_t steps, double* sums) const {
+  void operator()(const Element<L>* g, const Element<L>* h, int64_t steps, double* sums) const {
     size_t low = 0;
     int64_t piece = 1;
     while (low < parts_.size() && parts_[low].cells &&
-           parts_[low].extent() * int64_t(sizeof(Cell<L>)) <= kTileBytes)
+           parts_[low].extent() * int64_t(sizeof(Element<L>)) <= kTileBytes)
       piece = parts_[low++].extent();
     for (int64_t at = 0; low > 1 && at < size_ * steps; at += piece)
       for (size_t i = 0; i < low; ++i)
@@ -147,10 +147,10 @@ class Correlation {
   struct Part {
     int64_t p, bits, outer, inner;
     std::vector<int64_t> offsets;  // of each factor's sums, the lowest digit first
-    Cell<L>* cells;                // null for a factor that is not 2x2
+    Element<L>* cells;                // null for a factor that is not 2x2
     int64_t extent() const { return cells ? inner << bits : inner * p; }
   };
-  static void run(const Part& part, const Cell<L>* g, const Cell<L>* h, int64_t outer, double* sums) {
+  static void run(const Part& part, const Element<L>* g, const Element<L>* h, int64_t outer, double* sums) {
     if (!part.cells)
       correlate<L>(g, h, part.p, part.p, outer, part.inner, sums + part.offsets[0]);
     else if (part.bits == 3)
@@ -184,7 +184,7 @@ inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
 template <int L>
 struct FactorGradient {
   virtual ~FactorGradient() = default;
-  virtual void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) = 0;
+  virtual void step(const Element<L>* delta, const Element<L>* h, Element<L>* g, double* sums) = 0;
   virtual void finish(double* sums) = 0;
 };
 
@@ -193,18 +193,18 @@ template <int L>
 class Shortcut final : public FactorGradient<L> {
  public:
   Shortcut(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
-      : adjoint_(read_factors(count, shapes, data, true), sizeof(Cell<L>)),
+      : adjoint_(read_factors(count, shapes, data, true), sizeof(Element<L>)),
         correlation_(arena, count, shapes),
         work_(arena, {&adjoint_}),
         n_(n),
         steps_(collected_steps(count, shapes)) {
-    for (auto& store : stores_) store = steps_ > 1 ? arena.take<Cell<L>>(steps_ * n) : nullptr;
+    for (auto& store : stores_) store = steps_ > 1 ? arena.take<Element<L>>(steps_ * n) : nullptr;
   }
-  void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) override {
+  void step(const Element<L>* delta, const Element<L>* h, Element<L>* g, double* sums) override {
     const Coef* diagonal = adjoint_.diagonal();
     apply<L>(adjoint_, delta, g, work_, [&](int64_t first, int64_t count) {
       for (int64_t n = first; n < first + count; ++n) {
-        Cell<L> value = g[n];
+        Element<L> value = g[n];
         if (diagonal) {
           value = {};
           mac(value, splat<L>(diagonal[n]), g[n]);
@@ -232,7 +232,7 @@ class Shortcut final : public FactorGradient<L> {
   Correlation<L> correlation_;
   Workspace<L> work_;
   int64_t n_, steps_, filled_ = 0;
-  Cell<L>* stores_[2];
+  Element<L>* stores_[2];
 };
 
 // dW_f itself, for factors of any shape: stage by stage forwards, then backwards.
@@ -250,10 +250,10 @@ class Stages final : public FactorGradient<L> {
       const int64_t p = shapes[2 * f], q = shapes[2 * f + 1];
       inner /= p;
       stages_.push_back({p, q, outer, inner, offset,
-                         Product(forward[f], outer, inner, sizeof(Cell<L>)),
-                         Product(adjoint[f], outer, inner, sizeof(Cell<L>)),
-                         arena.take<Cell<L>>(steps_ * outer * p * inner),
-                         arena.take<Cell<L>>(steps_ * outer * q * inner)});
+                         Product(forward[f], outer, inner, sizeof(Element<L>)),
+                         Product(adjoint[f], outer, inner, sizeof(Element<L>)),
+                         arena.take<Element<L>>(steps_ * outer * p * inner),
+                         arena.take<Element<L>>(steps_ * outer * q * inner)});
       outer *= q;
       offset += p * q * C;
     }
@@ -263,7 +263,7 @@ class Stages final : public FactorGradient<L> {
     }
     work_ = std::make_unique<Workspace<L>>(arena, products);
   }
-  void step(const Cell<L>* delta, const Cell<L>* h, Cell<L>* g, double* sums) override {
+  void step(const Element<L>* delta, const Element<L>* h, Element<L>* g, double* sums) override {
     const auto nothing = [](int64_t, int64_t) {};
     std::copy_n(h, n_, stages_.back().input(filled_));
     for (size_t f = stages_.size() - 1; f > 0; --f)
@@ -286,9 +286,9 @@ class Stages final : public FactorGradient<L> {
   struct Stage {
     int64_t p, q, outer, inner, offset;
     Product forward, adjoint;
-    Cell<L>*outputs, *inputs;  // gradients of the outputs (steps, outer, p, inner); inputs (.., q, ..)
-    Cell<L>* output(int64_t step) const { return outputs + step * outer * p * inner; }
-    Cell<L>* input(int64_t step) const { return inputs + step * outer * q * inner; }
+    Element<L>*outputs, *inputs;  // gradients of the outputs (steps, outer, p, inner); inputs (.., q, ..)
+    Element<L>* output(int64_t step) const { return outputs + step * outer * p * inner; }
+    Element<L>* input(int64_t step) const { return inputs + step * outer * q * inner; }
   };
   int64_t n_, steps_, filled_ = 0;
   std::vector<Stage> stages_;

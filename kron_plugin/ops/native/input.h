@@ -26,7 +26,7 @@ class Input {
   Input(const InputTensors& tensors, Arena& arena)
       : of(tensors),
         features(of.inputs > 0 ? arena.take<Lanes<L>>(of.inputs) : nullptr),
-        cells_(of.inputs > 0 ? nullptr : arena.take<Cell<L>>(of.size)) {}
+        cells_(of.inputs > 0 ? nullptr : arena.take<Element<L>>(of.size)) {}
 
   const InputTensors of;
   Lanes<L>* const features;  // x_t of the block: one cell an input
@@ -51,7 +51,7 @@ class Input {
     load_rows<L>(rows, of.size, cells_);
   }
   // z += u_t[n]
-  KRON_INLINE void add_to(Cell<L>& z, int64_t n) const {
+  KRON_INLINE void add_to(Element<L>& z, int64_t n) const {
     if (of.inputs <= 0) return add(z, cells_[n]);
     for (int64_t i = 0; i < of.inputs; ++i)
       for (int c = 0; c < C; ++c)
@@ -60,7 +60,7 @@ class Input {
 
  private:
   Block block_{};
-  Cell<L>* const cells_;  // u_t, where it comes as rows
+  Element<L>* const cells_;  // u_t, where it comes as rows
 };
 
 // A thread's share of the input weight's gradient.
@@ -90,24 +90,24 @@ class InputGradient {
  public:
   InputGradient(Input<L>& input, Arena& arena) : input_(input), of_(input.of) {
     if (of_.inputs <= 0) return;
-    d_weight_ = arena.sums<Cell<L>>(of_.inputs * of_.size);
+    d_weight_ = arena.sums<Element<L>>(of_.inputs * of_.size);
     d_features_ = arena.take<Lanes<L>>(of_.inputs);
   }
   void begin(int64_t t) {
     if (of_.inputs > 0) input_.read_features(t);
     for (int64_t i = 0; i < of_.inputs; ++i) d_features_[i] = Lanes<L>{};
   }
-  KRON_INLINE void operator()(const Cell<L>& delta, int64_t n) {
+  KRON_INLINE void operator()(const Element<L>& delta, int64_t n) {
     for (int64_t i = 0; i < of_.inputs; ++i) {
       const real* weight = of_.weight + i * C * of_.size + n;
-      Cell<L>& sum = d_weight_[i * of_.size + n];
+      Element<L>& sum = d_weight_[i * of_.size + n];
       for (int c = 0; c < C; ++c) {
         sum.v[c] += input_.features[i] * delta.v[c];
         if (of_.d_x) d_features_[i] += weight[c * of_.size] * delta.v[c];
       }
     }
   }
-  void end(int64_t t, const Cell<L>* delta, WeightSums& sums) {
+  void end(int64_t t, const Element<L>* delta, WeightSums& sums) {
     const int64_t width = C * of_.size;
     real* rows[L];
     for (int l = 0; l < L; ++l) {
@@ -130,6 +130,6 @@ class InputGradient {
  private:
   Input<L>& input_;
   const InputTensors& of_;
-  Cell<L>* d_weight_ = nullptr;
+  Element<L>* d_weight_ = nullptr;
   Lanes<L>* d_features_ = nullptr;
 };

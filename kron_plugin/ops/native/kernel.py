@@ -1,4 +1,4 @@
-"""Loading a kernel for one type of state, and calling it with tensors."""
+"""Loading the kernel of a cell for one type of state, and calling it with tensors."""
 
 import ctypes
 import os
@@ -6,13 +6,14 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Dict, Optional, Tuple, Union
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from ..backends import Problem, compute_type, constant_in_graphs
 
+SOURCE = Path(__file__).with_name("recurrence.cpp")
 MAX_THREADS = 1024
 VECTOR_BYTES = 64  # of lanes.h
 
@@ -34,36 +35,41 @@ _OTHER = _interpreter("PyEval_SaveThread", "PyEval_RestoreThread")
 
 
 @cache
-def library(
-    source: Path, dtype: torch.dtype, is_complex: bool
-) -> Tuple[Optional[ctypes.PyDLL], str]:
-    """The kernel compiled for one type of state, or None and what is missing.
-
-    The headers `cpu_*.h` beside its source are its own.
-    """
+def library(cell: str, dtype: torch.dtype, is_complex: bool) -> Tuple[Optional[ctypes.PyDLL], str]:
+    """The kernel of a cell compiled for one type of state, or None and what is missing."""
     if sys.platform != "linux":
         return None, "it is compiled on Linux only"
     from . import compile as compiling  # which needs what only Linux has
 
-    defines = [
-        f"KRON_REAL={'float' if dtype == torch.float32 else 'double'}",
-        f"KRON_COMPLEX={int(is_complex)}",
-    ]
     try:
-        loaded = compiling.load(source, sorted(source.parent.glob("cpu_*.h")), defines)
+        loaded = compiling.load(SOURCE, [header(cell)], defines(cell, dtype, is_complex))
     except compiling.CompileError as error:
         return None, str(error)
     # It releases the interpreter's lock itself, and takes it again to look for signals.
     return ctypes.PyDLL(loaded._name, handle=loaded._handle), ""
 
 
-def obstacle(source: Path, problem: Problem) -> Optional[str]:
-    """What keeps a kernel from serving, or None. Compiles it to find out."""
-    return library(source, compute_type(problem.dtype), problem.is_complex)[1] or None
+def header(cell: str) -> Path:
+    """The file of a cell's step."""
+    return SOURCE.with_name("cells") / f"{cell}.h"
+
+
+def defines(cell: str, dtype: torch.dtype, is_complex: bool) -> List[str]:
+    """The macros that SOURCE is compiled with."""
+    return [
+        f'KRON_CELL="cells/{cell}.h"',
+        f"KRON_REAL={'float' if dtype == torch.float32 else 'double'}",
+        f"KRON_COMPLEX={int(is_complex)}",
+    ]
+
+
+def obstacle(cell: str, problem: Problem) -> Optional[str]:
+    """What keeps a cell's kernel from serving, or None. Compiles it to find out."""
+    return library(cell, compute_type(problem.dtype), problem.is_complex)[1] or None
 
 
 def run(
-    source: Path,
+    cell: str,
     function: str,
     call: ctypes.Structure,
     dtype: torch.dtype,
@@ -87,41 +93,31 @@ def run(
     for name, value in fields.items():
         if isinstance(value, Tensor):
             if value.device.type != "cpu":
-                raise ValueError(f"{function}: {name} is on {value.device}, not on the CPU")
+                raise ValueError(
+                    f"kron_{cell}_{function}: {name} is on {value.device}, not on the CPU"
+                )
             alive.append(value.contiguous())
             value = alive[-1].data_ptr() if value.numel() else None
         setattr(call, name, value)
-    kernel, reason = library(source, dtype, is_complex)
+    kernel, reason = library(cell, dtype, is_complex)
     if kernel is None:
         raise RuntimeError(reason)
     is_main = threading.current_thread() is threading.main_thread()
     call.interpreter = ctypes.addressof(_MAIN if is_main else _OTHER)
     if kernel[function](ctypes.byref(call)):
-        raise MemoryError(f"{function}: no memory for the states in progress")
+        raise MemoryError(f"kron_{cell}_{function}: no memory for the states in progress")
 
 
-def input_fields(
-    operation: str, x: Tensor, weight: Optional[Tensor], lengths: Optional[Tensor]
-) -> Dict[str, Union[int, Optional[Tensor]]]:
-    """The fields of a call that tell its input, in any of its three forms.
+def tokens(operation: str, x: Tensor, weight: Tensor) -> Tensor:
+    """Tokens as a kernel reads them.
 
     Raises:
-        IndexError: a token has no row in the weight.
+        IndexError: one has no row in the weight.
     """
-    is_tokens = weight is not None and not x.is_floating_point()
-    x = x.to(torch.int64) if is_tokens else x
-    if is_tokens and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < weight.shape[0]:
+    x = x.to(torch.int64)
+    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < weight.shape[0]:
         raise IndexError(f"{operation}: tokens must be from 0 to {weight.shape[0] - 1}")
-    return {
-        "steps": x.shape[0],
-        "batch": x.shape[1],
-        "inputs": 0 if weight is None else -1 if is_tokens else weight.shape[0],
-        "token_rows": weight.shape[0] if is_tokens else 0,
-        "x": None if is_tokens else x,
-        "tokens": x if is_tokens else None,
-        "weight": weight,
-        "lengths": None if lengths is None else lengths.to(torch.int64),
-    }
+    return x
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ using Lanes = typename VectorType<real, L>::type;
 
 // One element of the state in L sequences at once, and one element of a matrix.
 template <int L>
-struct Cell {
+struct Element {
   Lanes<L> v[C];
 };
 struct Coef {
@@ -58,7 +58,7 @@ KRON_INLINE Lanes<L> splat(real a) {
 
 // y += w x
 template <int L>
-KRON_INLINE void mac(Cell<L>& y, const Cell<L>& w, const Cell<L>& x) {
+KRON_INLINE void mac(Element<L>& y, const Element<L>& w, const Element<L>& x) {
   y.v[0] += w.v[0] * x.v[0];
   if constexpr (C == 2) {
     y.v[1] += w.v[0] * x.v[1];
@@ -67,14 +67,14 @@ KRON_INLINE void mac(Cell<L>& y, const Cell<L>& w, const Cell<L>& x) {
   }
 }
 template <int L>
-KRON_INLINE Cell<L> splat(const Coef& w) {
-  Cell<L> cell;
+KRON_INLINE Element<L> splat(const Coef& w) {
+  Element<L> cell;
   for (int c = 0; c < C; ++c) cell.v[c] = splat<L>(w.v[c]);
   return cell;
 }
 // y += g conj(h)
 template <int L>
-KRON_INLINE void mac_conj(Cell<L>& y, const Cell<L>& g, const Cell<L>& h) {
+KRON_INLINE void mac_conj(Element<L>& y, const Element<L>& g, const Element<L>& h) {
   y.v[0] += g.v[0] * h.v[0];
   if constexpr (C == 2) {
     y.v[1] += g.v[1] * h.v[0];
@@ -83,12 +83,12 @@ KRON_INLINE void mac_conj(Cell<L>& y, const Cell<L>& g, const Cell<L>& h) {
   }
 }
 template <int L>
-KRON_INLINE void add(Cell<L>& y, const Cell<L>& x) {
+KRON_INLINE void add(Element<L>& y, const Element<L>& x) {
   for (int c = 0; c < C; ++c) y.v[c] += x.v[c];
 }
 // Re(g conj(h)) summed over the parts: the inner product of two points of the plane
 template <int L>
-KRON_INLINE Lanes<L> dot(const Cell<L>& g, const Cell<L>& h) {
+KRON_INLINE Lanes<L> dot(const Element<L>& g, const Element<L>& h) {
   Lanes<L> sum = g.v[0] * h.v[0];
   if constexpr (C == 2) sum += g.v[1] * h.v[1];
   return sum;
@@ -192,7 +192,7 @@ KRON_INLINE void sum_each(const Lanes<L> (&x)[M], real (&sums)[M]) {
 
 // rows[l] is sequence l's vector of C n reals: all real parts, then all imaginary parts.
 template <int L>
-KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) {
+KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Element<L>* cells) {
   for (int c = 0; c < C; ++c) {
     int64_t i = 0;
     if constexpr (L > 1)
@@ -214,7 +214,7 @@ KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Cell<L>* cells) 
 
 // The reverse; with `add` the rows are added to, one after the other, so two may be the same.
 template <int L, bool add>
-KRON_OUTLINE void store_rows(const Cell<L>* cells, int64_t n, real* const* rows) {
+KRON_OUTLINE void store_rows(const Element<L>* cells, int64_t n, real* const* rows) {
   for (int c = 0; c < C; ++c) {
     int64_t i = 0;
     if constexpr (L > 1)

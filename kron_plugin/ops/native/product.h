@@ -207,22 +207,22 @@ struct Tile {
 
 // For all a < outer, i < inner, s < width: y[(a, p, i), s] = sum_q w[p, q] x[(a, q, i), s].
 template <int L, int K>
-KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
+KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Element<L>> x, Tile<Element<L>> y, int64_t outer,
                  int64_t inner, int64_t width) {
   constexpr int R = 1 << K;
   int64_t from[R];
   for (int j = 0; j < R; ++j) from[j] = (j ^ stage.swap) * inner * x.stride;
-  Cell<L> upper[K], lower[K];
+  Element<L> upper[K], lower[K];
   for (int k = 0; k < K; ++k) {
     upper[k] = splat<L>(stage.coef[2 * k]);
     lower[k] = splat<L>(stage.coef[2 * k + 1]);
   }
   for (int64_t a = 0; a < outer; ++a)
     for (int64_t i = 0; i < inner; ++i) {
-      const Cell<L>* in = x.data + (a * R * inner + i) * x.stride;
-      Cell<L>* out = y.data + (a * R * inner + i) * y.stride;
+      const Element<L>* in = x.data + (a * R * inner + i) * x.stride;
+      Element<L>* out = y.data + (a * R * inner + i) * y.stride;
       for (int64_t s = 0; s < width; ++s) {
-        Cell<L> v[R];
+        Element<L> v[R];
 #pragma GCC unroll 8
         for (int j = 0; j < R; ++j) v[j] = in[from[j] + s];
 #pragma GCC unroll 3
@@ -230,7 +230,7 @@ KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Ce
 #pragma GCC unroll 8
           for (int j = 0; j < R; ++j)
             if (!(j >> k & 1)) {
-              const Cell<L> low = v[j];
+              const Element<L> low = v[j];
               mac(v[j], upper[k], v[j | 1 << k]);
               mac(v[j | 1 << k], lower[k], low);
             }
@@ -241,26 +241,26 @@ KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Cell<L>> x, Tile<Ce
 }
 
 template <int L, int R>
-KRON_OUTLINE void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Cell<L>> x,
-                             Tile<Cell<L>> y, int64_t outer, int64_t inner, int64_t width) {
+KRON_OUTLINE void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Element<L>> x,
+                             Tile<Element<L>> y, int64_t outer, int64_t inner, int64_t width) {
   for (int64_t a = 0; a < outer; ++a)
     for (int64_t i = 0; i < inner; ++i)
       for (int64_t s = 0; s < width; ++s) {
-        const Cell<L>* in = x.data + (a * stage.q * inner + i) * x.stride + s;
-        Cell<L> acc[R] = {};
+        const Element<L>* in = x.data + (a * stage.q * inner + i) * x.stride + s;
+        Element<L> acc[R] = {};
         for (int64_t q = 0; q < stage.q; ++q) {
-          const Cell<L> value = in[q * inner * x.stride];
+          const Element<L> value = in[q * inner * x.stride];
 #pragma GCC unroll 4
           for (int r = 0; r < R; ++r) mac(acc[r], splat<L>(w[q * R + r]), value);
         }
-        Cell<L>* out = y.data + ((a * stage.p + p0) * inner + i) * y.stride + s;
+        Element<L>* out = y.data + ((a * stage.p + p0) * inner + i) * y.stride + s;
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) out[r * inner * y.stride] = acc[r];
       }
 }
 
 template <int L>
-KRON_OUTLINE void run_stage(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell<L>> y, int64_t outer,
+KRON_OUTLINE void run_stage(const Stage& stage, Tile<const Element<L>> x, Tile<Element<L>> y, int64_t outer,
                int64_t inner, int64_t width) {
   if (x.stride == width && y.stride == width) {  // contiguous: one long inner loop
     x.stride = y.stride = width *= inner;
@@ -282,7 +282,7 @@ KRON_OUTLINE void run_stage(const Stage& stage, Tile<const Cell<L>> x, Tile<Cell
 // What applying a product needs beside input and output: two whole vectors, and two tiles.
 template <int L>
 struct Workspace {
-  Cell<L>*whole[2], *tile[2];
+  Element<L>*whole[2], *tile[2];
   Workspace(Arena& arena, const std::vector<const Product*>& products) {
     int64_t capacity = 0, scratch = 0;
     for (const Product* w : products) {
@@ -290,8 +290,8 @@ struct Workspace {
       scratch = std::max(scratch, w->scratch());
     }
     for (int i = 0; i < 2; ++i) {
-      whole[i] = capacity ? arena.take<Cell<L>>(capacity) : nullptr;
-      tile[i] = arena.take<Cell<L>>(scratch);
+      whole[i] = capacity ? arena.take<Element<L>>(capacity) : nullptr;
+      tile[i] = arena.take<Element<L>>(scratch);
     }
   }
 };
@@ -300,22 +300,22 @@ struct Workspace {
 // soon as elements n..n+count-1 are written, finish(n, count) is called, once for each element: the
 // place for the diagonal and for whatever else the caller does to results still in the cache.
 template <int L, class Finish>
-KRON_INLINE void apply(const Product& product, const Cell<L>* in, Cell<L>* out, Workspace<L>& work,
+KRON_INLINE void apply(const Product& product, const Element<L>* in, Element<L>* out, Workspace<L>& work,
                        Finish finish) {
   for (size_t g = 0; g < product.groups().size(); ++g) {
     const Group& group = product.groups()[g];
     const bool is_last = g + 1 == product.groups().size();
     int64_t rows_in = 1, rows_out = 1;
     for (const Stage& stage : group.stages) rows_in *= stage.q, rows_out *= stage.p;
-    Cell<L>* to = is_last ? out : work.whole[g & 1];
+    Element<L>* to = is_last ? out : work.whole[g & 1];
     for (int64_t a = 0; a < group.outer; ++a)
       for (int64_t s = 0; s < group.inner; s += group.tile) {
         const int64_t width = std::min(group.tile, group.inner - s);
-        Tile<const Cell<L>> x{in + a * rows_in * group.inner + s, group.inner};
+        Tile<const Element<L>> x{in + a * rows_in * group.inner + s, group.inner};
         int64_t above = rows_in, below = 1;
         for (size_t i = 0; i < group.stages.size(); ++i) {
           const Stage& stage = group.stages[i];
-          Tile<Cell<L>> y{work.tile[i & 1], width};
+          Tile<Element<L>> y{work.tile[i & 1], width};
           if (i + 1 == group.stages.size()) y = {to + a * rows_out * group.inner + s, group.inner};
           above /= stage.q;
           run_stage<L>(stage, x, y, above, below, width);

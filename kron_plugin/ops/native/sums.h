@@ -27,11 +27,12 @@ struct Sums {
 // Has a Worker run every block backwards, each thread's with sums of its own; what they come to goes to
 // the call. `entries` and `biases` are how many numbers factors and bias have.
 template <template <int> class Worker, class Call>
-void sum_over_blocks(const Call& call, Running& running, int64_t entries, int64_t biases) {
+void sum_over_blocks(const Call& call, Running& running, const InputTensors& input, int64_t entries,
+                     int64_t biases) {
   const Shares shares(call.batch, call.threads);
   std::deque<Sums> sums;  // one at least, for an empty batch too
   for (int64_t thread = 0; thread < std::max<int64_t>(shares.threads, 1); ++thread)
-    sums.emplace_back(entries, biases, call.input());
+    sums.emplace_back(entries, biases, input);
   for_blocks<Worker>(shares, running, [&](auto width, int64_t thread) {
     return std::make_unique<Worker<decltype(width)::value>>(call, sums[thread]);
   });

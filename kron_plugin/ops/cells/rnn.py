@@ -1,40 +1,39 @@
-"""The backends of the recurrence, and the one place where its arguments are checked."""
+"""The recurrence of a KRU."""
 
 from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from .. import checks, inputs
-from ..backends import Backend, Backends, Problem
-from ..cuda_kernels import obstacle as cuda_obstacle
-from ..kron.flat import shapes_of
-from . import cpu, operator
-from .cuda import kron_rnn_cuda
-from .reference import kron_rnn_reference
+from ..activation import join, modrelu
+from ..recurrence import Activation, Cell, Recurrence, State
 
-ACTIVATIONS = tuple(operator.ACTIVATIONS)
+ACTIVATIONS = {
+    "modrelu": Activation(modrelu, moves_moduli=True),
+    "tanh": Activation(lambda z, bias: torch.tanh(z + bias), is_real=True),
+    "identity": Activation(lambda z, bias: z + (join(bias) if z.is_complex() else bias)),
+}
 
-_BACKENDS = Backends(
-    "kron_rnn",
-    {
-        "cuda": Backend("cuda", cuda_obstacle, kron_rnn_cuda),
-        "cpu": Backend("cpu", cpu.obstacle, inputs.in_single(cpu.kron_rnn_cpu)),
-        "reference": Backend(None, lambda problem: None, inputs.in_single(kron_rnn_reference)),
-    },
+
+def step(
+    recurrent: Sequence[Tensor], u: Sequence[Tensor], bias: Tensor, state: State, activation: str
+) -> State:
+    """h_t = σ(W h_{t-1} + u_t; b) (KRU, "Formalism")."""
+    return (ACTIVATIONS[activation].function(recurrent[0] + u[0], bias),)
+
+
+RNN = Cell(
+    "rnn", ("h",), step, activations=ACTIVATIONS, is_real=False, from_output=True, has_pairs=True
 )
+recurrence = Recurrence(RNN)
+check_backend = recurrence.backends.check
 
 
 def available_backends(
     device: str = "cpu", dtype: torch.dtype = torch.float32, is_complex: bool = True
 ) -> List[str]:
     """The backends that can serve here, fastest first. May compile one to find out."""
-    return _BACKENDS.available(Problem(torch.device(device), dtype, is_complex))
-
-
-def check_backend(name: str) -> None:
-    """Raise a ValueError unless there is a backend of that name, or it is "auto"."""
-    _BACKENDS.check(name)
+    return recurrence.available(device, dtype, is_complex)
 
 
 def kron_rnn(
@@ -82,19 +81,16 @@ def kron_rnn(
         ValueError: sizes or types do not fit together; the message names the argument.
         RuntimeError: the named backend cannot serve.
     """
-    factors = list(factors)
-    _check_factors(factors)
-    operator.check(x, shapes_of(factors), bias, h0, weight, factors[0].is_complex(), activation)
-    checks.check_factors("kron_rnn", factors, h0)
-    lengths = checks.checked_lengths("kron_rnn", lengths, x)
-    checks.check_every("kron_rnn", checkpoint_every)
-    run = _BACKENDS.run(backend, Problem(h0.device, h0.dtype, factors[0].is_complex()))
-    return run(x, factors, bias, h0, lengths, weight, activation, need_output, checkpoint_every)
-
-
-def _check_factors(factors: Sequence[Tensor]) -> None:
-    fit = bool(factors) and all(w.dim() == 2 and w.numel() for w in factors)
-    message = "factors must be matrices, of at least one row and column"
-    checks.require("kron_rnn", fit, message)
-    alike = all(w.is_complex() == factors[0].is_complex() for w in factors)
-    checks.require("kron_rnn", alike, "factors must be all real or all complex")
+    outputs, (h_n,) = recurrence(
+        x,
+        [factors],
+        bias,
+        (h0,),
+        lengths,
+        weight=weight,
+        activation=activation,
+        need_output=need_output,
+        checkpoint_every=checkpoint_every,
+        backend=backend,
+    )
+    return outputs, h_n

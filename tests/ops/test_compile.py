@@ -16,7 +16,7 @@ import torch
 from kron_plugin import cache
 from kron_plugin.cache import cache_folder
 from kron_plugin.ops import backends
-from kron_plugin.ops.kron_rnn import dispatch
+from kron_plugin.ops.cells import rnn
 from kron_plugin.ops.native import compile as compiling
 from kron_plugin.ops.native import kernel
 
@@ -340,10 +340,10 @@ def test_no_compiler(no_compiler, caplog):
     caplog.set_level(logging.INFO)
     problem = backends.Problem(torch.device("cpu"), torch.float32, True)
     for _ in range(2):
-        assert dispatch._BACKENDS.choose("auto", problem) == "reference"
+        assert rnn.recurrence.backends.choose("auto", problem) == "reference"
     (line,) = [record.getMessage() for record in caplog.records]
     assert "reference" in line
     assert "install g++" in line
     with pytest.raises(RuntimeError, match=r"install g\+\+"):
-        dispatch._BACKENDS.choose("cpu", problem)
-    assert "cpu" not in dispatch.available_backends()
+        rnn.recurrence.backends.choose("cpu", problem)
+    assert "cpu" not in rnn.available_backends()

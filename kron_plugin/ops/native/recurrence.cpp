@@ -1,0 +1,278 @@
+// A recurrence over a whole sequence, forwards and backwards; call.h explains the letters. KRON_CELL, set
+// on the compiler's command line, is the header of the cell.
+//
+// Backwards, gamma_t = dL/dh_t in total. The cell turns it into delta_{t,k} = dL/d(W_k h_{t-1}), and
+// gamma_{t-1} is the sum of W_k^H delta_{t,k}, of what the cell hands on past the products, and of what
+// reaches h_{t-1} from outside. Only states are kept. A cell that is told sigma' by the state after the
+// step (`kFromOutput`) needs no more; others have their products made again.
+//
+// Factors: with A_f the product of all factors but f on their own digits, z = W_f A_f h and
+//   dW_f[p, q]  = sum_{t, b, rest} (A_f^H delta)[.., p, ..] conj(h[.., q, ..])
+//   W_f^H dW_f  = sum_{t, b, rest} (W^H delta)[.., p, ..] conj(h[.., q, ..])  =: K_f,
+// whose two vectors are W^H delta_t and h_{t-1}, at hand for every f at once: no stage is computed again.
+// The caller solves for dW_f in double precision (`shortcut`). For factors that are not square, or too
+// ill-conditioned for that, the inputs x_f of all stages are computed again and
+//   dW_f[p, q] = sum_{t, b, rest} gamma_f[.., p, ..] conj(x_f[.., q, ..]).
+//
+// A sequence that has ended keeps its state: gradients are carried past its last steps, and all delta are
+// 0 there, whatever its inputs are.
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "blocks.h"
+#include "call.h"
+#include "gradient.h"
+#include "input.h"
+#include "lanes.h"
+#include "product.h"
+#include "step.h"
+#include "sums.h"
+#include KRON_CELL
+
+namespace {
+
+constexpr int S = Cell::kStates, K = Cell::kProducts;
+
+template <int L>
+using CellStep = Step<L, Cell>;
+
+// The states at the ends of all segments of `every` steps: before the first, .., after the last.
+template <int L>
+Element<L>* kept_states(const Call& call, const Block& block) {
+  return reinterpret_cast<Element<L>*>(call.kept + block.begin * (call.segments() + 1) * S * call.width());
+}
+
+template <int L>
+void load_state(const real* from, const Call& call, const Block& block, Element<L>* state) {
+  for (int s = 0; s < S; ++s)
+    load_batch<L>(from + s * call.batch * call.width(), block, call.size, state + s * call.size);
+}
+template <int L>
+void store_state(const Element<L>* state, const Call& call, const Block& block, real* to) {
+  for (int s = 0; s < S; ++s)
+    store_batch<L>(state + s * call.size, block, call.size, to + s * call.batch * call.width());
+}
+
+template <int L>
+class Forward {
+ public:
+  explicit Forward(const Call& call)
+      : call_(call),
+        step_(call, arena_),
+        ring_{arena_.take<Element<L>>(S * call.size), arena_.take<Element<L>>(S * call.size)} {}
+
+  void run(const Block& block, Pace& pace) {
+    const int64_t elements = S * call_.size, steps = call_.steps, every = call_.every;
+    const auto place = [&](int64_t t) {  // of the state that step t starts from
+      if (!call_.kept || (t % every != 0 && t != steps)) return ring_[t & 1];
+      return kept_states<L>(call_, block) + (t == steps ? call_.segments() : t / every) * elements;
+    };
+    step_.begin(block);
+    Element<L>* state = place(0);
+    load_state<L>(call_.initial, call_, block, state);
+    for (int64_t t = 0; t < steps && !pace.stop(K * call_.size); ++t) {
+      Element<L>* next = place(t + 1);
+      step_(t, state, next);
+      state = next;
+      if (call_.outputs)
+        store_batch<L>(state, block, call_.size, call_.outputs + t * call_.batch * call_.width());
+    }
+    store_state<L>(state, call_, block, call_.last);
+  }
+
+ private:
+  const Call& call_;
+  Arena arena_;
+  CellStep<L> step_;
+  Element<L>* const ring_[2];
+};
+
+// The states that steps start from, on the way back, wherever the forward pass left them: all outputs, or
+// the ends of segments. Those within a segment are computed again when it is entered.
+template <int L>
+class History {
+ public:
+  History(const Call& call, CellStep<L>& step, Arena& arena)
+      : call_(call), step_(step), elements_(S * call.size) {
+    if (call.kept)
+      segment_ = arena.take<Element<L>>(std::min(call.every - 1, call.steps) * elements_);
+    else
+      for (auto& slot : ring_) slot = arena.take<Element<L>>(elements_);
+  }
+  void begin(const Block& block) {
+    block_ = block;
+    entered_ = loaded_ = -1;
+  }
+  // The one of step t; for t = T the last. To be called with t falling from T to 0, twice each at most.
+  const Element<L>* operator()(int64_t t, Pace& pace) {
+    if (!call_.kept) return from_outputs(t);
+    const int64_t segment = t / call_.every, first = segment * call_.every;
+    const Element<L>* kept = kept_states<L>(call_, block_);
+    if (t == call_.steps) return kept + call_.segments() * elements_;
+    if (t == first) return kept + segment * elements_;
+    if (segment != entered_) {
+      const Element<L>* state = kept + segment * elements_;
+      for (int64_t i = first; i < t && !pace.stop(K * call_.size); ++i) {
+        step_(i, state, segment_ + (i - first) * elements_);
+        state = segment_ + (i - first) * elements_;
+      }
+      entered_ = segment;
+    }
+    return segment_ + (t - 1 - first) * elements_;
+  }
+
+ private:
+  const Element<L>* from_outputs(int64_t t) {
+    Element<L>* slot = ring_[t & 1];
+    if (t != loaded_ && t == 0) load_state<L>(call_.initial, call_, block_, slot);
+    if (t != loaded_ && t > 0)
+      load_batch<L>(call_.outputs + (t - 1) * call_.batch * call_.width(), block_, call_.size, slot);
+    loaded_ = t;
+    return slot;
+  }
+  const Call& call_;
+  CellStep<L>& step_;
+  const int64_t elements_;
+  Block block_{};
+  Element<L>*segment_, *ring_[2];
+  int64_t entered_ = -1, loaded_ = -1;
+};
+
+// From delta_t to gamma_{t-1}, and to the factors of all products.
+template <int L>
+class RecurrentGradient {
+ public:
+  RecurrentGradient(const Call& call, Arena& arena, Sums& sums)
+      : size_(call.size), share_(K > 1 ? arena.take<Element<L>>(call.size) : nullptr) {
+    for (const ProductFactors& of : product_factors(call, K)) {
+      const bool shortcut = call.shortcut[products_.size()];
+      products_.push_back(factor_gradient<L>(arena, shortcut, of.count, of.shapes,
+                                             call.factors + of.offset, call.size));
+      sums_.push_back(sums.factors.data() + of.offset);
+    }
+  }
+  void step(const Element<L>* delta, const Element<L>* h, Element<L>* gamma) {
+    products_[0]->step(delta, h, gamma, sums_[0]);
+    for (int k = 1; k < K; ++k) {
+      products_[k]->step(delta + k * size_, h, share_, sums_[k]);
+      for (int64_t n = 0; n < size_; ++n) add(gamma[n], share_[n]);
+    }
+  }
+  void finish() {
+    for (int k = 0; k < K; ++k) products_[k]->finish(sums_[k]);
+  }
+
+ private:
+  const int64_t size_;
+  Element<L>* const share_;  // of one product in gamma
+  std::vector<std::unique_ptr<FactorGradient<L>>> products_;
+  std::vector<double*> sums_;
+};
+
+template <int L>
+class Backward {
+ public:
+  Backward(const Call& call, Sums& sums)
+      : call_(call),
+        sums_(sums),
+        step_(call, arena_),
+        history_(call, step_, arena_),
+        recurrent_(call, arena_, sums),
+        inputs_(step_.input, arena_),
+        gradient_(arena_.sums<Element<L>>(S * call.size)),
+        delta_(arena_.take<Element<L>>(K * call.size)),
+        d_input_(Cell::kSplits ? arena_.take<Element<L>>(K * call.size) : delta_),
+        d_bias_(arena_.sums<Element<L>>(Cell::kBiases * call.size)),
+        outside_(call.d_outputs ? arena_.take<Element<L>>(call.size) : nullptr),
+        direct_(call.lengths || Cell::kIsDirect ? arena_.sums<Element<L>>(call.size) : nullptr) {}
+
+  void run(const Block& block, Pace& pace) {
+    const int64_t size = call_.size;
+    arena_.clear();
+    step_.begin(block);
+    history_.begin(block);
+    if (call_.d_last) load_state<L>(call_.d_last, call_, block, gradient_);
+    for (int64_t t = call_.steps - 1; t >= 0 && !pace.stop(K * size); --t) step(t, block, pace);
+    recurrent_.finish();
+    inputs_.finish(sums_.weight);
+    add_lanes<L>(d_bias_, Cell::kBiases * size, Cell::bias_parts(call_), sums_.bias.data());
+    for (int64_t n = 0; direct_ && n < size; ++n) add(gradient_[n], direct_[n]);
+    store_state<L>(gradient_, call_, block, call_.d_initial);
+  }
+
+ private:
+  void step(int64_t t, const Block& block, Pace& pace) {
+    const int64_t size = call_.size;
+    const Element<L>* after = Cell::kFromOutput ? history_(t + 1, pace) : nullptr;
+    const Element<L>* before = history_(t, pace);
+    Element<L>*const gradient = gradient_, *const delta = delta_, *const d_input = d_input_;
+    Element<L>*const d_bias = d_bias_, *const outside = outside_, *const direct = direct_;
+    if (outside)
+      load_batch<L>(call_.d_outputs + t * call_.batch * call_.width(), block, size, outside);
+    if constexpr (!Cell::kFromOutput)
+      step_.read(t, before, nullptr, [](int64_t, int64_t) {});
+    inputs_.begin(t);
+    const bool is_cut = step_.lengths.given;
+    const auto live = step_.lengths.live(t);
+    const auto or_else = [&](const Element<L>& a, const Element<L>& b) {  // a where the step still counts
+      Element<L> chosen = a;
+      for (int c = 0; is_cut && c < C; ++c) chosen.v[c] = live ? a.v[c] : b.v[c];
+      return chosen;
+    };
+    for (int64_t n = 0; n < size; ++n) {
+      Element<L> total[S];  // the gradient of the state after the step
+      for (int s = 0; s < S; ++s) total[s] = gradient[s * size + n];
+      if (outside) add(total[0], outside[n]);
+      if (direct) add(total[0], direct[n]);
+      for (int c = 0; c < C; ++c) __builtin_prefetch(&before[n].v[c]);  // it was last used long ago
+      const auto d = Cell::template derivative<L>(step_, n, before, after, total);
+      if (direct) direct[n] = or_else(d.state[0], total[0]);
+      for (int s = 1; s < S; ++s) gradient[s * size + n] = or_else(d.state[s], total[s]);
+      for (int j = 0; j < Cell::kBiases; ++j) add(d_bias[j * size + n], or_else(d.bias[j], {}));
+      for (int k = 0; k < K; ++k) {
+        const int64_t at = k * size + n;
+        delta[at] = or_else(d.delta[k], {});
+        if (Cell::kSplits) d_input[at] = or_else(d.input[k], {});
+        inputs_(d_input[at], at);
+      }
+    }
+    inputs_.end(t, d_input, sums_.weight);
+    recurrent_.step(delta, before, gradient);
+  }
+
+  const Call& call_;
+  Sums& sums_;
+  Arena arena_;
+  CellStep<L> step_;
+  History<L> history_;
+  RecurrentGradient<L> recurrent_;
+  InputGradient<L> inputs_;
+  Element<L>*const gradient_;  // of the state after step t, past what is in `direct_`
+  Element<L>*const delta_, *const d_input_, *const d_bias_, *const outside_, *const direct_;
+};
+
+}  // namespace
+
+extern "C" int forward(const Call* call) {
+  return status(call->interpreter, [&](Running& running) {
+    const int64_t row = call->batch * call->width() * sizeof(real);
+    use_huge_pages(call->outputs, call->steps * row);
+    use_huge_pages(call->kept, (call->segments() + 1) * S * row);
+    for_blocks<Forward>(Shares(call->batch, call->threads), running, [&](auto width, int64_t) {
+      return std::make_unique<Forward<decltype(width)::value>>(*call);
+    });
+  });
+}
+
+extern "C" int backward(const Call* call) {
+  return status(call->interpreter, [&](Running& running) {
+    if (call->inputs == 0)
+      use_huge_pages(call->d_x, call->steps * call->batch * K * call->width() * sizeof(real));
+    const ProductFactors last = product_factors(*call, K).back();
+    const int64_t entries = last.offset + factor_entries(last.count, last.shapes);
+    const int64_t biases = Cell::bias_parts(*call) * Cell::kBiases * call->size;
+    sum_over_blocks<Backward>(*call, running, call->input(K), entries, biases);
+  });
+}

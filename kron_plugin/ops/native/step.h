@@ -1,0 +1,119 @@
+// One step of any recurrence for a block of lanes. A cell's header has a `struct Cell` with what is its
+// own; `Step` makes ready what all cells start from, W_k h and u_t.
+#pragma once
+
+#include <vector>
+
+#include "blocks.h"
+#include "call.h"
+#include "product.h"
+
+// What goes back through a step at one unit: to the state before it past the products, to W_k h, to u
+// where that is another (`kSplits`), and to the bias.
+template <int L, class Cell>
+struct Derivative {
+  Element<L> state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias[Cell::kBiases];
+};
+
+// Where the factors of each product begin in `shapes` and in `factors`.
+struct ProductFactors {
+  const int64_t* shapes;
+  int64_t count, offset;
+};
+inline std::vector<ProductFactors> product_factors(const Call& call, int products) {
+  std::vector<ProductFactors> all;
+  const int64_t* shapes = call.shapes;
+  int64_t offset = 0;
+  for (int k = 0; k < products; ++k) {
+    all.push_back({shapes, call.counts[k], offset});
+    for (int64_t f = 0; f < call.counts[k]; ++f, shapes += 2) offset += shapes[0] * shapes[1] * C;
+  }
+  return all;
+}
+
+template <int L, class Cell>
+class Step {
+  static constexpr int K = Cell::kProducts;
+  static_assert(C == 1 || K == 1, "only a cell of one product can be complex");
+
+ public:
+  Step(const Call& c, Arena& arena)
+      : call(c),
+        lengths(c.lengths, c.steps),
+        input(c.input(K), arena),
+        products_(products(c)),
+        work_(arena, pointers(products_)),
+        recurrent_(K > 1 ? arena.take<Element<L>>(K * c.size) : nullptr) {}
+
+  const Call& call;
+  Lengths<L> lengths;
+  Input<L> input;
+
+  void begin(const Block& block) {
+    lengths.begin(block);
+    input.begin(block);
+  }
+  // To be called before `recurrent`, with the state that step t starts from. A single product is made in
+  // `to`, those of several elsewhere. As soon as all products of units n..n+count-1 are there,
+  // finish(n, count).
+  template <class Finish>
+  KRON_INLINE void read(int64_t t, const Element<L>* from, Element<L>* to, Finish finish) {
+    input.read(t);
+    if (K == 1) recurrent_ = to;
+    for (int k = 0; k + 1 < K; ++k)
+      apply<L>(products_[k], from, recurrent_ + k * call.size, work_, [](int64_t, int64_t) {});
+    apply<L>(products_[K - 1], from, recurrent_ + (K - 1) * call.size, work_, finish);
+  }
+  // (W_k h)[n]
+  KRON_INLINE Element<L> recurrent(int k, int64_t n) const {
+    const Coef* diagonal = products_[k].diagonal();
+    Element<L> z = recurrent_[k * call.size + n];
+    if (!diagonal) return z;
+    if constexpr (K > 1) {
+      z.v[0] *= diagonal[n].v[0];
+      return z;
+    }
+    Element<L> scaled = {};
+    mac(scaled, splat<L>(diagonal[n]), z);
+    return scaled;
+  }
+  // (W_k h + u_k + b_k)[n], where the bias has a number a product and unit
+  KRON_INLINE Lanes<L> pre_activation(int k, int64_t n) const {
+    Element<L> z = recurrent(k, n);
+    input.add_to(z, k * call.size + n);
+    return z.v[0] + call.bias[k * call.size + n];
+  }
+  // From one state to the next, or to the same one in the lanes that have ended. Out of line, so that a
+  // state computed again has the same bits: in two inlined copies other products may go into fused
+  // multiply-adds.
+  KRON_OUTLINE void operator()(int64_t t, const Element<L>* from, Element<L>* to) {
+    const auto live = lengths.live(t);
+    read(t, from, to, [&](int64_t first, int64_t count) {
+      for (int64_t n = first; n < first + count; ++n) {
+        Cell::template step<L>(*this, n, from, to);
+        for (int s = 0; lengths.given && s < Cell::kStates; ++s) {
+          const int64_t at = s * call.size + n;
+          for (int c = 0; c < C; ++c) to[at].v[c] = live ? to[at].v[c] : from[at].v[c];
+        }
+      }
+    });
+  }
+
+ private:
+  static std::vector<Product> products(const Call& call) {
+    std::vector<Product> all;
+    for (const ProductFactors& of : product_factors(call, K))
+      all.emplace_back(read_factors(of.count, of.shapes, call.factors + of.offset, false),
+                       sizeof(Element<L>));
+    return all;
+  }
+  static std::vector<const Product*> pointers(const std::vector<Product>& products) {
+    std::vector<const Product*> all;
+    for (const Product& product : products) all.push_back(&product);
+    return all;
+  }
+
+  const std::vector<Product> products_;
+  Workspace<L> work_;
+  Element<L>* recurrent_;  // W_k h without their diagonals
+};

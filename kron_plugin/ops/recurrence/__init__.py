@@ -1,0 +1,6 @@
+"""A recurrence over a whole sequence, of any cell: one definition, and one driver a backend."""
+
+from .cell import Activation, Cell, State
+from .dispatch import Recurrence
+
+__all__ = ["Activation", "Cell", "Recurrence", "State"]

@@ -1,0 +1,145 @@
+"""What a recurrence is run on, in the one order in which all that is below the checks takes it."""
+
+from itertools import zip_longest
+from math import prod
+from typing import List, NamedTuple, Optional, Sequence
+
+from torch import Tensor
+
+from .. import checks
+from .cell import Cell
+
+GRADIENTS = 5  # so many of the arguments have one: those before `lengths`
+
+
+class Arguments(NamedTuple):
+    """The arguments of the fused backends, and of their operators.
+
+    Letters: T steps, B sequences, S parts of the state, K products, F factors of one, N units; C is
+    2 for complex factors and 1 for real ones, W = C·N.
+    """
+
+    x: Tensor  # shape: (T, B, K·W), or with weight (T, B, I) or (T, B) of integers
+    factors: Tensor  # shape: (Σ P_f Q_f C,), real: those of the first product, then of the next
+    bias: Tensor
+    state: Tensor  # shape: (S, B, W), before the first step
+    weight: Optional[Tensor]  # shape: (I, K·W)
+    lengths: Optional[Tensor]  # shape: (B,)
+    shapes: List[int]  # P_0, Q_0, P_1, … of the first product, then of the next
+    counts: List[int]  # how many factors each product has
+    is_complex: bool
+    activation: str
+    every: int  # states are kept every so many steps
+    threads: int  # of the CPU backend, the same on the way back: `kept` may be laid out by it
+
+    @property
+    def steps(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def batch(self) -> int:
+        return self.state.shape[1]
+
+    @property
+    def width(self) -> int:
+        """W, numbers in an output."""
+        return self.state.shape[2]
+
+    @property
+    def size(self) -> int:
+        """N, units."""
+        return self.width // (2 if self.is_complex else 1)
+
+    @property
+    def segments(self) -> int:
+        """Stretches of `every` steps, the last perhaps shorter."""
+        return -(-self.steps // self.every)
+
+    @property
+    def is_tokens(self) -> bool:
+        return self.weight is not None and not self.x.is_floating_point()
+
+    @property
+    def inputs(self) -> int:
+        """The form of input, as kernels are told: 0 for u itself, −1 for tokens, else I."""
+        if self.weight is None:
+            return 0
+        return -1 if self.is_tokens else self.weight.shape[0]
+
+    @property
+    def products(self) -> List[List[int]]:
+        """P_0, Q_0, P_1, … of each product."""
+        ends = [2 * sum(self.counts[: k + 1]) for k in range(len(self.counts))]
+        pairs = zip(ends, self.counts, strict=True)
+        return [list(self.shapes[end - 2 * count : end]) for end, count in pairs]
+
+    def by_product(self, numbers: Tensor) -> List[Tensor]:
+        """The factors' own numbers, or others laid out like them, product by product."""
+        entries = [
+            (1 + self.is_complex) * sum(p * q for p, q in zip(w[::2], w[1::2], strict=True))
+            for w in self.products
+        ]
+        return list(numbers.split(entries))
+
+    def check(self, cell: Cell) -> None:
+        """Raise a ValueError unless each array is what a kernel will take it for.
+
+        Operators can be called by anybody, with anything.
+        """
+        operation, h0, counts = cell.operation, self.state, self.counts
+        message = "state has {} axes, expected (S, B, W)"
+        checks.require(operation, h0.dim() == 3, message, h0.dim())
+        checks.check_flat_factors(operation, self.factors, self.shapes, self.is_complex, h0)
+        expected = (cell.products, len(self.shapes) // 2)
+        fit = min(counts, default=0) >= 1 and (len(counts), sum(counts)) == expected
+        message = "counts={} must be {} numbers of factors, {} in all"
+        checks.require(operation, fit, message, counts, *expected)
+        problem = (self.x, self.products, self.bias, h0.unbind(0), self.weight)
+        check(cell, *problem, self.is_complex, self.activation)
+        checks.check_lengths(operation, self.lengths, self.x)
+        checks.check_every(operation, self.every)
+
+
+def check(
+    cell: Cell,
+    x: Tensor,
+    products: Sequence[Sequence[int]],  # P_0, Q_0, P_1, … of each product
+    bias: Tensor,
+    state: Sequence[Tensor],
+    weight: Optional[Tensor],
+    is_complex: bool,
+    activation: str,
+) -> None:
+    """Raise a ValueError unless all but the factors' entries fit together."""
+
+    def require(condition: bool, message: str, *values) -> None:
+        checks.require(cell.operation, condition, message, *values)
+
+    n = prod(products[0][::2])
+    for gate, shapes in zip_longest(cell.gates, products):
+        rows, columns = prod(shapes[::2]), prod(shapes[1::2])
+        message = "factors{} make a {}x{} matrix; the recurrence needs a square one{}"
+        size = f", {n}x{n}" if gate else ""
+        require(rows == columns == n, message, of_gate(gate), rows, columns, size)
+    known = activation in cell.activations
+    require(known, "activation={!r}: choose from {}", activation, list(cell.activations))
+    needs_real = cell.is_real or cell.activations[activation].is_real
+    message = "activation={!r} needs real factors" if activation else "factors must be real"
+    require(not (is_complex and needs_real), message, activation)
+    width = 2 * n if is_complex else n
+    checks.check_steps(cell.operation, x)
+    bias_size = cell.bias_size(n, is_complex, activation)
+    checks.check_shape(cell.operation, "bias", bias, (bias_size,))
+    message = "state must be {} tensors: {}"
+    require(len(state) == len(cell.state), message, len(cell.state), ", ".join(cell.state))
+    parts = {f"{name}0": part for name, part in zip(cell.state, state, strict=True)}
+    for name, part in parts.items():
+        checks.check_shape(cell.operation, name, part, (x.shape[1], width))
+    checks.check_input(cell.operation, x, weight, cell.products * width)
+    tensors = {"x": x, "bias": bias, "weight": weight, **parts}
+    checks.check_alike(cell.operation, state[0], tensors)
+
+
+def of_gate(gate: Optional[str]) -> str:
+    """Which product is meant, where there are several."""
+    return f" of gate {gate}" if gate else ""

@@ -1,0 +1,101 @@
+"""The fused CPU kernel (native/recurrence.cpp): its arguments, its threads and what it needs."""
+
+import ctypes
+from typing import Callable, Optional
+
+import torch
+
+from ..backends import Problem
+from ..native import kernel
+from ..native.solve import inverses, solve
+from .arguments import Arguments
+from .cell import Cell
+from .operator import define
+
+
+class _Call(ctypes.Structure):
+    """`struct Call` of call.h."""
+
+    _NUMBERS = "threads steps batch size inputs token_rows activation every"
+    _POINTERS = (
+        "counts shapes factors x tokens weight bias initial lengths outputs kept last"
+        " shortcut d_outputs d_last d_x d_weight d_factors d_bias d_initial interpreter"
+    )
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _NUMBERS.split()),
+        *((name, ctypes.c_void_p) for name in _POINTERS.split()),
+    ]
+
+
+def obstacle(cell: Cell) -> Callable[[Problem], Optional[str]]:
+    """What keeps this backend from serving, or None. Compiles the kernel to find out."""
+    return lambda problem: kernel.obstacle(cell.name, problem)
+
+
+def backend(cell: Cell) -> Callable:
+    """The recurrence by the fused kernel.
+
+    It is deterministic for a given number of threads. The gradients of factors are exact for any
+    factors; square ones that are well-conditioned take the shorter way that recurrence.cpp derives.
+    """
+
+    def run(function: str, given: Arguments, **others) -> None:
+        """One of the kernel's two passes; `others` are the fields that are not in both."""
+        tokens = kernel.tokens(cell.operation, given.x, given.weight) if given.is_tokens else None
+        kernel.run(
+            cell.name,
+            function,
+            _Call(),
+            given.factors.dtype,
+            given.is_complex,
+            threads=given.threads,
+            steps=given.steps,
+            batch=given.batch,
+            size=given.size,
+            inputs=given.inputs,
+            token_rows=given.weight.shape[0] if given.is_tokens else 0,
+            activation=list(cell.activations).index(given.activation),
+            every=min(given.every, given.steps),
+            counts=torch.tensor(given.counts),
+            shapes=torch.tensor(given.shapes),
+            factors=given.factors,
+            x=None if given.is_tokens else given.x,
+            tokens=tokens,
+            weight=given.weight,
+            bias=given.bias,
+            initial=given.state,
+            lengths=None if given.lengths is None else given.lengths.to(torch.int64),
+            **others,
+        )
+
+    def forward(given, outputs, kept, last) -> None:
+        run("forward", given, outputs=outputs, kept=kept, last=last)
+
+    def backward(
+        given, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight
+    ) -> None:
+        parts = list(zip(given.by_product(given.factors), given.products, strict=True))
+        found = [inverses(w, shapes, given.is_complex) for w, shapes in parts]
+        sums = torch.empty(given.factors.shape, dtype=torch.float64)
+        run(
+            "backward",
+            given,
+            shortcut=torch.tensor([int(inverse is not None) for inverse in found]),
+            outputs=outputs,
+            kept=kernel.aligned(kept),
+            d_outputs=d_outputs,
+            d_last=d_last,
+            d_x=d_x,
+            d_weight=d_weight,
+            d_factors=sums,
+            d_bias=d_bias,
+            d_initial=d_state,
+        )
+        for part, inverse, shapes in zip(
+            given.by_product(sums), found, given.products, strict=True
+        ):
+            if inverse is not None:
+                part.copy_(solve(part, inverse, shapes, given.is_complex))
+        d_factors.copy_(sums)
+
+    return define(cell, "cpu", forward, backward, kernel.thread_count)

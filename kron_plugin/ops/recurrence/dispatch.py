@@ -1,0 +1,82 @@
+"""The backends of a recurrence, and the one place where a user's arguments are checked."""
+
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .. import checks, inputs
+from ..backends import Backend, Backends, Problem
+from ..cuda_kernels import obstacle as cuda_obstacle
+from ..kron.flat import shapes_of
+from . import cpu, cuda
+from .arguments import check, of_gate
+from .cell import Cell, State
+from .reference import reference
+
+
+class Recurrence:
+    """A cell run over a sequence by the fastest backend that can serve."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.backends = Backends(
+            cell.operation,
+            {
+                "cuda": Backend("cuda", cuda_obstacle, cuda.backend(cell)),
+                "cpu": Backend("cpu", cpu.obstacle(cell), inputs.in_single(cpu.backend(cell))),
+                "reference": Backend(None, lambda problem: None, inputs.in_single(reference(cell))),
+            },
+        )
+
+    def available(
+        self, device: str = "cpu", dtype: torch.dtype = torch.float32, is_complex: bool = False
+    ) -> List[str]:
+        """The backends that can serve here, fastest first. May compile one to find out."""
+        return self.backends.available(Problem(torch.device(device), dtype, is_complex))
+
+    def __call__(
+        self,
+        x: Tensor,  # shape: (T, B, K·W); with weight: (T, B, I), or (T, B) of integers
+        factors: Sequence[Sequence[Tensor]],  # shape: (P_f, Q_f) each, for each product
+        bias: Tensor,
+        state: State,
+        lengths: Optional[Tensor],  # shape: (B,)
+        *,
+        weight: Optional[Tensor],  # shape: (I, K·W)
+        activation: str = "",
+        need_output: bool,
+        checkpoint_every: int,
+        backend: str,
+    ) -> Tuple[Tensor, State]:
+        """The outputs, shape (T, B, W), and the last state, with arguments as `kron_rnn` has them.
+
+        Raises:
+            ValueError: sizes or types do not fit together; the message names the argument.
+            RuntimeError: the named backend cannot serve.
+        """
+        factors, state = [list(product) for product in factors], tuple(state)
+        self._check_factors(factors)
+        is_complex = factors[0][0].is_complex()
+        problem = (x, [shapes_of(product) for product in factors], bias, state, weight)
+        check(self.cell, *problem, is_complex, activation)
+        operation, h0 = self.cell.operation, state[0]
+        checks.check_factors(operation, [w for product in factors for w in product], h0)
+        lengths = checks.checked_lengths(operation, lengths, x)
+        checks.check_every(operation, checkpoint_every)
+        run = self.backends.run(backend, Problem(h0.device, h0.dtype, is_complex))
+        settings = (activation, need_output, checkpoint_every)
+        return run(x, factors, bias, state, lengths, weight, *settings)
+
+    def _check_factors(self, factors: Sequence[Sequence[Tensor]]) -> None:
+        def require(condition: bool, message: str, *values) -> None:
+            checks.require(self.cell.operation, condition, message, *values)
+
+        count = self.cell.products
+        require(len(factors) == count, "factors has {} gates, expected {}", len(factors), count)
+        for gate, product in zip(self.cell.gates or [None], factors, strict=True):
+            fit = bool(product) and all(w.dim() == 2 and w.numel() for w in product)
+            message = "factors{} must be matrices, of at least one row and column"
+            require(fit, message, of_gate(gate))
+            alike = all(w.is_complex() == factors[0][0].is_complex() for w in product)
+            require(alike, "factors must be all real or all complex")

@@ -1,0 +1,175 @@
+"""What the fused backends share: a recurrence as a differentiable operator of torch.
+
+A backend supplies two functions, one a pass, on plain tensors. They become operators of their own,
+`kron_plugin::kron_CELL_BACKEND` and `..._backward`, which autograd and torch.compile know. All
+factors go in as one real vector, so that their gradient is one too.
+"""
+
+from inspect import Parameter, signature
+from typing import Callable, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..backends import compute_type
+from ..inputs import prepared
+from ..kron.flat import flatten, shapes_of
+from ..operators import needs_backward, register, register_backward
+from .arguments import GRADIENTS, Arguments
+from .cell import Cell
+
+
+def define(
+    cell: Cell,
+    backend: str,
+    forward: Callable,
+    backward: Callable,
+    threads: Callable[[], int] = lambda: 1,
+) -> Callable:
+    """The recurrence of a cell by the two functions of a backend.
+
+    Args:
+        forward: fills what `_allocate` made: (arguments, outputs, kept, last) -> None
+        backward: fills what `_allocate_gradients` made, the gradients of the first arguments:
+            (arguments, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight)
+            -> None
+        threads: asked once a call, so that both passes deal the batch out alike.
+    """
+
+    def _forward(*given) -> Tuple[Tensor, Tensor, Tensor]:
+        arguments = Arguments(*given[:-2])
+        arguments.check(cell)
+        results = _allocate(cell, arguments, *given[-2:])
+        forward(arguments, *results)
+        return results
+
+    def _forward_fake(*given):
+        return _allocate(cell, Arguments(*given[:-2]), *given[-2:])
+
+    def _backward(*given) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        d_outputs, d_last, outputs, kept, *rest, need_d_x = given
+        arguments = Arguments(*rest)
+        arguments.check(cell)
+        if not _has_states(cell, arguments, d_outputs, d_last, outputs, kept):
+            made = _allocate(cell, arguments, need_output=False, keep=True)
+            forward(arguments, *made)
+            outputs, kept, _ = made
+        results = _allocate_gradients(arguments, need_d_x)
+        backward(arguments, d_outputs, d_last, outputs, kept, *results)
+        return results
+
+    def _backward_fake(*given):
+        return _allocate_gradients(Arguments(*given[4:-1]), given[-1])
+
+    def _differentiate(ctx, d_outputs, d_kept, d_last):
+        if d_outputs is not None and d_outputs.numel() == 0:
+            d_outputs = None
+        outputs, kept, *tensors = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:GRADIENTS])
+        arguments = (*tensors, *ctx.settings)
+        gradients = backward_operator(d_outputs, d_last, outputs, kept, *arguments, needs[0])
+        wanted = [d if need else None for d, need in zip(gradients, needs, strict=True)]
+        return (*wanted, *[None] * (len(arguments) - GRADIENTS + 2))
+
+    def _setup_context(ctx, inputs, results) -> None:
+        *arguments, _, _ = inputs
+        outputs, kept, _ = results
+        if kept.numel() or not cell.from_output:
+            outputs = outputs.new_empty(0)
+        ctx.settings = arguments[GRADIENTS + 1 :]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(outputs, kept, *arguments[: GRADIENTS + 1])
+
+    _take(_forward, {}, {"need_output": bool, "keep": bool})
+    states = {"outputs": Tensor, "kept": Tensor}
+    upstream = {"d_outputs": Optional[Tensor], "d_last": Optional[Tensor]}
+    _take(_backward, {**upstream, **states}, {"need_d_x": bool})
+    names = (cell.operation, backend)
+    backward_operator = register_backward(*names, _backward, _backward_fake)
+    operator = register(*names, _forward, _forward_fake, _differentiate, _setup_context)
+
+    def run(x, factors, bias, state, lengths, weight, activation, need_output, checkpoint_every):
+        x, weight = prepared(x, weight, lengths)
+        together = [w for product in factors for w in product]
+        flat = flatten(together).to(compute_type(state[0].dtype))
+        stacked = state[0].unsqueeze(0) if len(state) == 1 else torch.stack(state)
+        tensors = (x, flat, bias, stacked, weight)
+        arguments = Arguments(
+            *tensors,
+            lengths,
+            shapes_of(together),
+            [len(product) for product in factors],
+            together[0].is_complex(),
+            activation,
+            checkpoint_every,
+            threads(),
+        )
+        outputs, _, last = operator(*arguments, need_output, needs_backward(tensors))
+        return outputs, tuple(last[s] for s in range(len(state)))
+
+    run.operator = operator
+    return run
+
+
+def _take(function: Callable, before: dict, after: dict) -> None:
+    """Give a function of any arguments the signature that becomes its operator's schema: those of
+    `Arguments`, with others around them."""
+    taken = {**before, **Arguments.__annotations__, **after}
+    parameters = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+        for name, kind in taken.items()
+    ]
+    function.__signature__ = signature(function).replace(parameters=parameters)
+
+
+def _has_states(
+    cell: Cell,
+    arguments: Arguments,
+    d_outputs: Optional[Tensor],
+    d_last: Optional[Tensor],
+    outputs: Tensor,
+    kept: Tensor,
+) -> bool:
+    """Whether the backward pass was given states; a graph traced without gradients kept none.
+
+    Raises:
+        ValueError: an array is not what a kernel will take it for.
+    """
+    state, operation = arguments.state, cell.operation
+    rows = (arguments.steps, *state.shape[1:])
+    checks.check_array(operation, "d_outputs", d_outputs, rows, state)
+    checks.check_array(operation, "d_last", d_last, tuple(state.shape), state)
+    shape, computed = _kept(cell, arguments)
+    has_kept = checks.is_kept(operation, "kept", kept, shape, state, computed)
+    has_outputs = checks.is_kept(operation, "outputs", outputs, rows, state)
+    return has_kept or (has_outputs and cell.from_output and arguments.every == 1)
+
+
+def _kept(cell: Cell, arguments: Arguments) -> Tuple[Tuple[int, ...], bool]:
+    """The shape of the states that are kept, those at the ends of all segments, and whether in the
+    type that is computed with, rather than in that of the outputs which they stand for."""
+    shape = (arguments.segments + 1, *arguments.state.shape)
+    return shape, arguments.every > 1 or not cell.from_output
+
+
+def _allocate(cell: Cell, arguments: Arguments, need_output: bool, keep: bool):
+    """Outputs (T, B, W), what the backward pass keeps besides, and the last state (S, B, W); what
+    is not asked for is empty."""
+    state = arguments.state
+    outputs = state.new_empty((arguments.steps, *state.shape[1:]) if need_output else (0,))
+    by_outputs = cell.from_output and need_output and arguments.every == 1
+    shape, computed = _kept(cell, arguments)
+    dtype = compute_type(state.dtype) if computed else state.dtype
+    kept = state.new_empty(shape if keep and not by_outputs else (0,), dtype=dtype)
+    return outputs, kept, state.new_empty(state.shape)
+
+
+def _allocate_gradients(arguments: Arguments, need_d_x: bool):
+    """The gradients of x, factors, bias, state and weight; empty for an x or weight without."""
+
+    def like(tensor: Optional[Tensor], needed: bool) -> Tensor:
+        return tensor.new_empty(tensor.shape) if needed else arguments.state.new_empty(0)
+
+    needed = [need_d_x, True, True, True, arguments.weight is not None]
+    return tuple(like(*pair) for pair in zip(arguments[:GRADIENTS], needed, strict=True))

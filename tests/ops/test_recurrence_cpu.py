@@ -1,0 +1,179 @@
+"""The CPU kernel: what every backend has to do, and its own: threads, memory, exactness."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kron_plugin.ops import available_backends, kron_lstm
+from kron_plugin.ops.kron.flat import flatten
+from kron_plugin.ops.native import solve
+
+from .recurrence_cases import (
+    KINDS,
+    ONE_OF_EACH_CELL,
+    RECURRENCES,
+    SHAPES,
+    cast,
+    equal,
+    forward,
+    random_case,
+    run,
+    worst_error,
+)
+from .recurrence_contract import FusedContract
+
+cells = pytest.mark.parametrize("kind", ONE_OF_EACH_CELL)
+
+
+def test_the_backend_is_here():
+    assert "cpu" in available_backends(), "these tests need a C++ compiler"
+
+
+class TestCPU(FusedContract):
+    backend = "cpu"
+    shapes = SHAPES | {"large": [(512, 512)]}
+
+
+@pytest.mark.parametrize("form", ["dense", "features", "tokens"])
+@cells
+def test_opcheck(kind, form, monkeypatch):
+    monkeypatch.undo()  # opcheck compares bits of results it asked not to be written
+    case = random_case(KINDS[kind], [(2, 2)] * 3, form=form, with_lengths=True)
+    together = [w for product in case.factors for w in product]
+    state = torch.stack(case.state).detach().requires_grad_()
+    flat = flatten(together).detach().requires_grad_()
+    operator = RECURRENCES[case.kind.cell].backends.table["cpu"].run.__wrapped__.operator
+    counts = [len(product) for product in case.factors]
+    shapes = [size for w in together for size in w.shape]
+    for need_output, every in [(True, 1), (False, 1), (True, 2)]:
+        arguments = (
+            *(case.x, flat, case.bias, state, case.weight, case.lengths, shapes, counts),
+            *(case.kind.is_complex, case.kind.activation, every, 2, need_output, True),
+        )
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize("batch", [1, 7, 16, 40])
+@cells
+def test_any_number_of_threads(kind, batch, threads, monkeypatch):
+    case = random_case(KINDS[kind], SHAPES["mixed"], batch, 3, "tokens", True)
+    expected = run(case, "reference")
+    monkeypatch.setenv("KRON_NUM_THREADS", threads)
+    assert worst_error(run(case, "cpu"), expected) < 1e-11
+
+
+@pytest.mark.parametrize("threads", ["0", "-3", "many", "1025", str(2**64 - 1)])
+def test_a_wrong_number_of_threads_is_named(threads, monkeypatch):
+    monkeypatch.setenv("KRON_NUM_THREADS", threads)
+    with pytest.raises(ValueError, match="KRON_NUM_THREADS is"):
+        run(random_case(), "cpu")
+
+
+@cells
+def test_checkpoints_change_no_bit(kind, monkeypatch):
+    monkeypatch.setenv("KRON_NUM_THREADS", "2")
+    case = random_case(KINDS[kind], SHAPES["mixed"], 37, 11, "features", True, torch.float32)
+    plain = run(case, "cpu")
+    for every in (1, 2, 5, 11, 100, sys.maxsize):
+        assert equal(run(case, "cpu", checkpoint_every=every), plain)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_threads_may_change_before_the_way_back(every, monkeypatch):
+    case = random_case(shapes=SHAPES["mixed"], batch=24, steps=5, dtype=torch.float32)
+
+    def gradients(threads_back):
+        monkeypatch.setenv("KRON_NUM_THREADS", "1")
+        _, (last,) = forward(case, "cpu", need_output=False, checkpoint_every=every)
+        monkeypatch.setenv("KRON_NUM_THREADS", threads_back)
+        return torch.autograd.grad(last, case.leaves(), case.d_state)
+
+    assert equal(gradients("4"), gradients("1"))
+
+
+@cells
+def test_what_is_kept_may_have_been_elsewhere_meanwhile(kind):
+    """As hooks on saved tensors may have it, at an address where no vector begins."""
+    case = random_case(KINDS[kind], batch=16, steps=4, dtype=torch.float32)
+
+    def shift(saved):
+        return torch.cat([saved.new_empty(1).detach(), saved.detach().flatten()]), saved.shape
+
+    expected = run(case, "cpu", need_output=False)
+    with torch.autograd.graph.saved_tensors_hooks(shift, lambda pair: pair[0][1:].view(pair[1])):
+        results = run(case, "cpu", need_output=False)
+    assert equal(results, expected)
+
+
+def test_no_more_threads_than_the_system_gives():
+    """The caller does the share of those that cannot be had."""
+    program = """if True:
+        import resource, torch
+        from tests.ops.recurrence_cases import equal, random_case, run
+        case = random_case(batch=200, dtype=torch.float32)
+        results = []
+        for spare in (None, 40):  # MiB of address space: stacks of threads take 8 each
+            if spare:
+                used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + spare * 2**20,) * 2)
+            results.append(run(case, "cpu"))
+        assert equal(*results)
+    """
+    environment = {**os.environ, "KRON_NUM_THREADS": "12"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_the_scale_of_factors_may_be_far_from_one():
+    """Where what W^H hands on leaves single precision, though no factor's own gradient does."""
+    exact = random_case(KINDS["complex identity"], [(2, 2)] * 4, 3, 1)
+    small = [(1e-11 * w).detach().requires_grad_() for w in exact.factors[0]]
+    exact = exact._replace(factors=[small])
+    factors = slice(3, 7)  # behind the state, outputs and x
+    have = run(cast(exact, torch.float32), "cpu")[factors]
+    for ours, theirs in zip(have, run(exact, "reference")[factors], strict=True):
+        assert float((ours.to(theirs.dtype) - theirs).norm()) < 1e-5 * float(theirs.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@cells
+def test_both_ways_to_the_factors_gradient(kind, dtype, monkeypatch):
+    exact = random_case(KINDS[kind], SHAPES["2x2s"], 9, 12)
+    expected = run(exact, "reference")
+    case = cast(exact, dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    results = {}
+    for limit in (0.0, 1e3):
+        monkeypatch.setitem(solve.MAX_CONDITION, dtype, limit)
+        results[limit] = run(case, "cpu")
+        assert worst_error(results[limit], expected) < tolerance
+    assert not equal(results[0.0], results[1e3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 29])
+def test_sigmoid_and_tanh_are_exact_to_rounding(dtype, batch):
+    points = torch.cat([torch.linspace(-75, 75, 4001), torch.tensor([0.0, 1e-6, -1e-6, 1e-30])])
+    points = points.to(dtype)
+    n, zero, large = len(points), torch.zeros(batch, len(points)), torch.full((len(points),), 75.0)
+    identity = [[torch.zeros(n, 1, dtype=dtype), torch.ones(1, n, dtype=dtype)]] * 4
+    # c = σ(z_f) · 1 and h = tanh(c), with i g = 0 and o = 1; then c = c0.
+    for forget, c0 in [(points, torch.ones(n)), (large, points)]:
+        bias = torch.cat([large, forget, torch.zeros(n), large]).to(dtype)
+        x = torch.zeros(1, batch, 4 * n, dtype=dtype)
+        state = (zero.to(dtype), c0.expand(batch, n).to(dtype))
+        _, (h, c) = kron_lstm(x, identity, bias, state, backend="cpu")
+        wanted_c = forget.double().sigmoid() * c0.double()
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(c.double(), wanted_c.expand(batch, n), rtol=3 * eps, atol=0)
+        wanted_h = c.double().tanh()
+        torch.testing.assert_close(h.double(), wanted_h, rtol=3 * eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint16, torch.uint32])
+def test_tokens_of_any_type(dtype):
+    case = random_case(form="tokens")
+    assert equal(run(case._replace(x=case.x.to(dtype)), "cpu"), run(case, "cpu"))
