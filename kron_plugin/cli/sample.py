@@ -61,12 +61,12 @@ def sample(
 def go_on(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
     """Read `source`, shape (T, 1, …), then `steps` inputs more, each picked from the scores that
     the model gives it; the picked ones, shape (steps, …)."""
-    output, state = model.cell(source)
+    output, state = model.cell.run(source)
     picked = []
     with progress("sampling", steps, "steps") as advance:
         for _ in range(steps):
             picked.append(pick(model.readout(output[-1, 0])))
-            output, state = model.cell(picked[-1][None, None], state)
+            output, state = model.cell.run(picked[-1][None, None], state)
             advance(1)
     return torch.stack(picked)
 

@@ -13,7 +13,7 @@ from ..checks import in_options, option
 from ..modules import KRU, KRULSTM, Readout
 from ..modules.factors import MAX_SIZE
 from ..modules.kru_lstm import chrono_
-from ..modules.layer import KronLayer
+from ..modules.layer import KronLayer, State
 from .options import ARGUMENTS, CellConfig, ModelSpec, check_ranges
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -129,7 +129,7 @@ def unitary_deviation(model: nn.Module) -> Tensor:
 
 
 class BaselineCell(nn.Module):
-    """torch's own RNN, LSTM or GRU behind the call of `kron_plugin.modules.KRU`.
+    """torch's own RNN, LSTM or GRU with the `run` of `kron_plugin.modules.KRU`.
 
     Integer inputs are taken one-hot, as KRU takes them, so that cells compare like for like.
     """
@@ -148,6 +148,7 @@ class BaselineCell(nn.Module):
         self.input_size = input_size
         self.directions = 2 if bidirectional else 1
         self.output_size = self.directions * hidden_size
+        self.state_parts = 2 if cell == "lstm" else 1
         self.rnn = BASELINES[cell](
             input_size,
             hidden_size,
@@ -175,22 +176,25 @@ class BaselineCell(nn.Module):
         names = ("weight_ih_l0", "weight_ih_l0_reverse")[: self.directions]
         return [getattr(self.rnn, name).t() for name in names]
 
-    def forward(
+    def run(
         self,
         x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers
-        state: Any = None,  # as torch's layer takes it
+        state: Optional[State] = None,  # shape: (layers · directions, B, hidden_size) each
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
-    ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size); as torch's layer returns it
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """Output and state; the output comes in any case, as torch's layers make it."""
         if not x.is_floating_point():
             x = F.one_hot(x.long(), self.input_size).to(self.rnn.weight_ih_l0.dtype)
+        is_one = self.state_parts == 1
+        start = state[0] if state is not None and is_one else state
         if lengths is None:
-            return self.rnn(x, state)
-        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-        packed, state = self.rnn(packed, state)
-        output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
-        return output, state
+            output, last = self.rnn(x, start)
+        else:
+            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+            packed, last = self.rnn(packed, start)
+            output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
+        return output, (last,) if is_one else last
 
     def recurrent_parameters(self) -> int:
         """How many numbers the recurrent matrices hold."""

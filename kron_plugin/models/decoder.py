@@ -7,6 +7,7 @@ from fairseq.modules import AdaptiveSoftmax, FairseqDropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..modules.layer import State
 from .encoder import EncoderOut
 from .incremental import RecurrentDecoder
 
@@ -20,7 +21,6 @@ class KRUTranslationDecoder(RecurrentDecoder):
 
     Args:
         source_size: features of the encoder's outputs and of its states, directions joined.
-        state_parts: tensors that make up a state: 2 for an LSTM, else 1.
         out_dim: features from which symbols are scored.
         cutoff: of an adaptive softmax, or None.
     """
@@ -32,7 +32,6 @@ class KRUTranslationDecoder(RecurrentDecoder):
         cell: nn.Module,
         *,
         source_size: int,
-        state_parts: int,
         out_dim: int,
         has_attention: bool,
         share_embed: bool,
@@ -43,7 +42,7 @@ class KRUTranslationDecoder(RecurrentDecoder):
         super().__init__(dictionary, cell)
         size = cell.output_size
         self.embed_tokens = embed_tokens
-        self.bridges = nn.ModuleList(_linear(source_size, size) for _ in range(state_parts))
+        self.bridges = nn.ModuleList(_linear(source_size, size) for _ in range(cell.state_parts))
         self.attention = Attention(size, source_size, out_dim) if has_attention else None
         self.project = None if has_attention else _linear(size, out_dim)
         # Distributed training refuses parameters that get no gradient, and the state before the
@@ -88,7 +87,7 @@ class KRUTranslationDecoder(RecurrentDecoder):
         if incremental_state is not None:
             tokens, state = tokens[:, -1:], self.saved_state(incremental_state)
         if state is None:
-            state = self._start(encoder_out)
+            state = self._initial_state(encoder_out)
         x = self.dropout_in(self.embed_tokens(tokens.t()))
         output, _ = self.run_cell(x, state, incremental_state)
         if self.attention is None:
@@ -96,11 +95,10 @@ class KRUTranslationDecoder(RecurrentDecoder):
         features, weights = self.attention(output, encoder_out.outputs, encoder_out.padding)
         return self.dropout_out(features), {"attn": [weights]}
 
-    def _start(self, encoder_out: EncoderOut) -> Any:
+    def _initial_state(self, encoder_out: EncoderOut) -> State:
         """The encoder's last state, fitted to the decoder's layers."""
         parts = zip(self.bridges, encoder_out.state, strict=True)
-        state = tuple(bridge(part) for bridge, part in parts)
-        return state if len(state) > 1 else state[0]
+        return tuple(bridge(part) for bridge, part in parts)
 
     def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
         """Scores of all symbols; with an adaptive softmax, which has its own, the features."""

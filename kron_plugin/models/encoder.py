@@ -50,9 +50,8 @@ class KRUEncoder(FairseqEncoder):
         padding = tokens.eq(self.dictionary.pad())
         leading = padding.cumprod(0).sum(0)  # which the recurrence wants behind the symbols
         x = self.dropout_in(self.embed_tokens(_roll(tokens, -leading)))
-        outputs, state = self.cell(x, lengths=src_lengths)
-        parts = state if isinstance(state, tuple) else (state,)
-        joined = tuple(_join_directions(part, self.cell.directions) for part in parts)
+        outputs, state = self.cell.run(x, lengths=src_lengths)
+        joined = tuple(_join_directions(part, self.cell.directions) for part in state)
         # Alignments are told by the places of symbols in the source.
         return EncoderOut(self.dropout_out(_roll(outputs, leading)), joined, padding)
 

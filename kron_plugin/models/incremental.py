@@ -1,9 +1,11 @@
 """Decoding symbol by symbol: what decoders with a recurrent state have in common."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
+
+from ..modules.layer import State
 
 KEY = "recurrent"
 
@@ -15,18 +17,18 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         super().__init__(dictionary)
         self.cell = cell
 
-    def saved_state(self, incremental_state: Dict) -> Any:
+    def saved_state(self, incremental_state: Dict) -> Optional[State]:
         """The state after the symbols so far; None before the first."""
         return (self.get_incremental_state(incremental_state, KEY) or {}).get("state")
 
     def run_cell(
         self,
         x: Tensor,  # shape: (T, B, …), as the cell takes it
-        state: Any,
+        state: Optional[State],
         incremental_state: Optional[Dict],
-    ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size)
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """The outputs and the last state, which is saved when decoding incrementally."""
-        output, state = self.cell(x, state)
+        output, state = self.cell.run(x, state)
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, KEY, {"state": state})
         return output, state
@@ -42,10 +44,8 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
 
 
 def reorder(
-    state: Any,  # shape: (layers, B, W), or a tuple of such
+    state: State,  # shape: (layers, B, W) each
     new_order: Tensor,  # shape: (B',)
-) -> Any:
+) -> State:
     """The state of the sequences that are named, in their order."""
-    if isinstance(state, tuple):
-        return tuple(part.index_select(1, new_order) for part in state)
-    return state.index_select(1, new_order)
+    return tuple(part.index_select(1, new_order) for part in state)

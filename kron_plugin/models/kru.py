@@ -47,11 +47,10 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
         lengths: Optional[Tensor] = None,  # shape: (B,)
     ) -> Tensor:  # shape: (B, T, output_size), or (B, output_size)
         source = source.transpose(0, 1)
-        output, state = self.cell(source, lengths=lengths, need_output=self.per_step)
+        output, state = self.cell.run(source, lengths=lengths, need_output=self.per_step)
         if self.per_step:
             return self.readout(self.dropout(output)).transpose(0, 1)
-        last = state[0] if isinstance(state, tuple) else state  # an LSTM has two
-        top = last[-self.cell.directions :].transpose(0, 1).flatten(1)
+        top = state[0][-self.cell.directions :].transpose(0, 1).flatten(1)
         return self.readout(self.dropout(top))
 
 

@@ -6,6 +6,7 @@ from fairseq.models import FairseqLanguageModel, register_model
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
+from ..modules.layer import State
 from .cells import build_cell, build_readout
 from .incremental import RecurrentDecoder
 from .mismatch import ExplainsMismatch
@@ -58,7 +59,7 @@ class KRUDecoder(RecurrentDecoder):
         encoder_out: Any = None,
         incremental_state: Optional[Dict] = None,
         src_lengths: Optional[Tensor] = None,
-        state: Any = None,
+        state: Optional[State] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, output_size of the cell)
         """What scores are made of, and the state after the last step as extra["state"].
 

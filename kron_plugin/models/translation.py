@@ -127,7 +127,6 @@ def _build_decoder(
         embed_tokens,
         cell,
         source_size=encoder.cell.output_size,
-        state_parts=2 if cfg.cell in ("lstm", "kru_lstm") else 1,
         out_dim=_or(cfg.decoder_out_embed_dim, embed_tokens.embedding_dim),
         has_attention=cfg.decoder_attention in ("1", "True"),
         share_embed=cfg.share_all_embeddings or cfg.share_decoder_input_output_embed,

@@ -108,15 +108,39 @@ class RecurrentStack(nn.Module):
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
             lengths = lengths if lengths.numel() else lengths.long()  # those of an empty list
-        starts = self._starts(state, None if alone else x.shape[1])
-        output, last = self._run(x, starts, lengths, need_output)
+        parts = self._parts(state, None if alone else x.shape[1])
+        output, last = self.run(x, parts, lengths, need_output)
         if need_output and packed is not None:
             output = _pack_like(packed, output, lengths)
         elif need_output and alone:
             output = output.squeeze(1)
         elif need_output and self.batch_first:
             output = output.transpose(0, 1)
-        return output, _stacked(last, alone)
+        return output, _public(last, alone)
+
+    def run(
+        self,
+        x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers below input_size
+        state: Optional[State] = None,  # shape: (layers · directions, B, W) each
+        lengths: Optional[Tensor] = None,  # shape: (B,)
+        need_output: bool = True,
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
+        """`forward` for code that takes any cell: tensors with both axes, a state that is always a
+        tuple, and no checks of them."""
+        starts, last = self._by_layer(state), []
+        for below in range(0, len(self.layers), self.directions):
+            if below > 0:
+                x = self.between_layers(x)
+            wanted = need_output or below + self.directions < len(self.layers)
+            outputs = []
+            for k in range(below, below + self.directions):
+                is_backwards = k > below
+                source = _reverse(x, lengths) if is_backwards else x
+                output, end = self.layers[k](source, starts[k], lengths, wanted)
+                last.append(end)
+                outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
+            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+        return x, _by_part(last)
 
     def step(
         self,
@@ -135,13 +159,12 @@ class RecurrentStack(nn.Module):
         x = x_t.unsqueeze(0)
         alone = self._check_input(x)
         x = x.unsqueeze(1) if alone else x
-        last = []
-        for layer, start in zip(
-            self.layers, self._starts(state, None if alone else x.shape[1]), strict=True
-        ):
+        starts = self._by_layer(self._parts(state, None if alone else x.shape[1]))
+        last: List[State] = []
+        for layer, start in zip(self.layers, starts, strict=True):
             last.append(layer(x, start, need_output=False)[1])
             x = last[-1][0].unsqueeze(0)
-        return _stacked(last, alone)
+        return _public(_by_part(last), alone)
 
     def _check_input(self, x: Tensor) -> bool:
         """Whether it is one sequence without an axis for the batch.
@@ -161,15 +184,18 @@ class RecurrentStack(nn.Module):
             )
         return dims == 1
 
-    def _starts(self, state: Optional[StackedState], batch: Optional[int]) -> List[Optional[State]]:
-        """The start of every layer and direction; `batch` is None for one sequence alone."""
+    def _parts(self, state: Optional[StackedState], batch: Optional[int]) -> Optional[State]:
+        """A caller's state as a tuple with the axis B; `batch` is None for one sequence alone.
+
+        Raises:
+            ValueError: it is no state of this stack.
+        """
         if state is None:
-            return [None] * len(self.layers)
+            return None
         parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
-        if len(parts) != self.layers[0].state_parts:
+        if len(parts) != self.state_parts:
             raise ValueError(
-                f"state: has {len(parts)} tensors; {type(self).__name__} has"
-                f" {self.layers[0].state_parts}"
+                f"state: has {len(parts)} tensors; {type(self).__name__} has {self.state_parts}"
             )
         rows, width = len(self.layers), self.layers[0].output_size
         expected = (rows, width) if batch is None else (rows, batch, width)
@@ -181,30 +207,16 @@ class RecurrentStack(nn.Module):
                     f"state: has shape {tuple(part.shape)}, expected {expected}, a row for every"
                     " layer and direction"
                 )
-        parts = [part.unsqueeze(1) for part in parts] if batch is None else parts
-        return list(zip(*parts, strict=True))
+        return tuple(part.unsqueeze(1) for part in parts) if batch is None else parts
 
-    def _run(
-        self,
-        x: Tensor,
-        starts: List[Optional[State]],
-        lengths: Optional[Tensor],
-        need_output: bool,
-    ) -> Tuple[Tensor, List[State]]:
-        last: List[State] = []
-        for first in range(0, len(self.layers), self.directions):
-            if first > 0:
-                x = self.between_layers(x)
-            wanted = need_output or first + self.directions < len(self.layers)
-            outputs = []
-            for k in range(first, first + self.directions):
-                is_backwards = k > first
-                source = _reverse(x, lengths) if is_backwards else x
-                output, state = self.layers[k](source, starts[k], lengths, wanted)
-                last.append(state)
-                outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
-            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-        return x, last
+    def _by_layer(self, state: Optional[State]) -> List[Optional[State]]:
+        """The state of every layer and direction."""
+        return [None] * len(self.layers) if state is None else list(zip(*state, strict=True))
+
+    @property
+    def state_parts(self) -> int:
+        """How many tensors make up a state."""
+        return self.layers[0].state_parts
 
     @property
     def dropout(self) -> float:
@@ -269,9 +281,14 @@ class RecurrentStack(nn.Module):
         return ", ".join(said)
 
 
-def _stacked(last: List[State], alone: bool) -> StackedState:
-    parts = tuple(torch.stack(part) for part in zip(*last, strict=True))
-    parts = tuple(part.squeeze(1) for part in parts) if alone else parts
+def _by_part(states: List[State]) -> State:
+    """The states of all layers and directions as one."""
+    return tuple(torch.stack(part) for part in zip(*states, strict=True))
+
+
+def _public(state: State, alone: bool) -> StackedState:
+    """A state as torch's layers return it: one part as a tensor, without B for one sequence."""
+    parts = tuple(part.squeeze(1) for part in state) if alone else state
     return parts if len(parts) > 1 else parts[0]
 
 

@@ -46,7 +46,7 @@ def test_padding_does_not_reach_the_answer(cell):
 def test_both_directions_of_the_top_layer_are_read(cell):
     model = build(ModelSpec(5, 3, False, False), cell=cell, num_layers=2, bidirectional=True)
     source = torch.randn(2, 6, 5)
-    output, _ = model.cell(source.transpose(0, 1))
+    output, _ = model.cell.run(source.transpose(0, 1))
     forwards, backwards = output.chunk(2, dim=-1)
     expected = model.readout(torch.cat([forwards[-1], backwards[0]], -1))
     torch.testing.assert_close(model(source), expected)

@@ -144,9 +144,8 @@ def test_dropout_can_be_retained_when_generating(cell):
 def test_every_layer_starts_from_its_own_of_the_encoder(cell):
     encoder = build(cell=cell, encoder_bidirectional=True, num_layers=2).encoder
     source, lengths = sources(left_pad=False)
-    _, state = encoder.cell(encoder.embed_tokens(source.t()), lengths=lengths)
-    parts = state if isinstance(state, tuple) else (state,)
-    for joined, part in zip(encoder(source, lengths).state, parts, strict=True):
+    _, state = encoder.cell.run(encoder.embed_tokens(source.t()), lengths=lengths)
+    for joined, part in zip(encoder(source, lengths).state, state, strict=True):
         for layer in range(2):
             expected = torch.cat([part[2 * layer], part[2 * layer + 1]], -1)
             assert torch.equal(joined[layer], expected)
