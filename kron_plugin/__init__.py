@@ -1,7 +1,7 @@
 """Kronecker Recurrent Units for fairseq and PyTorch.
 
 `from kron_plugin.modules import KRU` needs torch alone. As `--user-dir` of a fairseq command the
-package registers its tasks, models, criterions and optimisers with the toolkit.
+package registers its tasks, models, criterions and optimisers with fairseq.
 """
 
 import importlib

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
-from .files import finished, is_at
+from .files import atomic_write, is_at
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ def cache_folder() -> Path:
 
 @contextmanager
 def kept(path: Path) -> Iterator[Path]:
-    """Like `finished`, for a file in the cache, whose folder it makes.
+    """Like `atomic_write`, for a file in the cache, whose folder it makes.
 
     Raises:
         ValueError: it cannot be written; the message says what to do.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with finished(path) as unfinished:
+        with atomic_write(path) as unfinished:
             yield unfinished
     except OSError as error:
         raise ValueError(

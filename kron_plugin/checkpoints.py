@@ -16,7 +16,7 @@ import torch
 from .arrays import STAND_INS
 from .schema import check
 
-# Beyond what torch admits itself: the toolkit's older optimisers and schedulers keep their options
+# Beyond what torch admits itself: fairseq's older optimisers and schedulers keep their options
 # in a Namespace, which is no more than its attributes.
 PLAIN_TYPES = (Namespace,)
 
@@ -37,10 +37,10 @@ def damage(path: Union[Path, str]) -> Optional[str]:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 return "compressed, which torch.save never does; is it a program of TorchScript?"
-            if sum(part.file_size for part in parts) > os.path.getsize(path):
+            if sum(member.file_size for member in members) > os.path.getsize(path):
                 return "damaged"
             return "damaged" if archive.testzip() else None
     except Exception:  # the parser raises whatever it stumbles over

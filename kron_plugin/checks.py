@@ -1,4 +1,4 @@
-"""What is wrong with an option or a file, said before any work starts; without the toolkit."""
+"""What is wrong with an option or a file, said before any work starts; without fairseq."""
 
 import os
 import re

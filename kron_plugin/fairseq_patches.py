@@ -171,7 +171,7 @@ def load_all_states(load_checkpoint: Callable) -> Callable:
         )
         # After --finetune-from-model the count of updates is 0.
         if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
-            resume.go_on(trainer, extra_state, extra_state.get(STATE, {}))
+            resume.restore(trainer, extra_state, extra_state.get(STATE, {}))
         resume.end_if_finished(trainer)
         return extra_state, iterator
 

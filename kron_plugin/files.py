@@ -10,7 +10,7 @@ from typing import Iterator
 
 
 @contextmanager
-def finished(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to; what was written becomes `path` at the end, or nothing does.
 
     What processes that were killed have left unfinished in the same folder is removed.

@@ -1,4 +1,4 @@
-"""What the toolkit lacks to go on from a checkpoint exactly, whenever the run before was killed.
+"""What fairseq lacks to go on from a checkpoint exactly, whenever the run before was killed.
 
 It writes a checkpoint under another name and renames it, but makes those after the first by copying
 over them: a process killed meanwhile would leave `checkpoint_last.pt` truncated, beside a whole
@@ -18,10 +18,10 @@ from torch import distributed
 from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoints import is_damaged, named
-from .files import finished
+from .files import atomic_write
 
 NOTHING_LEFT = "nothing is left to train"  # said of a run that had come to its end
-logger = logging.getLogger("fairseq_cli.train")  # the toolkit's, which writes into --log-file
+logger = logging.getLogger("fairseq_cli.train")  # fairseq's, which writes into --log-file
 
 
 def latest_whole(path: Path) -> Path:
@@ -49,7 +49,7 @@ def copy_whole_files(copy: Callable) -> Callable:
     def copy_whole(src_path, dst_path, overwrite=False):
         if "://" in str(dst_path):
             return copy(src_path, dst_path, overwrite)
-        with finished(Path(dst_path)) as unfinished:
+        with atomic_write(Path(dst_path)) as unfinished:
             return copy(src_path, str(unfinished), overwrite=True)
 
     return copy_whole
@@ -101,7 +101,7 @@ def unsaved_state(trainer) -> Dict[str, Any]:
     }
 
 
-def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None:
+def restore(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None:
     """Bring a trainer that has loaded a checkpoint to where the run was that wrote it.
 
     A checkpoint at the end of an epoch is written before the scheduler learns of its loss; after

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Optional, TextIO
 import torch
 
 from .checkpoints import refusal
-from .files import finished
+from .files import atomic_write
 
 LOCK = ".training"  # a file in the folder that a training saves into
 logger = logging.getLogger("fairseq_cli.train")  # fairseq's, which writes into --log-file
@@ -28,7 +28,7 @@ def save(content: Any, path: Path) -> None:
         OSError: the disk is full, or otherwise refuses.
     """
     path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # an earlier fairseq's, half-written
-    with finished(path) as unfinished:
+    with atomic_write(path) as unfinished:
         try:
             with unfinished.open("wb") as file:
                 torch.save(content, file)

@@ -78,7 +78,7 @@ def row(*inner: Check) -> Check:
 
     def check(value: Any, place: str) -> None:
         of(tuple)(value, place)
-        require(len(value) == len(inner), f"{place} has {len(value)} parts, not {len(inner)}")
+        require(len(value) == len(inner), f"{place} has {len(value)} values, not {len(inner)}")
         for i, check_part in enumerate(inner):
             check_part(value[i], f"{place}[{i}]")
 

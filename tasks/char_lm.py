@@ -150,12 +150,12 @@ class CharLMTask(SequenceTask):
     def gather_states(self) -> None:
         """Before a checkpoint is written: bring the streams of all workers together."""
         state = _map(self.carried.get("train"), Tensor.cpu)
-        parts = [state]
+        states = [state]
         workers = distributed.get_data_parallel_world_size()
         if workers > 1:
-            parts = [None] * workers
-            torch.distributed.all_gather_object(parts, state)
-        self.gathered = state and tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
+            states = [None] * workers
+            torch.distributed.all_gather_object(states, state)
+        self.gathered = state and tuple(torch.cat(part, 1) for part in zip(*states, strict=True))
 
     def state_dict(self) -> Dict[str, Any]:
         return {**super().state_dict(), "vocabulary": self.vocabulary}

@@ -8,7 +8,7 @@ import numpy as np
 from pretty_midi import Instrument, Note, PrettyMIDI
 
 from kron_plugin.checks import require
-from kron_plugin.files import finished
+from kron_plugin.files import atomic_write
 
 from .midi_notes import Notes, read_notes
 from .rolls import KEYS, LOWEST_NOTE
@@ -112,6 +112,6 @@ def write_midi(roll: np.ndarray, steps_per_beat: int, path: Path) -> int:
             note = Note(80, key + LOWEST_NOTE, begin * seconds, end * seconds)
             piano.notes.append(note)
     song.instruments.append(piano)
-    with finished(path) as unfinished:
+    with atomic_write(path) as unfinished:
         song.write(str(unfinished))
     return len(piano.notes)

@@ -17,7 +17,7 @@ TRAIN = (
 # Of the tests, those that read sources of kernels, recipes and results.
 TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_kron_rnn_cpu.py")
 
-# Run inside the toolkit, after it imported --user-dir: where did things come from?
+# Run inside fairseq, after it imported --user-dir: where did things come from?
 PROBE = """
 import importlib.util, runpy, sys
 sys.argv[0] = "fairseq-train"

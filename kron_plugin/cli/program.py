@@ -106,12 +106,12 @@ def _with_command(
     Raises:
         ValueError: it begins with what is no command and, where a file would do, no file.
     """
-    first = argv[0] if argv else "--help"
-    if first in ("-h", "--help", "--version", *commands) or (first[0:1] == "-" and not short_for):
+    word = argv[0] if argv else "--help"
+    if word in ("-h", "--help", "--version", *commands) or (word[0:1] == "-" and not short_for):
         return argv
-    looks_like_a_file = os.path.exists(first) or os.sep in first or "." in first
-    if short_for and (first.startswith("-") or looks_like_a_file):
+    looks_like_a_file = os.path.exists(word) or os.sep in word or "." in word
+    if short_for and (word.startswith("-") or looks_like_a_file):
         return [short_for, *argv]
-    near = [repr(name) for name in get_close_matches(first, commands)]
+    near = [repr(name) for name in get_close_matches(word, commands)]
     advice = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(commands)}"
-    raise ValueError(f"no command {first!r}{' and no such file' if short_for else ''}; {advice}")
+    raise ValueError(f"no command {word!r}{' and no such file' if short_for else ''}; {advice}")

@@ -28,7 +28,7 @@ class SoftUnitaryConfig(FairseqDataclass):
 class SoftUnitaryCriterion(FairseqCriterion):
     """The soft unitary constraint of KRU on top of what the task minimises.
 
-    The toolkit divides the sum of all gradients by the sum of all sample sizes, over batches and
+    fairseq divides the sum of all gradients by the sum of all sample sizes, over batches and
     workers. The penalty is therefore weighted with the sample size, so that λ weighs it against the
     mean loss whatever the batch, the update frequency or the number of workers.
     """
@@ -60,7 +60,7 @@ class SoftUnitaryCriterion(FairseqCriterion):
         return total, loss.count, log
 
     def _task_loss(self, model, output, sample: Dict) -> Loss:
-        """Our tasks know their loss; for the toolkit's own it is the cross-entropy in nats."""
+        """Our tasks know their loss; for fairseq's own it is the cross-entropy in nats."""
         if isinstance(self.task, SequenceTask):
             return self.task.compute_loss(output, sample)
         log_probs = model.get_normalized_probs(output, log_probs=True).flatten(0, 1)

@@ -187,12 +187,12 @@ class BaselineCell(nn.Module):
         if not x.is_floating_point():
             x = F.one_hot(x.long(), self.input_size).to(self.rnn.weight_ih_l0.dtype)
         is_one = self.state_parts == 1
-        start = state[0] if state is not None and is_one else state
+        initial = state[0] if state is not None and is_one else state
         if lengths is None:
-            output, last = self.rnn(x, start)
+            output, last = self.rnn(x, initial)
         else:
             packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-            packed, last = self.rnn(packed, start)
+            packed, last = self.rnn(packed, initial)
             output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
         return output, (last,) if is_one else last
 

@@ -15,7 +15,7 @@ from .incremental import RecurrentDecoder
 class KRUTranslationDecoder(RecurrentDecoder):
     """Scores of the next target symbol from those before it and from the source.
 
-    Unlike the toolkit's `lstm`, what was attended to is not fed into the next step (Luong, Pham and
+    Unlike fairseq's `lstm`, what was attended to is not fed into the next step (Luong, Pham and
     Manning's global attention without input feeding), so that a whole text runs in one call of the
     recurrence.
 

@@ -1,4 +1,4 @@
-"""Architecture `kru_lm`: a language model, for our `char_lm` and the toolkit's own tasks."""
+"""Architecture `kru_lm`: a language model, for our `char_lm` and fairseq's own tasks."""
 
 from typing import Any, Dict, Optional, Tuple
 

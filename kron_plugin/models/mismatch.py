@@ -106,9 +106,9 @@ def _architecture(cfg: Any) -> type:
 def require_shared(own: StateDict, given: StateDict) -> None:
     """Raise a ValueError unless what is one parameter under several names in a model's own is the
     same under all of them: only one of them would be kept."""
-    first: Dict[int, str] = {}
+    names: Dict[int, str] = {}
     for name, tensor in own.items():
-        other = first.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name
+        other = names.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name
         if other == name:
             continue
         if not torch.allclose(given[name], given[other], rtol=0, atol=0, equal_nan=True):
@@ -177,7 +177,7 @@ class ExplainsMismatch:
             require_shared(own, state_dict)
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
-        except Exception as error:  # the toolkit's adaptive softmax raises nothing narrower
+        except Exception as error:  # fairseq's adaptive softmax raises nothing narrower
             if difference is None:
                 raise
             raise ValueError(difference) from error

@@ -13,7 +13,7 @@ from ..modules.layer import UNITARY
 from ..modules.readout import READS
 from ..ops import ACTIVATIONS
 
-BOOLEANS = ("1", "0", "True", "False")  # as the toolkit's own --decoder-attention takes them
+BOOLEANS = ("1", "0", "True", "False")  # as fairseq's own --decoder-attention takes them
 CELLS = ("kru", "kru_lstm", "rnn", "lstm", "gru")
 MAX_LAYERS = 1000
 SIZES = {  # and the most that each may be

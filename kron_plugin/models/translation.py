@@ -17,7 +17,7 @@ from .options import BOOLEANS, KRUConfig, check_ranges
 
 
 class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
-    """From one text to another, for the toolkit's `translation` and tasks like it."""
+    """From one text to another, for fairseq's `translation` and tasks like it."""
 
     @classmethod
     def make(cls, cfg: KRUConfig, task) -> "KRUTranslationModel":

@@ -79,9 +79,9 @@ def by_name(layer: str, unnamed: Sequence[Any]) -> None:
     `torch.nn.LSTM` has `num_layers` third, where one might look for factors here.
     """
     if unnamed:
-        first = unnamed[0]
-        as_layers = f"num_layers={first} or " if type(first) is int else ""
+        value = unnamed[0]
+        as_layers = f"num_layers={value} or " if type(value) is int else ""
         raise TypeError(
             f"{layer}: what comes after hidden_size is given by name; write {as_layers}"
-            f"factors={first!r} for the {first!r}"
+            f"factors={value!r} for the {value!r}"
         )

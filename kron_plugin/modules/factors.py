@@ -41,10 +41,10 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
         sizes = _allocatable(default_factors(hidden_size))
         _tell_large(sizes, hidden_size)
         return sizes
-    parts = _parts(spec)
-    if len(parts) > MAX_FACTORS:
+    pieces = _pieces(spec)
+    if len(pieces) > MAX_FACTORS:
         raise ValueError(f"factors: more than {MAX_FACTORS} make no sense")
-    sizes = tuple(_one_size(part, spec) for part in parts)
+    sizes = tuple(_one_size(piece, spec) for piece in pieces)
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
     if rows != hidden_size or columns != hidden_size:
         have = f"{rows}" if rows == columns else f"{rows} rows and {columns} columns"
@@ -55,7 +55,7 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
     return _allocatable(sizes)
 
 
-def _parts(spec: Any) -> Sequence[Any]:
+def _pieces(spec: Any) -> Sequence[Any]:
     if isinstance(spec, str):
         return spec.split(",")
     if not hasattr(spec, "__iter__") or getattr(spec, "ndim", 1) == 0:  # a tensor of one number
@@ -101,18 +101,18 @@ def format_factors(sizes: FactorSizes) -> str:
     return ",".join(str(p) if p == q else f"{p}x{q}" for p, q in sizes)
 
 
-def _one_size(part: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[int, int]:
+def _one_size(piece: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[int, int]:
     try:
-        if isinstance(part, str):
-            numbers = [int(s) for s in part.split("x")]
+        if isinstance(piece, str):
+            numbers = [int(s) for s in piece.split("x")]
         else:
-            numbers = [int(part)] if _is_integer(part) else [int(s) for s in part]
+            numbers = [int(piece)] if _is_integer(piece) else [int(s) for s in piece]
         p, q = numbers * 2 if len(numbers) == 1 else numbers
     except (TypeError, ValueError):
         p = q = 0
     if p < 1 or q < 1:
         raise ValueError(
-            f"factors={spec!r}: {part!r} is no size; write positive sizes as '16,32' for square"
+            f"factors={spec!r}: {piece!r} is no size; write positive sizes as '16,32' for square"
             " factors or '2x4,4x2' for rectangular ones"
         )
     return p, q

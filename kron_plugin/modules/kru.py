@@ -166,10 +166,10 @@ class KRULayer(GroupedParameters, KronLayer):
         # A start of length about 1 (uRNN section 4.4).
         nn.init.uniform_(self.h0, -sqrt(3 / self.output_size), sqrt(3 / self.output_size))
 
-    def start(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         return (self.h0.expand(batch, -1),)
 
-    def go_on(self, state: State) -> State:
+    def given_state(self, state: State) -> State:
         # A gradient of zero rather than none: to momentum, and to workers that wait for each
         # other's gradients, it is not the same.
         none = 0 * self.h0.sum().to(state[0].dtype)

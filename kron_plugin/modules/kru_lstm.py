@@ -138,7 +138,7 @@ class KRULSTMLayer(KronLayer):
         else:  # remember at first (Jozefowicz, Zaremba, Sutskever, ICML 2015)
             of_forget.fill_(1)
 
-    def start(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         zeros = self.weight.new_zeros(batch, self.hidden_size)
         return zeros, zeros
 

@@ -1,4 +1,4 @@
-"""What one layer in one direction is, whatever it computes: its factors and its start."""
+"""What one layer in one direction is, whatever it computes: its factors and its initial state."""
 
 from functools import partial, wraps
 from typing import Any, Callable, List, Optional, Tuple, Union
@@ -51,8 +51,8 @@ class KronLayer(nn.Module):
             exactly unitary: what is trained then are the matrices X_f of `UnitaryMap`.
 
     A subclass adds `weight` of shape (input_size, …) and `bias`, which may be None, calls
-    `reset_parameters`, and defines `start`, `run` and `available_backends`. The other arguments are
-    those of `KRU`.
+    `reset_parameters`, and defines `initial_state`, `run` and `available_backends`. The other
+    arguments are those of `KRU`.
     """
 
     state_parts: int  # how many tensors make up a state
@@ -126,12 +126,12 @@ class KronLayer(nn.Module):
         """The bias, and zeros where there is none."""
         return self.weight.new_zeros(self.weight.shape[1]) if self.bias is None else self.bias
 
-    def start(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         """The state before the first input."""
         raise NotImplementedError
 
-    def go_on(self, state: State) -> State:
-        """The start from a state that was given."""
+    def given_state(self, state: State) -> State:
+        """The state to begin with when one was given."""
         return state
 
     def run(
@@ -153,7 +153,7 @@ class KronLayer(nn.Module):
         need_output: bool = True,
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """The output of every step, and the last state; arguments as `RecurrentStack` tells."""
-        state = self.start(x.shape[1]) if state is None else self.go_on(state)
+        state = self.initial_state(x.shape[1]) if state is None else self.given_state(state)
         output, last = self.run(x, state, lengths, need_output)
         if self.check_finite and not all(bool(part.isfinite().all()) for part in last):
             self._report_step(x, state, lengths)

@@ -55,9 +55,9 @@ class Readout(nn.Linear):
     ) -> Tensor:  # shape: (…, output_size)
         if self.reads == "parts":
             return super().forward(h)
-        parts = h.unflatten(-1, (self.directions, 2, -1))
+        re_im = h.unflatten(-1, (self.directions, 2, -1))
         # Not torch.hypot, whose gradient at 0 is NaN; that of a norm is 0 there.
-        moduli = torch.linalg.vector_norm(parts, dim=-2).flatten(-2)
+        moduli = torch.linalg.vector_norm(re_im, dim=-2).flatten(-2)
         return super().forward(moduli if self.reads == "moduli" else torch.cat([h, moduli], dim=-1))
 
     def extra_repr(self) -> str:

@@ -77,7 +77,7 @@ class RecurrentStack(nn.Module):
         Args:
             x: features, or symbols that each pick their row of the input weights; packed or not.
                 One sequence may come without its axis B, and so leave, with its states.
-            state: where to start; default the layers' own start.
+            state: the initial state; default the layers' own.
             lengths: steps that count in each sequence; a finished one keeps its last state. The
                 other direction begins at the last step that counts.
             need_output: False if the last state is all that is wanted; the output then is empty,
@@ -127,7 +127,7 @@ class RecurrentStack(nn.Module):
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """`forward` for code that takes any cell: tensors with both axes, a state that is always a
         tuple, and no checks of them."""
-        starts, last = self._by_layer(state), []
+        initial, last = self._by_layer(state), []
         for below in range(0, len(self.layers), self.directions):
             if below > 0:
                 x = self.between_layers(x)
@@ -136,7 +136,7 @@ class RecurrentStack(nn.Module):
             for k in range(below, below + self.directions):
                 is_backwards = k > below
                 source = _reverse(x, lengths) if is_backwards else x
-                output, end = self.layers[k](source, starts[k], lengths, wanted)
+                output, end = self.layers[k](source, initial[k], lengths, wanted)
                 last.append(end)
                 outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
             x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
@@ -159,10 +159,10 @@ class RecurrentStack(nn.Module):
         x = x_t.unsqueeze(0)
         alone = self._check_input(x)
         x = x.unsqueeze(1) if alone else x
-        starts = self._by_layer(self._parts(state, None if alone else x.shape[1]))
+        initial = self._by_layer(self._parts(state, None if alone else x.shape[1]))
         last: List[State] = []
-        for layer, start in zip(self.layers, starts, strict=True):
-            last.append(layer(x, start, need_output=False)[1])
+        for layer, before in zip(self.layers, initial, strict=True):
+            last.append(layer(x, before, need_output=False)[1])
             x = last[-1][0].unsqueeze(0)
         return _public(_by_part(last), alone)
 

@@ -95,7 +95,7 @@ class FactoredOptimizer(FairseqOptimizer):
 
 @register_optimizer("kron_rmsprop", dataclass=KronRMSpropConfig)
 class KronRMSprop(FactoredOptimizer):
-    """torch.optim.RMSprop, which the toolkit lacks."""
+    """torch.optim.RMSprop, which fairseq lacks."""
 
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:
         cfg = self.cfg

@@ -148,7 +148,7 @@ def test_a_task_without_a_spec_is_told():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_toolkit_finds_where_a_nan_comes_from(cell, caplog):
+def test_fairseq_finds_where_a_nan_comes_from(cell, caplog):
     """It looks at the first output of every module, forwards and backwards."""
     model = build(ModelSpec(5, 3, tokens=False, per_step=False), cell=cell)
     with torch.no_grad():

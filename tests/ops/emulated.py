@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from kron_plugin.cache import cache_folder
-from kron_plugin.files import finished
+from kron_plugin.files import atomic_write
 from kron_plugin.ops.native.compile import FLAGS, HEADERS
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -65,7 +65,7 @@ def build(source, kernel, dtype, is_complex):
     path = cache_folder() / f"{kernel}-{key.hexdigest()[:20]}.aarch64"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder, finished(path) as unfinished:
+        with tempfile.TemporaryDirectory() as folder, atomic_write(path) as unfinished:
             subprocess.run([*command, MAIN, "-o", f"{folder}/program"], check=True)
             shutil.copy(f"{folder}/program", unfinished)
     return path
