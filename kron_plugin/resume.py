@@ -2,9 +2,8 @@
 
 It writes a checkpoint under another name and renames it, but makes those after the first by copying
 over them: a process killed meanwhile would leave `checkpoint_last.pt` truncated, beside a whole
-one. Only the first of several workers saves, from which the others' states would be missing. In
-half precision it saves the rounded parameters, not those in float32 that it trains. And it leaves
-out how far a plateau of the loss, --patience and --ema-update-freq have counted.
+one. Only the first of several workers saves, from which the others' states would be missing. And it
+leaves out how far a plateau of the loss, --patience and --ema-update-freq have counted.
 """
 
 import logging
@@ -20,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .checkpoints import is_damaged, named
 from .files import atomic_write
 
+STATE = "kron_plugin"  # where a checkpoint has what fairseq leaves out
 NOTHING_LEFT = "nothing is left to train"  # said of a run that had come to its end
 logger = logging.getLogger("fairseq_cli.train")  # fairseq's, which writes into --log-file
 
@@ -129,6 +129,67 @@ def restore(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> No
         trainer.ema.update_freq_counter = unsaved.get("ema_updates", 0)
 
 
+def save_all_states(state_dict: Callable) -> Callable:
+    """Add to a checkpoint what fairseq leaves out."""
+
+    @wraps(state_dict)
+    def save(self):
+        state = state_dict(self)
+        state["extra_state"][STATE] = unsaved_state(self)
+        return state
+
+    return save
+
+
+def load_all_states(load_checkpoint: Callable) -> Callable:
+    """Go on exactly from a checkpoint of this run, unless the user resets a part of it."""
+
+    @wraps(load_checkpoint)
+    def load(cfg, trainer, **kwargs):
+        extra_state, iterator = load_checkpoint(cfg, trainer, **kwargs)
+        resets = (
+            *(cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader),
+        )
+        # After --finetune-from-model the count of updates is 0.
+        if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
+            restore(trainer, extra_state, extra_state.get(STATE, {}))
+        end_if_finished(trainer)
+        return extra_state, iterator
+
+    return load
+
+
+def begin_an_epoch_once(lr_step_begin_epoch: Callable) -> Callable:
+    """Do not tell the scheduler again that an epoch begins amid which a run goes on."""
+
+    @wraps(lr_step_begin_epoch)
+    def begin(self, epoch):
+        if vars(self).pop("epoch_begun", None) == epoch:
+            return self.lr_step_update()
+        return lr_step_begin_epoch(self, epoch)
+
+    return begin
+
+
+def batch_as_in_the_first_epoch(get_batch_iterator: Callable) -> Callable:
+    """Make the batches that all epochs use as the first epoch of a run never stopped made them."""
+
+    @wraps(get_batch_iterator)
+    def get(self, dataset, *args, **kwargs):
+        epoch = kwargs.get("epoch", 1)
+        kept = self.can_reuse_epoch_itr(dataset) and not (
+            kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
+        )
+        if epoch == 1 or not kept or dataset in self.dataset_to_epoch_iter:
+            return get_batch_iterator(self, dataset, *args, **kwargs)
+        iterator = get_batch_iterator(self, dataset, *args, **{**kwargs, "epoch": 1})
+        iterator.epoch = epoch
+        dataset.set_epoch(epoch)
+        return iterator
+
+    return get
+
+
 def end_if_finished(trainer) -> None:
     """End the command where fairseq would find out only after one more update."""
     cfg = trainer.cfg
@@ -185,34 +246,6 @@ def _restore_scheduler(scheduler, state: Dict[str, Any]) -> None:
             getattr(scheduler, name).load_state_dict(value)
         else:
             setattr(scheduler, name, value)
-
-
-def _masters(optimizer) -> list:
-    """The parameters in float32 that half precision trains."""
-    params = optimizer.fp32_params
-    return list(params.values()) if optimizer.has_flat_params else params
-
-
-def save_masters(state_dict: Callable) -> Callable:
-    """Save them with the optimiser's state."""
-
-    @wraps(state_dict)
-    def save(self):
-        return {**state_dict(self), "fp32_params": [p.detach() for p in _masters(self)]}
-
-    return save
-
-
-def load_masters(load_state_dict: Callable) -> Callable:
-    """Load them with the optimiser's state."""
-
-    @wraps(load_state_dict)
-    def load(self, state_dict, optimizer_overrides=None):
-        load_state_dict(self, state_dict, optimizer_overrides)
-        for param, saved in zip(_masters(self), state_dict.get("fp32_params", ()), strict=False):
-            param.data.copy_(saved)
-
-    return load
 
 
 def _agree(trainer, path: Path) -> None:

@@ -3,7 +3,9 @@
 import os
 import time
 from datetime import timedelta
-from typing import List
+from functools import cache, wraps
+from types import ModuleType
+from typing import Callable, List
 
 import torch.distributed as dist
 
@@ -19,6 +21,42 @@ def time_limit() -> timedelta:
     is_number = said.replace(".", "", 1).isdecimal() and float(said) > 0
     require(is_number, f"${SECONDS}={said}: must be a number of seconds above 0")
     return timedelta(seconds=float(said))
+
+
+@cache
+def with_a_time_limit(distributed: ModuleType) -> ModuleType:
+    """torch.distributed as fairseq uses it, with a limit for every exchange of the workers."""
+    limited = ModuleType("torch.distributed")
+    vars(limited).update(vars(distributed))
+    for function in (distributed.init_process_group, distributed.new_group):
+        vars(limited)[function.__name__] = _with_a_time_limit(function)
+    return limited
+
+
+def _with_a_time_limit(function: Callable) -> Callable:
+    @wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **{"timeout": time_limit(), **kwargs})
+
+    return call
+
+
+def name_silent_workers(distributed_main: Callable) -> Callable:
+    """Say which worker does not answer, or ended and why."""
+
+    @wraps(distributed_main)
+    def run(*args, **kwargs):
+        try:
+            return distributed_main(*args, **kwargs)
+        except Exception as error:
+            if not dist.is_initialized():
+                raise
+            explained = explain(error)
+            if explained is error:
+                raise
+            raise explained from error
+
+    return run
 
 
 def explain(error: Exception) -> Exception:

@@ -7,7 +7,7 @@ still.
 """
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -73,6 +73,9 @@ class FactoredOptimizer(FairseqOptimizer):
             )
         used = [name for name, group in groups.items() if group or name is None]
         self.scales = [scales[name] for name in used]
+        # In half precision fairseq trains float32 copies of a model's parameters. It makes them
+        # with a gradient, which other parameters do not have yet.
+        self.masters = [p for p in params if p.grad is not None]
         self._optimizer = self.make([{"params": groups[name]} for name in used])
         self.set_lr(cfg.lr[0])
 
@@ -84,9 +87,19 @@ class FactoredOptimizer(FairseqOptimizer):
         for group, scale in zip(self.param_groups, self.scales, strict=True):
             group["lr"] = lr * scale
 
-    def load_state_dict(self, state_dict, optimizer_overrides=None) -> None:
+    def state_dict(self) -> Dict[str, Any]:
+        """torch's; in half precision with the float32 parameters, as fairseq saves the model's
+        rounded ones alone."""
+        state = super().state_dict()
+        if self.masters:
+            state["fp32_params"] = [p.detach() for p in self.masters]
+        return state
+
+    def load_state_dict(self, state_dict: Dict[str, Any], optimizer_overrides=None) -> None:
         super().load_state_dict(state_dict, optimizer_overrides)
         self.set_lr(self.get_lr())
+        for p, saved in zip(self.masters, state_dict.get("fp32_params", ()), strict=False):
+            p.data.copy_(saved)
 
     @property
     def optimizer_config(self) -> dict:
