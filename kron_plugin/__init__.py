@@ -64,7 +64,7 @@ def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType
     """In fairseq's commands, what is wrong with an option or a file is one line, no trace."""
     command = Path(sys.argv[0]).name
     # What a model says of a checkpoint comes wrapped in a bare Exception.
-    plain = error.__context__ if kind is Exception else error
+    plain = error.__context__ or error if kind is Exception else error
     is_told = isinstance(plain, (ValueError, ModuleNotFoundError))
     frames = traceback.extract_tb(plain.__traceback__) if is_told else []
     if kind is KeyboardInterrupt:
@@ -75,7 +75,7 @@ def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType
         sys.__excepthook__(kind, error, trace)
 
 
-def _in_words_of_a_user(error: Exception) -> str:
+def _in_words_of_a_user(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error) or str(error)
     from .models.options import ARGUMENTS

@@ -7,7 +7,7 @@ alone.
 
 import re
 from pickle import UnpicklingError
-from typing import Any, Tuple
+from typing import Any, Callable, Tuple
 
 import numpy as np
 
@@ -36,7 +36,8 @@ class NumberArray(np.ndarray):
 
     def __setstate__(self, state: Tuple) -> None:
         _, shape, number_type, is_fortran, content = state
-        super().__setstate__((1, shape, _dtype(number_type), bool(is_fortran), bytes(content)))
+        checked: Any = (1, shape, _dtype(number_type), bool(is_fortran), bytes(content))
+        super().__setstate__(checked)
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()
@@ -63,7 +64,7 @@ def _dtype(number_type: Any) -> np.dtype:
     return number_type.dtype
 
 
-STAND_INS = (
+STAND_INS: Tuple[Tuple[Callable[..., Any], str], ...] = (
     (NumberType, "numpy.dtype"),
     (NumberArray, "numpy.ndarray"),
     (no_bytes, "builtins.bytes"),

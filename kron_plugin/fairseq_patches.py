@@ -39,7 +39,7 @@ def apply_patches() -> None:
 
     checkpoints.admit_plain_types()
     for patch in PATCHES:
-        owner_name, attribute = re.match(r"(.+)[.:](\w+)$", patch.target).groups()
+        owner_name, attribute = re.split(r"[.:](?=\w+$)", patch.target)
         try:
             owner = resolve_name(owner_name)
             original = getattr(owner, attribute)
@@ -69,7 +69,7 @@ def _source(owner: Any, value: Any) -> str:
 @cache
 def with_old_names(numpy: ModuleType) -> ModuleType:
     """numpy as fairseq knows it, for its modules alone."""
-    old = ModuleType("numpy")
+    old: Any = ModuleType("numpy")
     vars(old).update(vars(numpy), compat=SimpleNamespace(long=np.int64), int=int, float=float)
 
     @wraps(np.percentile)

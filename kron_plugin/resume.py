@@ -207,9 +207,11 @@ def end_if_finished(trainer) -> None:
 def _early_stop() -> Callable:
     """fairseq's function for --patience, which keeps its counts as attributes of itself."""
     main = sys.modules["__main__"]  # which is it by `python -m fairseq_cli.train`
-    if not hasattr(main, "should_stop_early"):
-        from fairseq_cli import train as main
-    return main.should_stop_early
+    if hasattr(main, "should_stop_early"):
+        return main.should_stop_early
+    from fairseq_cli import train
+
+    return train.should_stop_early
 
 
 def _scheduler_options(trainer) -> Optional[Dict[str, Any]]:
@@ -219,7 +221,8 @@ def _scheduler_options(trainer) -> Optional[Dict[str, Any]]:
     cfg = trainer.cfg.lr_scheduler
     if getattr(cfg, "_name", None) == "pass_through":
         cfg = trainer.cfg.optimizer
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+    options: Any = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+    return options
 
 
 def _schedulers(scheduler) -> Iterator[Any]:
@@ -231,7 +234,7 @@ def _schedulers(scheduler) -> Iterator[Any]:
 
 def _scheduler_state(scheduler) -> Dict[str, Any]:
     """All numbers of a scheduler, and of torch's that it may have; its options among them."""
-    state = {}
+    state: Dict[str, Any] = {}
     for name, value in vars(scheduler).items():
         if isinstance(value, LRScheduler):
             state[name] = value.state_dict()

@@ -78,7 +78,7 @@ def parse_midi(content: bytes, steps_per_beat: int) -> Reading:
     if outside := int((~on_piano).sum()):
         left_out.append(f"{outside} notes outside {LOWEST_NOTE} to {LOWEST_NOTE + KEYS - 1}")
     remark = "left out: " + ", ".join(left_out) if left_out else ""
-    require(on_piano.any(), f"no notes of a piano; {remark or 'at most drums'}")
+    require(bool(on_piano.any()), f"no notes of a piano; {remark or 'at most drums'}")
     roll = _roll(found._replace(notes=found.notes[on_piano]), steps_per_beat)
     require(len(roll) > 1, "lasts one time step, after which there is nothing to predict")
     return Reading(roll, remark)

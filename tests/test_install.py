@@ -90,6 +90,7 @@ def test_wheel_in_another_place(checkout, tmp_path):
     assert "passed" in tested.stdout
     site = folder / "site"
     assert {p.name for p in site.iterdir() if p.suffix != ".dist-info"} <= {"kron_plugin", "bin"}
+    assert (site / "kron_plugin" / "py.typed").is_file()
     env = {"PYTHONPATH": str(site)}
     found = probe(site / "kron_plugin", site, tmp_path, env)
     assert found == site / "kron_plugin" / "__init__.py"

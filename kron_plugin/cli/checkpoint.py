@@ -101,7 +101,7 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: its model has {flag}={value}: {reason}") from error
-    defaults = OmegaConf.to_container(known, enum_to_str=True)
+    defaults: Any = OmegaConf.to_container(known, enum_to_str=True)
     state["cfg"]["model"] = {**defaults, **state["cfg"]["model"]}
 
 

@@ -3,7 +3,7 @@
 import json
 from math import inf, isfinite
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 
 def read_log(path: Path) -> List[Dict[str, float]]:
@@ -26,7 +26,7 @@ def read_log(path: Path) -> List[Dict[str, float]]:
     return records
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     try:
         float(value)  # fairseq writes most numbers as strings
     except (TypeError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
 """The recurrent layers that an architecture can be built on, called alike."""
 
 from math import pi
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.modules import FairseqDropout
@@ -20,11 +20,13 @@ BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 GATED = ("kru_lstm", "lstm", "gru")
 
 
-def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> nn.Module:
+def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> "Cell":
     """The recurrent layers that the options ask for, on the inputs of a task."""
     check_ranges(cfg)
-    shape = {"num_layers": cfg.num_layers, "dropout": cfg.dropout, "bidirectional": bidirectional}
-    cell = make_cell(cfg, spec.input_size, **shape)
+    layers, dropout = cfg.num_layers, cfg.dropout
+    cell = make_cell(
+        cfg, spec.input_size, num_layers=layers, dropout=dropout, bidirectional=bidirectional
+    )
     if spec.tokens and cfg.cell != "kru":
         with torch.no_grad():
             for weight in cell.input_weights():
@@ -38,15 +40,13 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
     return cell
 
 
-def build_readout(cfg: CellConfig, cell: nn.Module, spec: ModelSpec) -> Readout:
+def build_readout(cfg: CellConfig, cell: "Cell", spec: ModelSpec) -> Readout:
     """From the state of the recurrent layers to what a task asks for."""
-    sizes = (cell.output_size, spec.output_size)
-    return Readout(*sizes, reads=str(cfg.readout), directions=cell.directions)
+    reads, directions = str(cfg.readout), cell.directions
+    return Readout(cell.output_size, spec.output_size, reads=reads, directions=directions)
 
 
-def make_cell(
-    cfg: CellConfig, input_size: int, size: str = "hidden_size", **shape: Any
-) -> nn.Module:
+def make_cell(cfg: CellConfig, input_size: int, size: str = "hidden_size", **shape: Any) -> "Cell":
     """The recurrent layers of `--cell`, for so many input features.
 
     Args:
@@ -64,24 +64,21 @@ def make_cell(
         raise ValueError(in_options(str(error), words)) from error
 
 
-def _make_cell(
-    cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[str, Any]
-) -> nn.Module:
+def _make_cell(cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[str, Any]) -> "Cell":
     if cfg.cell in BASELINES:
         return BaselineCell(str(cfg.cell), input_size, hidden_size, chrono=cfg.chrono_init, **shape)
     dropout = shape.pop("dropout")
-    options = {**shape, "backend": cfg.kron_backend}
+    options = {**shape, "factors": cfg.kron_factors, "backend": cfg.kron_backend}
     if cfg.unitary is not None:
         options["unitary"] = str(cfg.unitary)
+    cell: Union[KRU, KRULSTM]
     if cfg.cell == "kru_lstm":
-        kind, options["chrono"] = KRULSTM, cfg.chrono_init
+        cell = KRULSTM(input_size, hidden_size, chrono=cfg.chrono_init, **options)
     else:
-        kind = KRU
         options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
-        options["angle"] = cfg.angle_init
-    cell = kind(input_size, hidden_size, factors=cfg.kron_factors, **options)
+        cell = KRU(input_size, hidden_size, angle=cfg.angle_init, **options)
     # fairseq's own can be retained when generating (--retain-dropout).
-    cell.between_layers = FairseqDropout(dropout, module_name=kind.__name__)
+    cell.between_layers = FairseqDropout(dropout, module_name=type(cell).__name__)
     return cell
 
 
@@ -199,3 +196,6 @@ class BaselineCell(nn.Module):
     def recurrent_parameters(self) -> int:
         """How many numbers the recurrent matrices hold."""
         return sum(p.numel() for n, p in self.rnn.named_parameters() if "weight_hh" in n)
+
+
+Cell = Union[KRU, KRULSTM, BaselineCell]  # what an architecture is built on

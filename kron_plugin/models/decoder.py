@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modules.layer import State
+from .cells import Cell
 from .encoder import EncoderOut
 from .incremental import RecurrentDecoder
 
@@ -29,7 +30,7 @@ class KRUTranslationDecoder(RecurrentDecoder):
         self,
         dictionary,
         embed_tokens: nn.Embedding,
-        cell: nn.Module,
+        cell: Cell,
         *,
         source_size: int,
         out_dim: int,
@@ -44,7 +45,7 @@ class KRUTranslationDecoder(RecurrentDecoder):
         self.embed_tokens = embed_tokens
         self.bridges = nn.ModuleList(_linear(source_size, size) for _ in range(cell.state_parts))
         self.attention = Attention(size, source_size, out_dim) if has_attention else None
-        self.project = None if has_attention else _linear(size, out_dim)
+        self.project = nn.Identity() if has_attention else _linear(size, out_dim)
         # Distributed training refuses parameters that get no gradient, and the state before the
         # first symbol is the encoder's, not the one that a KRU learns.
         for name, parameter in cell.named_parameters():

@@ -7,6 +7,7 @@ from fairseq.models import FairseqEncoder
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
+from .cells import Cell
 from .incremental import reorder
 
 
@@ -30,7 +31,7 @@ class KRUEncoder(FairseqEncoder):
         self,
         dictionary,
         embed_tokens: nn.Embedding,
-        cell: nn.Module,
+        cell: Cell,
         dropout_in: float,
         dropout_out: float,
     ) -> None:

@@ -3,9 +3,10 @@
 from typing import Dict, Optional, Tuple
 
 from fairseq.models import FairseqIncrementalDecoder
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..modules.layer import State
+from .cells import Cell
 
 KEY = "recurrent"
 
@@ -13,7 +14,7 @@ KEY = "recurrent"
 class RecurrentDecoder(FairseqIncrementalDecoder):
     """A decoder whose memory is the state of its `cell`, so that beams can be reordered."""
 
-    def __init__(self, dictionary, cell: nn.Module) -> None:
+    def __init__(self, dictionary, cell: Cell) -> None:
         super().__init__(dictionary)
         self.cell = cell
 

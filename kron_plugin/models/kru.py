@@ -8,7 +8,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..checks import option
-from .cells import build_cell, build_readout
+from .cells import Cell, build_cell, build_readout
 from .mismatch import ExplainsMismatch
 from .options import CellConfig, KRUConfig, is_translation, spec_of
 from .translation import KRUTranslationModel
@@ -19,7 +19,7 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
     """o_t = V h_t + c over recurrent layers; for complex cells h_t enters as [Re h_t ; Im h_t], as
     |h_t| or as both (--readout)."""
 
-    def __init__(self, cell: nn.Module, readout: nn.Module, per_step: bool, dropout: float) -> None:
+    def __init__(self, cell: Cell, readout: nn.Module, per_step: bool, dropout: float) -> None:
         super().__init__()
         self.cell = cell
         self.readout = readout

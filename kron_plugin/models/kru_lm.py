@@ -7,7 +7,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..modules.layer import State
-from .cells import build_cell, build_readout
+from .cells import Cell, build_cell, build_readout
 from .incremental import RecurrentDecoder
 from .mismatch import ExplainsMismatch
 from .options import CellConfig, spec_of
@@ -17,6 +17,8 @@ from .options import CellConfig, spec_of
 class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
     """The next symbol from all before it: symbols one-hot into recurrent layers, and a readout."""
 
+    decoder: "KRUDecoder"
+
     @classmethod
     def make(cls, cfg: CellConfig, task) -> "KRULanguageModel":
         spec = spec_of(task, "kru_lm")
@@ -25,7 +27,7 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
         return cls(KRUDecoder(task.target_dictionary, cell, readout, cfg.dropout))
 
     @property
-    def cell(self) -> nn.Module:
+    def cell(self) -> Cell:
         """The recurrent layers."""
         return self.decoder.cell
 
@@ -38,7 +40,7 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
 class KRUDecoder(RecurrentDecoder):
     """Layers and readout; the state goes in and out, so that long texts come in windows."""
 
-    def __init__(self, dictionary, cell: nn.Module, readout: nn.Module, dropout: float) -> None:
+    def __init__(self, dictionary, cell: Cell, readout: nn.Module, dropout: float) -> None:
         super().__init__(dictionary, cell)
         self.readout = readout
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)

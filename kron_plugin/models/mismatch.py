@@ -1,14 +1,14 @@
 """Which option differs when a checkpoint does not fit a model, told before the model is built."""
 
 import re
-from typing import Any, Callable, Dict, Optional, Set
+from typing import Any, Callable, Dict, Mapping, Optional, Set
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ..checks import machine_memory, require
 
-StateDict = Dict[str, Tensor]
+StateDict = Mapping[str, Any]  # parameters by their names
 
 
 def _names(pattern: str) -> Callable[[StateDict], Set[Any]]:
@@ -93,7 +93,8 @@ def require_fitting(state: Dict[str, Any], task: Any) -> None:
         "several parameters share one small block of memory, so it claims more than it holds",
     )
     difference = explain(architecture.shapes(state["cfg"].model, task), given)
-    require(difference is None, difference)
+    if difference is not None:
+        raise ValueError(difference)
 
 
 def _architecture(cfg: Any) -> type:
@@ -126,7 +127,7 @@ def _bytes(state_dict: StateDict) -> int:
     return sum(t.numel() * t.element_size() for t in state_dict.values())
 
 
-class ExplainsMismatch:
+class ExplainsMismatch(nn.Module):
     """A model that says which option is wrong: when a checkpoint does not fit, and when the options
     ask for more memory than there is.
 

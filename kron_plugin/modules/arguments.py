@@ -18,7 +18,9 @@ def whole(name: str, value: Any, least: int = 1, unit: str = "") -> int:
         ValueError: it is less than `least`.
     """
     try:
-        number = index(None if isinstance(value, bool) else value)
+        if isinstance(value, bool):
+            raise TypeError
+        number = index(value)
     except TypeError:
         kind = type(value).__name__
         raise TypeError(f"{name}={value!r}: must be a whole number, not {kind}") from None
@@ -34,7 +36,8 @@ def real(name: str, value: Any, most: float, bounds: str) -> float:
         TypeError: it is none.
         ValueError: it is not from 0 to `most`, which `bounds` says in words.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
         raise TypeError(f"{name}={value!r}: must be a number, not {type(value).__name__}")
     if not 0 <= value <= most:
         raise ValueError(f"{name}={value}: must be {bounds}")

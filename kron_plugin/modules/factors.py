@@ -101,7 +101,7 @@ def format_factors(sizes: FactorSizes) -> str:
     return ",".join(str(p) if p == q else f"{p}x{q}" for p, q in sizes)
 
 
-def _one_size(piece: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[int, int]:
+def _one_size(piece: Any, spec: FactorSpec) -> Tuple[int, int]:
     try:
         if isinstance(piece, str):
             numbers = [int(s) for s in piece.split("x")]

@@ -194,7 +194,7 @@ class KRULayer(GroupedParameters, KronLayer):
         return output, (h_n,)
 
     def available_backends(self) -> List[str]:
-        return available_backends(self.h0.device, self.h0.dtype, self.complex)
+        return available_backends(str(self.h0.device), self.h0.dtype, self.complex)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

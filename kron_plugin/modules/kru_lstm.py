@@ -150,7 +150,7 @@ class KRULSTMLayer(KronLayer):
             x,
             [matrices[k * count : (k + 1) * count] for k in range(GATES)],
             self.offsets(),
-            state,
+            (state[0], state[1]),
             lengths,
             weight=self.weight,
             need_output=need_output,
@@ -159,4 +159,4 @@ class KRULSTMLayer(KronLayer):
         )
 
     def available_backends(self) -> List[str]:
-        return available_backends(self.weight.device, self.weight.dtype)
+        return available_backends(str(self.weight.device), self.weight.dtype)

@@ -1,7 +1,7 @@
 """What one layer in one direction is, whatever it computes: its factors and its initial state."""
 
 from functools import partial, wraps
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class KronLayer(nn.Module):
     """
 
     state_parts: int  # how many tensors make up a state
+    weight: nn.Parameter
+    bias: Optional[nn.Parameter]
+    maps: List[UnitaryMap]  # in truth a ModuleList; with unitary="hard"
 
     def __init__(
         self,
@@ -98,10 +101,11 @@ class KronLayer(nn.Module):
         where = place(device, dtype)
         sizes = self.factor_sizes * products
         tail = (2,) if complex else ()
-        made = (torch.empty(p, q, *tail, **where) for p, q in sizes)
+        made = (nn.Parameter(torch.empty(p, q, *tail, **where)) for p, q in sizes)
         self.factors = FactorList(made, complex=complex, zero=is_hard, angle=angle)
         if is_hard:
-            self.maps = nn.ModuleList(UnitaryMap(p, q, complex, angle, device) for p, q in sizes)
+            maps = nn.ModuleList(UnitaryMap(p, q, complex, angle, device) for p, q in sizes)
+            self.maps = cast(List[UnitaryMap], maps)
 
     @property
     def output_size(self) -> int:

@@ -1,6 +1,6 @@
 """Parameters that are marked, lie where others put them, and are read where they are owned."""
 
-from typing import Any, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ class GroupedParameters(nn.Module):
             self._mark()
 
     def _mark(self) -> None:
-        for name, parameter in self._parameters.items():
+        parameters: Dict[str, Any] = self._parameters
+        for name, parameter in parameters.items():
             group = self.group_of(name)
             if group is not None and parameter is not None:
                 parameter.param_group = group
@@ -127,7 +128,7 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _copy(source: Tensor, into: Tensor) -> None:
+def _copy(source: Tensor, into: Any) -> None:
     """Copy into a tensor that may be in shards; all get the numbers of the first process."""
     if hasattr(into, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor

@@ -1,7 +1,7 @@
 """Layers upon layers, in one direction or both, called like `torch.nn.LSTM`."""
 
 import warnings
-from typing import Callable, List, NoReturn, Optional, Tuple, Union
+from typing import Callable, List, NoReturn, Optional, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class RecurrentStack(nn.Module):
                 stacklevel=3,
             )
         self.batch_first = flag("batch_first", batch_first)
-        self.layers = nn.ModuleList()
+        self.layers = cast(List[KronLayer], nn.ModuleList())
         self.input_size = self.output_size = input_size
         for _ in range(num_layers):
             self.layers.extend([make_layer(self.output_size) for _ in range(self.directions)])
@@ -93,30 +93,38 @@ class RecurrentStack(nn.Module):
         if hx is not None and state is not None:
             raise ValueError("hx: is another name of state; give one of them")
         state = hx if state is None else state
-        packed = x if isinstance(x, PackedSequence) else None
-        if packed is not None and lengths is not None:
-            raise ValueError("lengths: a PackedSequence has its own")
-        if packed is not None:
-            x, lengths = pad_packed_sequence(packed)
-        alone = self._check_input(x) and packed is None
+        if isinstance(x, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: a PackedSequence has its own")
+            return self._forward_packed(x, state, need_output)
+        alone = self._check_input(x)
         if alone and lengths is not None:
             raise ValueError("lengths: x has no axis B; cut it to its length")
         if alone:
             x = x.unsqueeze(1)
-        elif self.batch_first and packed is None:
+        elif self.batch_first:
             x = x.transpose(0, 1)
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
             lengths = lengths if lengths.numel() else lengths.long()  # those of an empty list
         parts = self._parts(state, None if alone else x.shape[1])
         output, last = self.run(x, parts, lengths, need_output)
-        if need_output and packed is not None:
-            output = _pack_like(packed, output, lengths)
-        elif need_output and alone:
+        if need_output and alone:
             output = output.squeeze(1)
         elif need_output and self.batch_first:
             output = output.transpose(0, 1)
         return output, _public(last, alone)
+
+    def _forward_packed(
+        self, packed: PackedSequence, state: Optional[StackedState], need_output: bool
+    ) -> Tuple[Sequences, StackedState]:
+        x, lengths = pad_packed_sequence(packed)
+        self._check_input(x)
+        lengths = lengths.to(x.device)
+        output, last = self.run(x, self._parts(state, x.shape[1]), lengths, need_output)
+        if not need_output:
+            return output, _public(last, alone=False)
+        return _pack_like(packed, output, lengths), _public(last, alone=False)
 
     def run(
         self,
@@ -127,7 +135,8 @@ class RecurrentStack(nn.Module):
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
         """`forward` for code that takes any cell: tensors with both axes, a state that is always a
         tuple, and no checks of them."""
-        initial, last = self._by_layer(state), []
+        initial = self._by_layer(state)
+        last: List[State] = []
         for below in range(0, len(self.layers), self.directions):
             if below > 0:
                 x = self.between_layers(x)

@@ -16,7 +16,7 @@ from .arguments import real
 
 def unitary_penalty(factors: Sequence[Tensor]) -> Tensor:
     """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint of KRU."""
-    return sum(_gram_error(w).square().sum() for w in factors)
+    return reduce(torch.add, [_gram_error(w).square().sum() for w in factors])
 
 
 def unitary_deviation(factors: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """A matrix kept unitary while any optimiser trains it."""
 
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class UnitaryMap(nn.Module):
         device: where B is.
     """
 
+    base: Tensor  # B
+
     def __init__(
         self,
         rows: int,
@@ -35,12 +37,12 @@ class UnitaryMap(nn.Module):
     ) -> None:
         super().__init__()
         dtype = compute_type(torch.get_default_dtype())
-        owner = nn.Module()
+        owner: Any = nn.Module()
         owner.weight = nn.Parameter(
             torch.zeros(rows, columns, dtype=dtype.to_complex() if complex else dtype)
         )
         orthogonal(owner, "weight", "matrix_exp", use_trivialization=False)
-        self.exponential = owner.parametrizations.weight[0]
+        self.exponential: nn.Module = owner.parametrizations.weight[0]
         size, tail = max(rows, columns), (2,) if complex else ()
         # A real buffer like the parameters, for the sake of fairseq.
         base = torch.empty(size, size, *tail, dtype=torch.float64, device=device)

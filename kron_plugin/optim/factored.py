@@ -7,7 +7,7 @@ still.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -61,17 +61,21 @@ class FactoredOptimizer(FairseqOptimizer):
         super().__init__(cfg)
         for name in ("factor_lr_scale", "bias_lr_scale", "weight_decay"):
             _require_range(cfg, name, MOST, "0 or more, and below 1e6")
-        scales = {None: 1.0, "factors": cfg.factor_lr_scale, "biases": cfg.bias_lr_scale}
-        groups = {name: [] for name in scales}
+        scales: Dict[Optional[str], float] = {
+            None: 1.0,
+            "factors": cfg.factor_lr_scale,
+            "biases": cfg.bias_lr_scale,
+        }
+        groups: Dict[Optional[str], List[torch.nn.Parameter]] = {name: [] for name in scales}
         for p in params:
-            name = getattr(p, "param_group", None)
-            groups[name if name in groups else None].append(p)
+            group = getattr(p, "param_group", None)
+            groups[group if group in groups else None].append(p)
         if len(groups[None]) == 1 and not groups["factors"]:
             raise ValueError(
                 "--factor-lr-scale: --fp16 has flattened all parameters into one, so the factors"
                 " cannot be told apart; add --fp16-no-flatten-grads"
             )
-        used = [name for name, group in groups.items() if group or name is None]
+        used = [name for name, members in groups.items() if members or name is None]
         self.scales = [scales[name] for name in used]
         # In half precision fairseq trains float32 copies of a model's parameters. It makes them
         # with a gradient, which other parameters do not have yet.
