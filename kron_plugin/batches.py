@@ -1,4 +1,4 @@
-"""Batches as fairseq makes and counts them: none is left out, or a line says so."""
+"""Changes to fairseq's batches: it leaves none out, or says so."""
 
 import logging
 import os
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def take_any_batch_size(config: type) -> Callable:
-    """Give --required-batch-size-multiple the default 1."""
+    """Set the default of --required-batch-size-multiple to 1."""
     return partial(config, required_batch_size_multiple=1)
 
 
 def take_any_batch_size_in_hydra_too(init: Callable) -> Callable:
-    """The same where fairseq-hydra-train made the options before it imported this plugin."""
+    """The same for fairseq-hydra-train, which makes the options before it imports this plugin."""
 
     @wraps(init)
     def init_trainer(self, cfg, *args, **kwargs):
@@ -29,12 +29,12 @@ def take_any_batch_size_in_hydra_too(init: Callable) -> Callable:
 
 
 def _named_in_hydra(option: str) -> bool:
-    """Whether the command line or a file of its --config-dir or --config-path has this option."""
+    """Whether the command line, or a file in --config-dir or --config-path, sets this option."""
     from hydra._internal.utils import get_args
     from hydra.core.hydra_config import HydraConfig
 
     args = get_args()
-    # Hydra works in a folder of its own; workers that it has spawned know the shell's alone.
+    # Hydra changes the working folder. Spawned workers know only the shell's.
     started_in = os.environ.get("PWD", "")
     if HydraConfig.initialized():
         started_in = HydraConfig.get().runtime.cwd
@@ -44,7 +44,7 @@ def _named_in_hydra(option: str) -> bool:
 
 
 def say_what_is_left_out(batch_by_size: Callable) -> Callable:
-    """Name the examples that --required-batch-size-multiple leaves out, if only in number."""
+    """Report how many examples --required-batch-size-multiple leaves out."""
 
     @wraps(batch_by_size)
     def batch_or_say(indices, *args, **kwargs):
@@ -65,7 +65,7 @@ def say_what_is_left_out(batch_by_size: Callable) -> Callable:
 
 
 def keep_the_last_group(ordered_batches: Callable) -> Callable:
-    """Fill the last group of --grouped-shuffling with empty batches, as for workers that wait."""
+    """Fill the last group of --grouped-shuffling with empty batches instead of dropping it."""
 
     @wraps(ordered_batches)
     def order(self, *args, **kwargs):
@@ -78,11 +78,11 @@ def keep_the_last_group(ordered_batches: Callable) -> Callable:
 
 
 def count_every_batch(train_step: Callable) -> Callable:
-    """Leave out the empty batches of an update that has others."""
+    """Skip the empty batches of an update that also has full ones."""
 
     @wraps(train_step)
     def step(self, samples, *args, **kwargs):
-        if self.is_fsdp:  # whose workers have to make as many forward passes each
+        if self.is_fsdp:  # all workers must make equally many forward passes
             return train_step(self, samples, *args, **kwargs)
         full = [sample for sample in samples if sample is not None and len(sample)]
         return train_step(self, full or samples, *args, **kwargs)

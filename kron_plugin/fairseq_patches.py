@@ -1,7 +1,7 @@
-"""Every change to fairseq itself: what is changed, what the change expects to find there, and why.
+"""The table of all changes to fairseq: the target, the source that the change expects, the reason.
 
-fairseq drops data in silence, resumes some runs inexactly, and names parts of numpy that are gone.
-Each change takes what is there and gives what takes its place.
+fairseq drops data silently, resumes some runs inexactly, and uses names that numpy has removed.
+Each change is a function from the original to its replacement.
 """
 
 import inspect
@@ -18,22 +18,22 @@ from . import batches, checkpoints, console, resume, saving, workers
 
 logger = logging.getLogger(__name__)
 
-MARK = "_changed_by_kron_plugin"  # an attribute: the names of the changes that were made
+MARK = "_changed_by_kron_plugin"  # an attribute of a replacement: the names of its changes
 
 
 class Patch(NamedTuple):
     """A change to fairseq."""
 
-    target: str  # as `pkgutil.resolve_name` takes it
-    expects: str  # a piece of the target's source that the change relies on
+    target: str  # a name for `pkgutil.resolve_name`
+    expects: str  # a part of the target's source that the change relies on
     reason: str
-    change: Callable[[Any], Any]  # from what is there to what takes its place
+    change: Callable[[Any], Any]  # from the original to its replacement
 
 
 def apply_patches() -> None:
-    """Make all changes of `PATCHES` that have not been made; harmless to repeat.
+    """Make each change of `PATCHES` once. Safe to repeat.
 
-    Where fairseq is not what a change expects, a warning says so and nothing is changed.
+    If the source of a target is not as expected, a warning says so and the target stays as it is.
     """
     import fairseq
 
@@ -62,13 +62,13 @@ def apply_patches() -> None:
 
 
 def _source(owner: Any, value: Any) -> str:
-    """The source of a function; of the module, for another value that a module holds."""
+    """The source of a function; for any other value, the source of its module."""
     return inspect.getsource(value if inspect.isfunction(value) else owner)
 
 
 @cache
 def with_old_names(numpy: ModuleType) -> ModuleType:
-    """numpy as fairseq knows it, for its modules alone."""
+    """numpy with the names that fairseq still uses, for fairseq's modules only."""
     old: Any = ModuleType("numpy")
     vars(old).update(vars(numpy), compat=SimpleNamespace(long=np.int64), int=int, float=float)
 

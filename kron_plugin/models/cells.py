@@ -1,4 +1,4 @@
-"""The recurrent layers that an architecture can be built on, called alike."""
+"""The recurrent layers of all architectures, with one call."""
 
 from math import pi
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -21,7 +21,7 @@ GATED = ("kru_lstm", "lstm", "gru")
 
 
 def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> "Cell":
-    """The recurrent layers that the options ask for, on the inputs of a task."""
+    """The recurrent layers that the options describe, for the inputs of a task."""
     check_ranges(cfg)
     layers, dropout = cfg.num_layers, cfg.dropout
     cell = make_cell(
@@ -30,8 +30,8 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
     if spec.tokens and cfg.cell != "kru":
         with torch.no_grad():
             for weight in cell.input_weights():
-                # What an embedding of N(0, 1) through weights of U(±1/√N) gives: alone those leave
-                # gates blind to the one symbol that they see.
+                # The scale of an N(0, 1) embedding times U(±1/√N) weights. These weights alone
+                # are too small for a single symbol to move the gates.
                 weight.normal_(0, 3**-0.5)
     if spec.silent_token is not None:
         with torch.no_grad():
@@ -41,20 +41,20 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
 
 
 def build_readout(cfg: CellConfig, cell: "Cell", spec: ModelSpec) -> Readout:
-    """From the state of the recurrent layers to what a task asks for."""
+    """The layer from the state of the recurrent layers to the output of a task."""
     reads, directions = str(cfg.readout), cell.directions
     return Readout(cell.output_size, spec.output_size, reads=reads, directions=directions)
 
 
 def make_cell(cfg: CellConfig, input_size: int, size: str = "hidden_size", **shape: Any) -> "Cell":
-    """The recurrent layers of `--cell`, for so many input features.
+    """The recurrent layers of `--cell` for `input_size` features.
 
     Args:
-        size: which option gives the hidden size.
+        size: the option that gives the hidden size.
         shape: num_layers, dropout and bidirectional.
 
     Raises:
-        ValueError: an option that this cell does not have, or that does not fit the others.
+        ValueError: the cell lacks an option, or options do not fit together.
     """
     _check_options(cfg, size)
     try:
@@ -77,7 +77,7 @@ def _make_cell(cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[s
     else:
         options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
         cell = KRU(input_size, hidden_size, angle=cfg.angle_init, **options)
-    # fairseq's own can be retained when generating (--retain-dropout).
+    # Only fairseq's dropout can be retained in generation (--retain-dropout).
     cell.between_layers = FairseqDropout(dropout, module_name=type(cell).__name__)
     return cell
 
@@ -113,14 +113,14 @@ def _check_options(cfg: CellConfig, size: str) -> None:
 
 
 def unitary_penalty(model: nn.Module) -> Tensor:
-    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every layer that is to be softly unitary, a scalar;
-    0 without any."""
+    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every layer with unitary="soft", a scalar; 0 if there
+    is none."""
     penalties = [m.unitary_penalty() for m in model.modules() if isinstance(m, KronLayer)]
     return torch.stack(penalties).sum() if penalties else next(model.parameters()).new_zeros(())
 
 
 def unitary_deviation(model: nn.Module) -> Tensor:
-    """max ‖W_fᴴ W_f − I‖_F over the factors of every layer in the model; 0 without any."""
+    """max ‖W_fᴴ W_f − I‖_F over the factors of every layer in the model; 0 if there is none."""
     deviations = [m.unitary_deviation() for m in model.modules() if isinstance(m, KronLayer)]
     return torch.stack(deviations).max() if deviations else next(model.parameters()).new_zeros(())
 
@@ -128,7 +128,7 @@ def unitary_deviation(model: nn.Module) -> Tensor:
 class BaselineCell(nn.Module):
     """torch's own RNN, LSTM or GRU with the `run` of `kron_plugin.modules.KRU`.
 
-    Integer inputs are taken one-hot, as KRU takes them, so that cells compare like for like.
+    Integer inputs are one-hot, as for KRU, so cells are compared like for like.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class BaselineCell(nn.Module):
             input_size,
             hidden_size,
             num_layers,
-            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of what has no effect
+            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of one without effect
             bidirectional=bidirectional,
         )
         if chrono is not None:
@@ -158,7 +158,7 @@ class BaselineCell(nn.Module):
 
     @torch.no_grad()
     def _start_with_memories(self, steps: int) -> None:
-        """As `KRULSTM`; torch adds two biases up, and a GRU's second gate forgets and inputs."""
+        """As `KRULSTM`. torch adds two biases; a GRU's second gate both forgets and inputs."""
         for name, bias in self.rnn.named_parameters():
             size = self.rnn.hidden_size
             if name.startswith("bias_hh"):
@@ -169,7 +169,7 @@ class BaselineCell(nn.Module):
                     bias[:size] = -bias[size : 2 * size]
 
     def input_weights(self) -> List[Tensor]:  # shape: (input_size, gates · hidden_size) each
-        """What each input contributes, one row an input and one matrix a direction."""
+        """The input weights, one matrix for each direction, with a row for every input."""
         names = ("weight_ih_l0", "weight_ih_l0_reverse")[: self.directions]
         return [getattr(self.rnn, name).t() for name in names]
 
@@ -180,7 +180,7 @@ class BaselineCell(nn.Module):
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
-        """Output and state; the output comes in any case, as torch's layers make it."""
+        """The output and the last state; torch's layers always make the output."""
         if not x.is_floating_point():
             x = F.one_hot(x.long(), self.input_size).to(self.rnn.weight_ih_l0.dtype)
         is_one = self.state_parts == 1
@@ -198,4 +198,4 @@ class BaselineCell(nn.Module):
         return sum(p.numel() for n, p in self.rnn.named_parameters() if "weight_hh" in n)
 
 
-Cell = Union[KRU, KRULSTM, BaselineCell]  # what an architecture is built on
+Cell = Union[KRU, KRULSTM, BaselineCell]  # the layers of an architecture

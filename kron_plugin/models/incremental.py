@@ -1,4 +1,4 @@
-"""Decoding symbol by symbol: what decoders with a recurrent state have in common."""
+"""The base of decoders with a recurrent state: decoding symbol by symbol."""
 
 from typing import Dict, Optional, Tuple
 
@@ -12,14 +12,14 @@ KEY = "recurrent"
 
 
 class RecurrentDecoder(FairseqIncrementalDecoder):
-    """A decoder whose memory is the state of its `cell`, so that beams can be reordered."""
+    """A decoder whose only memory is the state of its `cell`; beams can be reordered."""
 
     def __init__(self, dictionary, cell: Cell) -> None:
         super().__init__(dictionary)
         self.cell = cell
 
     def saved_state(self, incremental_state: Dict) -> Optional[State]:
-        """The state after the symbols so far; None before the first."""
+        """The state after the symbols so far; None before the first symbol."""
         return (self.get_incremental_state(incremental_state, KEY) or {}).get("state")
 
     def run_cell(
@@ -28,7 +28,7 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         state: Optional[State],
         incremental_state: Optional[Dict],
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
-        """The outputs and the last state, which is saved when decoding incrementally."""
+        """The outputs and the last state. Incremental decoding saves the state."""
         output, state = self.cell.run(x, state)
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, KEY, {"state": state})
@@ -48,5 +48,5 @@ def reorder(
     state: State,  # shape: (layers, B, W) each
     new_order: Tensor,  # shape: (B',)
 ) -> State:
-    """The state of the sequences that are named, in their order."""
+    """The state of the sequences `new_order`, in that order."""
     return tuple(part.index_select(1, new_order) for part in state)

@@ -15,7 +15,7 @@ from .options import CellConfig, spec_of
 
 @register_model("kru_lm", dataclass=CellConfig)
 class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
-    """The next symbol from all before it: symbols one-hot into recurrent layers, and a readout."""
+    """Predicts the next symbol: one-hot symbols, recurrent layers and a readout."""
 
     decoder: "KRUDecoder"
 
@@ -38,7 +38,7 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
 
 
 class KRUDecoder(RecurrentDecoder):
-    """Layers and readout; the state goes in and out, so that long texts come in windows."""
+    """Layers and readout. The caller may carry the state, so long texts can come in windows."""
 
     def __init__(self, dictionary, cell: Cell, readout: nn.Module, dropout: float) -> None:
         super().__init__(dictionary, cell)
@@ -51,7 +51,7 @@ class KRUDecoder(RecurrentDecoder):
         *args: Any,
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, symbols)
-        """Scores of the next symbol; the rest is as `extract_features` has it."""
+        """Scores of the next symbol; arguments and extra as for `extract_features`."""
         features, extra = self.extract_features(prev_output_tokens, *args, **kwargs)
         return self.output_layer(features), extra
 
@@ -63,12 +63,12 @@ class KRUDecoder(RecurrentDecoder):
         src_lengths: Optional[Tensor] = None,
         state: Optional[State] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, output_size of the cell)
-        """What scores are made of, and the state after the last step as extra["state"].
+        """The input of the readout, and the state after the last step as extra["state"].
 
         Args:
-            incremental_state: when given, only the newest symbol is read.
-            src_lengths: not needed, as padding comes last and nothing looks ahead.
-            state: of the recurrent layers, to go on from.
+            incremental_state: if given, only the newest symbol is read.
+            src_lengths: not used: padding comes last and nothing looks ahead.
+            state: the initial state of the recurrent layers.
         """
         tokens = prev_output_tokens
         if incremental_state is not None:

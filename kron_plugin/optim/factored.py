@@ -1,9 +1,8 @@
-"""Optimisers with the Kronecker factors, and the biases of a KRU, in parameter groups of their own.
+"""Optimisers with separate parameter groups for the Kronecker factors and the biases of a KRU.
 
-A change to one factor moves all of W, so factors want smaller steps than other parameters: with one
-rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on. The change to W
-or to the bias of modReLU is felt T times over, once a step, so long sequences may want them smaller
-still.
+A change to one factor moves all of W, so factors need smaller steps than other parameters. With one
+rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on. W and the bias
+of modReLU act at each of the T steps, so long sequences may need smaller steps still.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
-MOST = 1e6  # of any strength; torch turns them into single precision
+MOST = 1e6  # of rates, decays and epsilons; torch converts them to single precision
 
 
 @dataclass
@@ -46,7 +45,7 @@ class KronAdamConfig(FactoredConfig):
 
 
 def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> None:
-    """Raise a ValueError unless an option, or each of a list of them, is from 0 to below `end`."""
+    """Raise a ValueError unless an option, or each value of a list, is from 0 to below `end`."""
     value = getattr(cfg, name)
     numbers = [value] if isinstance(value, (int, float)) else value
     if not all(0 <= number < end for number in numbers):
@@ -54,8 +53,8 @@ def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> N
 
 
 class FactoredOptimizer(FairseqOptimizer):
-    """Groups of parameters: first those without a mark, whose rate is --lr, then those marked
-    `param_group = "factors"` and "biases", where there are any."""
+    """Groups of parameters: first the unmarked ones with the rate --lr, then those marked
+    `param_group = "factors"` and "biases", if there are any."""
 
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
@@ -77,8 +76,8 @@ class FactoredOptimizer(FairseqOptimizer):
             )
         used = [name for name, members in groups.items() if members or name is None]
         self.scales = [scales[name] for name in used]
-        # In half precision fairseq trains float32 copies of a model's parameters. It makes them
-        # with a gradient, which other parameters do not have yet.
+        # In half precision fairseq trains float32 copies of a model's parameters. Only these copies
+        # have a gradient already.
         self.masters = [p for p in params if p.grad is not None]
         self._optimizer = self.make([{"params": groups[name]} for name in used])
         self.set_lr(cfg.lr[0])
@@ -92,8 +91,8 @@ class FactoredOptimizer(FairseqOptimizer):
             group["lr"] = lr * scale
 
     def state_dict(self) -> Dict[str, Any]:
-        """torch's; in half precision with the float32 parameters, as fairseq saves the model's
-        rounded ones alone."""
+        """torch's, and in half precision the float32 parameters: fairseq saves only the model's
+        rounded ones."""
         state = super().state_dict()
         if self.masters:
             state["fp32_params"] = [p.detach() for p in self.masters]
