@@ -11,6 +11,7 @@ test: setup lint
 lint: setup
 	"$(KRON_VENV)/bin/python" -m ruff check .
 	"$(KRON_VENV)/bin/python" -m ruff format --check .
+	"$(KRON_VENV)/bin/python" -m mypy
 
 # The whole suite against a wheel made from the source distribution; some minutes.
 installed-test: setup

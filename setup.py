@@ -20,7 +20,9 @@ setup(
     # top-level module when installed.
     packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
     # kron_plugin/cuda likewise: `cuda` is a package of NVIDIA's, which CuPy imports.
-    package_data={"kron_plugin": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh", "**/*.md"]},
+    package_data={
+        "kron_plugin": ["py.typed", "**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh", "**/*.md"]
+    },
     install_requires=[
         "torch>=2.5",
         "numpy>=1.23",
@@ -40,6 +42,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "mypy>=2.4",
             "nvidia-cuda-nvrtc>=13; sys_platform == 'linux'",
         ],
         "bench": ["linear_operator>=0.5", "pyfastkron>=1.0"],

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 import torch
 
-from kron_plugin.files import finished
+from kron_plugin.files import atomic_write
 
 
 def machine() -> Dict[str, Any]:
@@ -49,5 +49,5 @@ class Record:
     def keep(self, part: str, rows: List[dict]) -> None:
         """Write the rows of a part, in place of those that it had."""
         self.facts["parts"][part] = rows
-        with finished(self.path) as unfinished:
+        with atomic_write(self.path) as unfinished:
             unfinished.write_text(json.dumps(self.facts, indent=1), encoding="utf-8")

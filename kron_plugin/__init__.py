@@ -1,7 +1,7 @@
 """Kronecker Recurrent Units for fairseq and PyTorch.
 
-`from kron_plugin.modules import KRU` needs torch alone. As `--user-dir` of a fairseq command the
-package registers its tasks, models, criterions and optimisers with the toolkit.
+`from kron_plugin.modules import KRU` needs only torch. As `--user-dir` of a fairseq command the
+package registers its tasks, models, criterions and optimisers with fairseq.
 """
 
 import importlib
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The layers, once they are asked for: our commands begin without torch's two seconds."""
+    """Import the layers on first use: commands need not wait two seconds for torch."""
     if name in __all__:
         from . import modules
 
@@ -29,16 +29,16 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Make fairseq know our tasks, architectures, criterions and optimisers; harmless to repeat.
+    """Register our tasks, architectures, criterions and optimisers with fairseq. Safe to repeat.
 
-    Happens by itself when fairseq is imported first, as `--user-dir` does.
+    Importing this package does it if fairseq is imported already, as with `--user-dir`.
     """
     from fairseq.utils import import_user_module
 
     folder = Path(__file__).parent
     is_user_dir = str(folder) in getattr(import_user_module, "memo", ())
     if is_user_dir:
-        sys.excepthook = _say_plainly  # at once: a package that our modules import may be missing
+        sys.excepthook = _say_plainly  # first: our modules may lack a package
     for room in ("tasks", "models", "criterions", "optim"):
         package = importlib.import_module(f"{__name__}.{room}")
         for module in pkgutil.iter_modules(package.__path__):
@@ -54,17 +54,17 @@ def register() -> None:
     admit_plain_data_only()
     silence_remarks()
     hide_lines()
-    # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout its
-    # folders, such as `tasks`, would answer to their bare names.
+    # fairseq has put our parent folder in front of sys.path and leaves it there. In a checkout
+    # `import tasks` would then find our folder.
     if sys.path[0] == str(folder.parent):
         del sys.path[0]
 
 
 def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType]) -> None:
-    """In fairseq's commands, what is wrong with an option or a file is one line, no trace."""
+    """Report a wrong option or file in one line without a traceback, in fairseq's commands."""
     command = Path(sys.argv[0]).name
-    # What a model says of a checkpoint comes wrapped in a bare Exception.
-    plain = error.__context__ if kind is Exception else error
+    # fairseq wraps a model's error about a checkpoint in a bare Exception.
+    plain = error.__context__ or error if kind is Exception else error
     is_told = isinstance(plain, (ValueError, ModuleNotFoundError))
     frames = traceback.extract_tb(plain.__traceback__) if is_told else []
     if kind is KeyboardInterrupt:
@@ -75,7 +75,7 @@ def _say_plainly(kind: type, error: BaseException, trace: Optional[TracebackType
         sys.__excepthook__(kind, error, trace)
 
 
-def _in_words_of_a_user(error: Exception) -> str:
+def _in_words_of_a_user(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error) or str(error)
     from .models.options import ARGUMENTS

@@ -1,13 +1,12 @@
 """Arrays and numbers of numpy in checkpoints, which fairseq logs for BLEU and other scores.
 
-numpy's own functions are not admitted for them: a pickled dtype can claim that bytes are objects,
-which are then called wherever those bytes point to. What stands in for them here takes numbers
-alone.
+numpy's own functions are not safe to load: a pickled dtype can claim that bytes are objects, and
+numpy then follows these bytes as pointers. The stand-ins here accept only numbers.
 """
 
 import re
 from pickle import UnpicklingError
-from typing import Any, Tuple
+from typing import Any, Callable, Tuple
 
 import numpy as np
 
@@ -15,7 +14,7 @@ NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)")
 
 
 class NumberType:
-    """Stands in for `numpy.dtype`: the type of numbers, in this or the other byte order."""
+    """Stands in for `numpy.dtype`: a type of numbers in either byte order."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
         if not (isinstance(code, str) and NUMBERS.fullmatch(code)):
@@ -29,26 +28,27 @@ class NumberType:
 
 
 class NumberArray(np.ndarray):
-    """Stands in for `numpy.ndarray`, and is one; saved again, it is an ordinary array."""
+    """Stands in for `numpy.ndarray` and is one. It is saved as an ordinary array."""
 
     def __new__(cls) -> "NumberArray":
         return super().__new__(cls, (0,), np.uint8)
 
     def __setstate__(self, state: Tuple) -> None:
         _, shape, number_type, is_fortran, content = state
-        super().__setstate__((1, shape, _dtype(number_type), bool(is_fortran), bytes(content)))
+        checked: Any = (1, shape, _dtype(number_type), bool(is_fortran), bytes(content))
+        super().__setstate__(checked)
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()
 
 
 def reconstruct(*_: Any) -> NumberArray:
-    """Stands in for numpy's function that makes the array which its state then fills."""
+    """Stands in for numpy's function that makes an empty array; its state fills it later."""
     return NumberArray()
 
 
 def no_bytes() -> bytes:
-    """Stands in for `bytes`, by which an array of no numbers is written."""
+    """Stands in for `bytes`, which numpy calls for an empty array."""
     return b""
 
 
@@ -63,7 +63,7 @@ def _dtype(number_type: Any) -> np.dtype:
     return number_type.dtype
 
 
-STAND_INS = (
+STAND_INS: Tuple[Tuple[Callable[..., Any], str], ...] = (
     (NumberType, "numpy.dtype"),
     (NumberArray, "numpy.ndarray"),
     (no_bytes, "builtins.bytes"),

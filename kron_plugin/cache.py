@@ -1,4 +1,4 @@
-"""The folder for what can be made again: compiled code, prepared data."""
+"""The cache folder: compiled code and prepared data, which can be made again."""
 
 import fcntl
 import grp
@@ -12,20 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
-from .files import finished, is_at
+from .files import atomic_write, is_at
 
 logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """`$KRON_CACHE_DIR`, else `kron-plugin` in `$XDG_CACHE_HOME` or `~/.cache`; absolute, and it
-    need not exist.
+    """`$KRON_CACHE_DIR`, else `kron-plugin` in `$XDG_CACHE_HOME` or `~/.cache`, as an absolute
+    path. The folder may not exist yet.
 
-    Name what you put there by a hash of what it was made from, and write it through `kept`:
-    several processes share the folder.
+    Several processes share the folder. So name a file by a hash of its sources, and write it
+    through `kept`.
 
     Raises:
-        OSError: it would be in the home of a user who has none.
+        OSError: the user has no home folder.
     """
     chosen = os.environ.get("KRON_CACHE_DIR")
     try:
@@ -39,14 +39,14 @@ def cache_folder() -> Path:
 
 @contextmanager
 def kept(path: Path) -> Iterator[Path]:
-    """Like `finished`, for a file in the cache, whose folder it makes.
+    """Like `atomic_write` for a file in the cache; it also makes the folder.
 
     Raises:
-        ValueError: it cannot be written; the message says what to do.
+        ValueError: the file cannot be written; the message says what to do.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with finished(path) as unfinished:
+        with atomic_write(path) as unfinished:
             yield unfinished
     except OSError as error:
         raise ValueError(
@@ -56,23 +56,23 @@ def kept(path: Path) -> Iterator[Path]:
 
 
 def temporary_folder() -> Path:
-    """Where compiled code may be kept if it cannot be in the cache folder."""
+    """The folder for compiled code if the cache folder cannot hold it."""
     return Path(tempfile.gettempdir()).absolute() / f"kron-plugin-{os.geteuid()}"
 
 
 def made_for_code(folder: Path) -> Path:
-    """The folder without symbolic links, made if need be; code in it may be run.
+    """The resolved path of a folder whose code is safe to run; it is made if it does not exist.
 
     Raises:
-        OSError: it cannot be made, its files may not be executed, or somebody else than the user
+        OSError: it cannot be made, its files may not be executed, or somebody other than the user
             and root could put code there. The message names the folder.
     """
     folder = folder.resolve()
     for path in reversed([folder, *folder.parents]):
         if not path.exists():
             path.mkdir(mode=0o755, exist_ok=True)
-    # Who owns a folder above is not looked at: on clusters and in containers that is often neither
-    # the user nor root. Of a group that may write there, root is the judge, as in /usr/local.
+    # The owners of parent folders are not checked: on clusters and in containers they are often
+    # neither the user nor root. Groups that may write there are trusted, as in /usr/local.
     for above in folder.parents:
         if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             raise PermissionError(f"{folder} lies below {above}, where everybody can write")
@@ -85,7 +85,7 @@ def made_for_code(folder: Path) -> Path:
 
 
 def why_not_trusted(status: os.stat_result) -> Optional[str]:
-    """Why somebody else than the user and root decides what a file or folder holds, or None."""
+    """Why somebody other than the user and root can change a file or folder, or None."""
     if status.st_uid not in (0, os.geteuid()):
         return f"belongs to {_user_name(status.st_uid)}"
     shared = status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid)
@@ -102,7 +102,7 @@ def _user_name(uid: int) -> str:
 
 
 def _is_private(gid: int, uid: int) -> bool:
-    """Whether a group is the one that many systems give every user, who is alone in it."""
+    """Whether a group is a user's own, as many systems make one for each user."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
@@ -113,10 +113,10 @@ def _is_private(gid: int, uid: int) -> bool:
 
 @contextmanager
 def one_process(path: Path, patience: float) -> Iterator[None]:
-    """Only one process at a time goes on with what it wants to make at `path`; the others wait.
+    """Let only one process at a time make `path`; the others wait.
 
-    A process that ends, however it does, no longer keeps the others waiting. After `patience`
-    seconds, or on a file system without locks, a process goes on all the same.
+    The lock ends with its process, however that ends. After `patience` seconds, or on a file
+    system without locks, a process continues without the lock.
 
     Raises:
         OSError: nothing can be written beside `path`.
@@ -132,13 +132,13 @@ def one_process(path: Path, patience: float) -> Iterator[None]:
 
 
 def _lock(path: Path, deadline: float) -> Optional[int]:
-    """A descriptor of the file, which is locked as long as that is open, or None."""
+    """A descriptor that locks the file as long as it is open, or None."""
     waiting = False
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_at(file, path):  # not removed by the process that had it
+            if is_at(file, path):  # the process before has not removed it
                 return file
         except BlockingIOError:
             if not waiting:

@@ -1,4 +1,4 @@
-"""Checkpoints are data: nothing in one is ever run, whatever the environment says."""
+"""Load checkpoints as data: no code in one is ever run, whatever the environment says."""
 
 import os
 import re
@@ -16,34 +16,34 @@ import torch
 from .arrays import STAND_INS
 from .schema import check
 
-# Beyond what torch admits itself: the toolkit's older optimisers and schedulers keep their options
-# in a Namespace, which is no more than its attributes.
+# Admitted in addition to torch's own types. fairseq's older optimisers and schedulers keep their
+# options in a Namespace, which only holds attributes.
 PLAIN_TYPES = (Namespace,)
 
 
 def damage(path: Union[Path, str]) -> Optional[str]:
-    """What is wrong with a file of `torch.save` that is incomplete or altered; None for whole ones
-    and for other files, which are left to the loader.
+    """What is wrong with an incomplete or altered file of `torch.save`. None for whole files, and
+    for other files, which the loader judges.
 
-    Such a file is a zip archive, with its table of contents at the end and checksums, which torch
-    itself does not compare. `torch.save` never compresses, so what an archive holds takes no more
-    memory than the archive.
+    `torch.save` writes a zip archive. Its table of contents is at the end, and torch does not
+    compare its checksums. `torch.save` never compresses, so the content needs no more memory than
+    the archive.
     """
     with open(path, "rb") as file:
         start = file.read(2)
-    if not any(start):  # empty, or what a file system leaves of a file after a loss of power
+    if not any(start):  # empty, or zeros after a loss of power
         return "damaged"
     if not b"PK".startswith(start):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 return "compressed, which torch.save never does; is it a program of TorchScript?"
-            if sum(part.file_size for part in parts) > os.path.getsize(path):
+            if sum(member.file_size for member in members) > os.path.getsize(path):
                 return "damaged"
             return "damaged" if archive.testzip() else None
-    except Exception:  # the parser raises whatever it stumbles over
+    except Exception:  # the parser can raise nearly anything
         return "damaged"
 
 
@@ -57,12 +57,12 @@ def load(path: Union[Path, str]) -> Any:
     numpy's arrays of numbers.
 
     Raises:
-        ValueError: the file is damaged, or holds anything else; the message says which.
+        ValueError: the file is damaged or holds other types; the message says which.
     """
     admit_plain_data_only()
     with named(path), warnings.catch_warnings():
         require_whole(path)
-        warnings.simplefilter("ignore")  # torch remarks on pickles that it then refuses
+        warnings.simplefilter("ignore")  # torch warns about pickles and then refuses them
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -75,9 +75,9 @@ def require_whole(path: Union[Path, str]) -> None:
 
 @contextmanager
 def named(path: Union[Path, str], what: str = "not a readable checkpoint") -> Iterator[None]:
-    """Turn all that the content of a checkpoint may raise into a ValueError that names the file.
+    """Turn errors about the content of a checkpoint into a ValueError that names the file.
 
-    Nobody can say what torch, omegaconf, fairseq and its parts stumble over in an altered one.
+    torch, omegaconf and fairseq can raise nearly anything for an altered one.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def named(path: Union[Path, str], what: str = "not a readable checkpoint") -> It
     except UnpicklingError as error:
         raise refusal(path, error) from error
     except Exception as error:
-        # fairseq wraps whatever a model says of its parameters in a bare Exception.
+        # fairseq wraps a model's error about its parameters in a bare Exception.
         cause = error.__context__ if type(error) is Exception and error.__context__ else error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         if isinstance(cause, ValueError) and str(path) in reason:
@@ -96,7 +96,7 @@ def named(path: Union[Path, str], what: str = "not a readable checkpoint") -> It
 
 
 def refusal(path: Union[Path, str], error: UnpicklingError) -> ValueError:
-    """What to say of a checkpoint; torch's own words recommend to switch its safety off."""
+    """The error for a refused checkpoint; torch's own message advises to disable its safety."""
     code = re.search(r"GLOBAL ([\w.]+)", str(error))
     other = re.search(r"error: (an array .*)|^(damaged|compressed.*)$", str(error), re.MULTILINE)
     if code:
@@ -109,23 +109,23 @@ def refusal(path: Union[Path, str], error: UnpicklingError) -> ValueError:
 
 
 def admit_plain_data_only() -> None:
-    """Let no `torch.load` of this process, or of those it starts, take more than plain data."""
-    # torch reads both at each load and fails where both are set.
+    """Restrict `torch.load` to plain data, in this process and in those that it starts."""
+    # torch reads both variables at each load and fails if both are set.
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     admit_plain_types()
 
 
 def admit_plain_types() -> None:
-    """Let `torch.load` take what else is plain data; harmless to repeat."""
+    """Let `torch.load` accept the other plain types. Safe to repeat."""
     torch.serialization.add_safe_globals([*PLAIN_TYPES, *STAND_INS])
 
 
 def check_what_is_loaded(load: Callable) -> Callable:
-    """Check a checkpoint as it is loaded, and say which was refused, and why."""
+    """Check each checkpoint as it is loaded; name a refused one and the reason."""
     from fairseq.data import Dictionary
 
-    # Tasks of speech keep them in their state; they are no more than their attributes.
+    # Speech tasks keep dictionaries in their state; these only hold attributes.
     torch.serialization.add_safe_globals([Dictionary])
 
     @wraps(load)
@@ -141,7 +141,7 @@ def check_what_is_loaded(load: Callable) -> Callable:
 
 
 def build_what_fits(load_models: Callable) -> Callable:
-    """Compare the options of a checkpoint with its parameters before a model is built of them."""
+    """Compare a checkpoint's options with its parameters before the model is built."""
     from fairseq import checkpoint_utils, tasks
 
     from .models.mismatch import complete_options, require_fitting

@@ -1,11 +1,11 @@
-"""What is wrong with an option or a file, said before any work starts; without the toolkit."""
+"""Checks of options and files before any work starts; fairseq is not needed."""
 
 import os
 import re
 from typing import Any, Mapping
 
 SPLITS = ("train", "valid", "test")
-MOST = 1 << 22  # steps or examples: some more would take gigabytes only to list them
+MOST = 1 << 22  # steps or examples; a list of more would take gigabytes
 
 
 def require(condition: bool, message: str) -> None:
@@ -15,19 +15,19 @@ def require(condition: bool, message: str) -> None:
 
 
 def option(name: str) -> str:
-    """How a user types what the code calls `name`."""
+    """The option of the command line for `name`."""
     return f"--{name.replace('_', '-')}"
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:
-    """What a layer says of its arguments, in the words of a user who typed options.
+    """A layer's message about its arguments, with the names of the options instead.
 
     Args:
-        options: what to say for an argument, such as {"factors": "--kron-factors"}; a key may have
+        options: the words for each argument, such as {"factors": "--kron-factors"}; a key may have
             a value, such as "complex=False".
     """
     for argument, words in options.items():
-        # One plain word, such as "factors", is an argument only where it has a value.
+        # A plain word, such as "factors", is an argument only before "=".
         end = r"\b" if {"_", "="} & set(argument) else "(?==)"
         message = re.sub(rf"(?<![-\w]){argument}{end}", words, message)
     return message
@@ -42,7 +42,7 @@ def require_positive(cfg: Any, *names: str) -> None:
 
 
 def require_seed(cfg: Any, name: str) -> None:
-    """Raise a ValueError unless this option is a seed that numpy takes."""
+    """Raise a ValueError unless this option is a seed that numpy accepts."""
     value = getattr(cfg, name)
     require(
         0 <= value < 1 << 32,
@@ -56,8 +56,8 @@ def require_split(split: str) -> None:
 
 
 def machine_memory() -> int:
-    """How many bytes this process can have at most: the machine's, or what its limits allow."""
-    import resource  # which Windows lacks
+    """The most bytes that this process can have: the machine's memory, or the process's limit."""
+    import resource  # Windows lacks it
 
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,7 +1,7 @@
-"""What a terminal or a log sees of fairseq's commands when it asks for little.
+"""The output of fairseq's commands with LOGLEVEL=WARNING, which the recipes set.
 
-With LOGLEVEL=WARNING, which the recipes set, fairseq's own lines go into `--log-file` alone and
-training shows one bar over all its updates instead.
+fairseq's own lines then go only into `--log-file`, and training shows one progress bar over all
+updates.
 """
 
 import atexit
@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, Optional
 
 from .progress import Advance, progress
 
-# What fairseq and its libraries remark on each other, and no user can change: parts of messages.
+# Parts of warnings of fairseq and its libraries that a user cannot act on.
 REMARKS = (
     "hydra.experimental",
     "The version_base parameter is not specified",
@@ -28,20 +28,19 @@ REMARKS = (
 
 
 def silence_remarks() -> None:
-    """Show no warnings that a user can do nothing about."""
+    """Hide warnings that a user cannot act on."""
     for remark in REMARKS:
         warnings.filterwarnings("ignore", message=rf"\s*.*{remark}")
 
 
 def hide_lines() -> None:
-    """Where LOGLEVEL asks for warnings alone, keep fairseq's lines for `--log-file`; harmless to
-    repeat."""
+    """If LOGLEVEL shows only warnings, keep fairseq's lines for `--log-file`. Safe to repeat."""
     root = logging.getLogger()
     if root.level <= logging.INFO or not root.handlers:
         return
     for handler in root.handlers:
         handler.addFilter(_is_shown)
-    root.setLevel(logging.INFO)  # fairseq raises it again for all workers but the first
+    root.setLevel(logging.INFO)  # fairseq raises it again except in the first worker
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
@@ -49,7 +48,7 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 def write_lines_once(make: Callable) -> Callable:
-    """Close --log-file before fairseq opens it again, with each progress bar."""
+    """Close --log-file before fairseq opens it again for the next progress bar."""
 
     @wraps(make)
     def progress_bar(iterator, log_format=None, log_interval=100, log_file=None, **kwargs):
@@ -65,7 +64,7 @@ def write_lines_once(make: Callable) -> Callable:
 
 
 def show_a_bar(make: Callable) -> Callable:
-    """Where fairseq's lines are hidden, move our bar with each of its own."""
+    """If fairseq's lines are hidden, move our bar with each of its bars."""
     training = TrainingBar()
 
     @wraps(make)
@@ -80,7 +79,7 @@ def show_a_bar(make: Callable) -> Callable:
 
 
 class TrainingBar:
-    """The bar of a whole training: updates, loss and the metric that chooses the checkpoint."""
+    """The bar of a whole training: updates, loss and the metric for the best checkpoint."""
 
     def __init__(self) -> None:
         self.metric = "loss"
@@ -89,7 +88,7 @@ class TrainingBar:
         self.advance: Optional[Advance] = None
 
     def begin(self, config: Dict[str, Any], updates: int, updates_per_epoch: int) -> None:
-        """An epoch begins, after so many updates; the first one starts the bar."""
+        """Begin an epoch after `updates` updates; the first epoch starts the bar."""
         if self.advance is not None:
             return
         limits = config["optimization"]
@@ -103,20 +102,20 @@ class TrainingBar:
         self.updates = updates
 
     def tell(self, stats: Dict[str, Any], updates: Optional[int], split: str = "") -> None:
-        """What fairseq logs after so many updates; nothing to us where it does not train."""
+        """Show what fairseq logs after `updates` updates; do nothing outside training."""
         from fairseq.logging.progress_bar import format_stat
 
         if self.advance is None or updates is None:
             return
         for name in (self.metric,) if split else ("loss", self.metric):
-            with suppress(TypeError, ValueError):  # a metric that is no number is not shown
+            with suppress(TypeError, ValueError):  # show only numbers
                 self.shown[f"{split} {name}".strip()] = f"{float(format_stat(stats.get(name))):.3g}"
         self.advance(updates - self.updates, **self.shown)
         self.updates = updates
 
 
 class ShownBar:
-    """One of fairseq's progress bars, an epoch's or a validation's, that moves ours as well."""
+    """A progress bar of fairseq, of an epoch or a validation, that also moves ours."""
 
     def __init__(
         self,

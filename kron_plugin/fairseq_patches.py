@@ -1,48 +1,45 @@
-"""Every change to fairseq itself: what is changed, what the change expects to find there, and why.
+"""The table of all changes to fairseq: the target, the source that the change expects, the reason.
 
-fairseq drops data in silence, resumes some runs inexactly, and names parts of numpy that are gone.
-Each change takes what is there and gives what takes its place.
+fairseq drops data silently, resumes some runs inexactly, and uses names that numpy has removed.
+Each change is a function from the original to its replacement.
 """
 
 import inspect
 import logging
-import os
 import re
-from functools import cache, partial, wraps
-from pathlib import Path
+from functools import cache, wraps
 from pkgutil import resolve_name
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from . import checkpoints, console, resume, saving, workers
+from . import batches, checkpoints, console, resume, saving, workers
 
 logger = logging.getLogger(__name__)
 
-STATE = "kron_plugin"  # where a checkpoint has what fairseq leaves out
-MARK = "_changed_by_kron_plugin"  # an attribute: the names of the changes that were made
+MARK = "_changed_by_kron_plugin"  # an attribute of a replacement: the names of its changes
 
 
 class Patch(NamedTuple):
     """A change to fairseq."""
 
-    target: str  # as `pkgutil.resolve_name` takes it
-    expects: str  # a piece of the target's source that the change relies on
+    target: str  # a name for `pkgutil.resolve_name`
+    expects: str  # a part of the target's source that the change relies on
     reason: str
-    change: Callable[[Any], Any]  # from what is there to what takes its place
+    change: Callable[[Any], Any]  # from the original to its replacement
 
 
 def apply_patches() -> None:
-    """Make all changes of `PATCHES` that have not been made; harmless to repeat.
+    """Make each change of `PATCHES` once. Safe to repeat.
 
-    Where fairseq is not what a change expects, a warning says so and nothing is changed.
+    If the source of a target is not as expected, a warning says so and the target stays as it is.
     """
     import fairseq
 
     checkpoints.admit_plain_types()
     for patch in PATCHES:
-        owner_name, attribute = re.match(r"(.+)[.:](\w+)$", patch.target).groups()
+        owner_name, attribute = re.split(r"[.:](?=\w+$)", patch.target)
         try:
             owner = resolve_name(owner_name)
             original = getattr(owner, attribute)
@@ -65,190 +62,14 @@ def apply_patches() -> None:
 
 
 def _source(owner: Any, value: Any) -> str:
-    """The source of a function; of the module, for another value that a module holds."""
+    """The source of a function; for any other value, the source of its module."""
     return inspect.getsource(value if inspect.isfunction(value) else owner)
-
-
-def take_any_batch_size(config: type) -> Callable:
-    """Give --required-batch-size-multiple the default 1."""
-    return partial(config, required_batch_size_multiple=1)
-
-
-def take_any_batch_size_in_hydra_too(init: Callable) -> Callable:
-    """The same where fairseq-hydra-train made the options before it imported this plugin."""
-
-    @wraps(init)
-    def init_trainer(self, cfg, *args, **kwargs):
-        if "job_logging_cfg" in cfg and not _named_in_hydra("required_batch_size_multiple"):
-            cfg.dataset.required_batch_size_multiple = 1
-        init(self, cfg, *args, **kwargs)
-
-    return init_trainer
-
-
-def _named_in_hydra(option: str) -> bool:
-    """Whether the command line or a file of its --config-dir or --config-path has this option."""
-    from hydra._internal.utils import get_args
-    from hydra.core.hydra_config import HydraConfig
-
-    args = get_args()
-    # Hydra works in a folder of its own; workers that it has spawned know the shell's alone.
-    started_in = os.environ.get("PWD", "")
-    if HydraConfig.initialized():
-        started_in = HydraConfig.get().runtime.cwd
-    folders = [Path(started_in, path) for path in (args.config_dir, args.config_path) if path]
-    files = [path.read_text() for folder in folders for path in folder.rglob("*.yaml")]
-    return any(option in text for text in (*args.overrides, *files))
-
-
-def say_what_is_left_out(batch_by_size: Callable) -> Callable:
-    """Name the examples that --required-batch-size-multiple leaves out, if only in number."""
-
-    @wraps(batch_by_size)
-    def batch_or_say(indices, *args, **kwargs):
-        indices = indices if isinstance(indices, np.ndarray) else np.fromiter(indices, np.int64)
-        batches = batch_by_size(indices, *args, **kwargs) if len(indices) else []
-        left_out = len(indices) - sum(map(len, batches))
-        if left_out:
-            said = (
-                f"--required-batch-size-multiple: the last batch, of {left_out} of {len(indices)}"
-                " examples, is left out because its size is no multiple"
-            )
-            if not batches:
-                raise ValueError(said)
-            logger.warning(said)
-        return batches
-
-    return batch_or_say
-
-
-def keep_the_last_group(ordered_batches: Callable) -> Callable:
-    """Fill the last group of --grouped-shuffling with empty batches, as for workers that wait."""
-
-    @wraps(ordered_batches)
-    def order(self, *args, **kwargs):
-        missing = -len(self.frozen_batches) % self.num_shards
-        if self.grouped_shuffling and missing:
-            self._frozen_batches = (*self.frozen_batches, *([[]] * missing))
-        return ordered_batches(self, *args, **kwargs)
-
-    return order
-
-
-def count_every_batch(train_step: Callable) -> Callable:
-    """Leave out the empty batches of an update that has others."""
-
-    @wraps(train_step)
-    def step(self, samples, *args, **kwargs):
-        if self.is_fsdp:  # whose workers have to make as many forward passes each
-            return train_step(self, samples, *args, **kwargs)
-        full = [sample for sample in samples if sample is not None and len(sample)]
-        return train_step(self, full or samples, *args, **kwargs)
-
-    return step
-
-
-def save_all_states(state_dict: Callable) -> Callable:
-    """Add to a checkpoint what fairseq leaves out."""
-
-    @wraps(state_dict)
-    def save(self):
-        state = state_dict(self)
-        state["extra_state"][STATE] = resume.unsaved_state(self)
-        return state
-
-    return save
-
-
-def load_all_states(load_checkpoint: Callable) -> Callable:
-    """Go on exactly from a checkpoint of this run, unless the user resets a part of it."""
-
-    @wraps(load_checkpoint)
-    def load(cfg, trainer, **kwargs):
-        extra_state, iterator = load_checkpoint(cfg, trainer, **kwargs)
-        resets = (
-            *(cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader),
-        )
-        # After --finetune-from-model the count of updates is 0.
-        if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
-            resume.go_on(trainer, extra_state, extra_state.get(STATE, {}))
-        resume.end_if_finished(trainer)
-        return extra_state, iterator
-
-    return load
-
-
-def begin_an_epoch_once(lr_step_begin_epoch: Callable) -> Callable:
-    """Do not tell the scheduler again that an epoch begins amid which a run goes on."""
-
-    @wraps(lr_step_begin_epoch)
-    def begin(self, epoch):
-        if vars(self).pop("epoch_begun", None) == epoch:
-            return self.lr_step_update()
-        return lr_step_begin_epoch(self, epoch)
-
-    return begin
-
-
-def batch_as_in_the_first_epoch(get_batch_iterator: Callable) -> Callable:
-    """Make the batches that all epochs use as the first epoch of a run never stopped made them."""
-
-    @wraps(get_batch_iterator)
-    def get(self, dataset, *args, **kwargs):
-        epoch = kwargs.get("epoch", 1)
-        kept = self.can_reuse_epoch_itr(dataset) and not (
-            kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
-        )
-        if epoch == 1 or not kept or dataset in self.dataset_to_epoch_iter:
-            return get_batch_iterator(self, dataset, *args, **kwargs)
-        iterator = get_batch_iterator(self, dataset, *args, **{**kwargs, "epoch": 1})
-        iterator.epoch = epoch
-        dataset.set_epoch(epoch)
-        return iterator
-
-    return get
-
-
-@cache
-def with_a_time_limit(distributed: ModuleType) -> ModuleType:
-    """torch.distributed as fairseq uses it, with a limit for every exchange of the workers."""
-    limited = ModuleType("torch.distributed")
-    vars(limited).update(vars(distributed))
-    for function in (distributed.init_process_group, distributed.new_group):
-        vars(limited)[function.__name__] = _with_a_time_limit(function)
-    return limited
-
-
-def _with_a_time_limit(function: Callable) -> Callable:
-    @wraps(function)
-    def call(*args, **kwargs):
-        return function(*args, **{"timeout": workers.time_limit(), **kwargs})
-
-    return call
-
-
-def name_silent_workers(distributed_main: Callable) -> Callable:
-    """Say which worker does not answer, or ended and why."""
-
-    @wraps(distributed_main)
-    def run(*args, **kwargs):
-        try:
-            return distributed_main(*args, **kwargs)
-        except Exception as error:
-            if not workers.dist.is_initialized():
-                raise
-            explained = workers.explain(error)
-            if explained is error:
-                raise
-            raise explained from error
-
-    return run
 
 
 @cache
 def with_old_names(numpy: ModuleType) -> ModuleType:
-    """numpy as fairseq knows it, for its modules alone."""
-    old = ModuleType("numpy")
+    """numpy with the names that fairseq still uses, for fairseq's modules only."""
+    old: Any = ModuleType("numpy")
     vars(old).update(vars(numpy), compat=SimpleNamespace(long=np.int64), int=int, float=float)
 
     @wraps(np.percentile)
@@ -264,31 +85,31 @@ PATCHES = (
         "fairseq.options:DatasetConfig",
         "gen_parser_from_dataclass(group, DatasetConfig())",
         "the last batch of a data set is dropped unless its size is a multiple of 8",
-        take_any_batch_size,
+        batches.take_any_batch_size,
     ),
     Patch(
         "fairseq.trainer:Trainer.__init__",
         "self.cfg = cfg",
         "fairseq-hydra-train drops the last batch unless its size is a multiple of 8",
-        take_any_batch_size_in_hydra_too,
+        batches.take_any_batch_size_in_hydra_too,
     ),
     Patch(
         "fairseq.data.data_utils:batch_by_size",
         "if bsz_mult > 1 and len(b[-1]) % bsz_mult != 0:\n            b = b[:-1]",
         "a batch that --required-batch-size-multiple drops is not mentioned",
-        say_what_is_left_out,
+        batches.say_what_is_left_out,
     ),
     Patch(
         "fairseq.data.iterators:EpochBatchIterator.ordered_batches",
         "for i in range((len(batches) // self.num_shards))",
         "--grouped-shuffling drops the batches of the last, incomplete group",
-        keep_the_last_group,
+        batches.keep_the_last_group,
     ),
     Patch(
         "fairseq.trainer:Trainer.train_step",
         "        if is_dummy_batch:\n            if torch.is_tensor(sample_size):",
         "a worker that has no batch left for --update-freq forgets those that it had",
-        count_every_batch,
+        batches.count_every_batch,
     ),
     Patch(
         "fairseq.file_io:PathManager.copy",
@@ -333,18 +154,6 @@ PATCHES = (
         resume.load_whole_files,
     ),
     Patch(
-        "fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.state_dict",
-        "state_dict = self.fp32_optimizer.state_dict()",
-        "half precision does not save the parameters that it trains",
-        resume.save_masters,
-    ),
-    Patch(
-        "fairseq.optim.fp16_optimizer:_FP16OptimizerMixin.load_state_dict",
-        "self.fp32_optimizer.load_state_dict(state_dict, optimizer_overrides)",
-        "half precision does not load the parameters that it trains",
-        resume.load_masters,
-    ),
-    Patch(
         "fairseq.logging.progress_bar:progress_bar",
         "handler = logging.FileHandler(filename=log_file)",
         "each line is written once for every epoch so far, and file descriptors run out",
@@ -360,13 +169,13 @@ PATCHES = (
         "fairseq.trainer:Trainer.state_dict",
         '"extra_state": {',
         "the counts of schedulers, --patience and --ema-update-freq are not saved",
-        save_all_states,
+        resume.save_all_states,
     ),
     Patch(
         "fairseq.checkpoint_utils:load_checkpoint",
         "trainer.lr_step(epoch_itr.epoch)",
         "a resumed run forgets the loss of the epoch that it begins after, and these counts",
-        load_all_states,
+        resume.load_all_states,
     ),
     Patch(
         "fairseq.checkpoint_utils:load_checkpoint",
@@ -378,25 +187,25 @@ PATCHES = (
         "fairseq.trainer:Trainer.lr_step_begin_epoch",
         "self.lr_scheduler.step_begin_epoch(epoch)",
         "a run resumed amid an epoch begins it twice",
-        begin_an_epoch_once,
+        resume.begin_an_epoch_once,
     ),
     Patch(
         "fairseq.tasks:FairseqTask.get_batch_iterator",
         "with data_utils.numpy_seed(seed + epoch):",
         "batches that a run keeps for all epochs are others once it is resumed",
-        batch_as_in_the_first_epoch,
+        resume.batch_as_in_the_first_epoch,
     ),
     Patch(
         "fairseq.distributed.utils:dist",
         "dist.init_process_group(",
         "a worker that has stopped is waited for without end",
-        with_a_time_limit,
+        workers.with_a_time_limit,
     ),
     Patch(
         "fairseq.distributed.utils:distributed_main",
         "cfg.distributed_training.distributed_rank = distributed_init(cfg)",
         "which worker has stopped is not said",
-        name_silent_workers,
+        workers.name_silent_workers,
     ),
     *(
         Patch(

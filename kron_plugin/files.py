@@ -1,4 +1,4 @@
-"""Files that appear under their name only once they are whole."""
+"""Files that get their name only when they are complete."""
 
 import fcntl
 import os
@@ -10,19 +10,19 @@ from typing import Iterator
 
 
 @contextmanager
-def finished(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written becomes `path` at the end, or nothing does.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; at the end it is renamed to `path`, or removed after an error.
 
-    What processes that were killed have left unfinished in the same folder is removed.
+    It also removes unfinished files of killed processes in the same folder.
     """
     remove_abandoned(path.parent)
-    # Processes and threads that make the same file at the same time each write one of their own.
+    # Each process and thread writes its own file, even if they make the same one at once.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.part")
     mark = _create_locked(unfinished)
     try:
         yield unfinished
         with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # else a crash of the machine may leave the name and half
+            os.fsync(file.fileno())  # else a crash may leave the name with half the content
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -30,10 +30,10 @@ def finished(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished files in a folder whose writers are dead.
+    """Remove the unfinished files of dead processes in a folder.
 
-    A writer holds a lock on its file, which the kernel releases when the process ends, however it
-    does. Process numbers would not do: they are used again, and another machine has its own.
+    A writer locks its file, and the kernel releases the lock when the process ends in any way.
+    Process numbers are no help: they are reused, and every machine has its own.
     """
     for unfinished in filter(_is_ours, folder.glob(".*.part")):
         with suppress(OSError):  # locked, or gone by now, or a file system without locks
@@ -51,18 +51,18 @@ def _is_ours(path: Path) -> bool:
 
 
 def _create_locked(path: Path) -> int:
-    """A new file, locked for as long as its descriptor is open."""
+    """A descriptor of a new file, which is locked as long as the descriptor is open."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        with suppress(OSError):  # a file system without locks: nobody will remove the file
+        with suppress(OSError):  # without locks nobody removes the file
             fcntl.flock(file, fcntl.LOCK_EX)
         if is_at(file, path):
             return file
-        os.close(file)  # somebody found it before it was locked, and removed it
+        os.close(file)  # another process removed it before it was locked
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether an open file is the one that this path names."""
+    """Whether an open file is the file at this path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), os.stat(path))
     return False

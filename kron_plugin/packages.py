@@ -1,13 +1,13 @@
-"""Packages that an installation may lack (`pip install --no-deps`), and how to get them."""
+"""Messages for packages that are not installed (`pip install --no-deps`)."""
 
 from typing import Optional
 
-# Modules by what pip calls them. The layers need the first two alone.
+# From modules to their names for pip. The layers need only the first two.
 PACKAGES = {
     "torch": "torch",
     "numpy": "numpy",
     "fairseq": "fairseq-fixed",
-    "omegaconf": "fairseq-fixed",  # which brings it in a version that suits
+    "omegaconf": "fairseq-fixed",  # it installs a version that fits
     "sentencepiece": "sentencepiece",
     "matplotlib": "matplotlib",
     "mido": "mido",
@@ -18,7 +18,7 @@ PACKAGES = {
 
 
 def missing_package(error: ModuleNotFoundError) -> Optional[str]:
-    """What to say of a package that is not installed; None if the module is one of our own."""
+    """The message for a missing package; None for a module of our own."""
     name = str(error.name).partition(".")[0]
     if name == __package__:
         return None

@@ -1,4 +1,4 @@
-"""Files that may be compressed, read with a limit."""
+"""Read files, compressed or not, with a size limit."""
 
 import gzip
 import zlib
@@ -8,15 +8,15 @@ from typing import Iterator
 from .checks import require
 
 BLOCK = 1 << 20
-ANYWAY = 64 << 20  # bytes that every file may unpack to
-RATIO = 100  # images and music are packed to a tenth at best, zeros to a thousandth
+ANYWAY = 64 << 20  # bytes that any file may unpack to
+RATIO = 100  # images and music shrink to a tenth at best, zeros to a thousandth
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The content of a file, piece by piece; unpacked where its name ends in .gz.
+    """The content of a file in blocks; unpacked if its name ends in .gz.
 
     Raises:
-        ValueError: it is no whole gzip file, or unpacks to far more than data do.
+        ValueError: the gzip file is damaged, or unpacks to far more than data would.
     """
     packed = path.suffix == ".gz"
     most = max(ANYWAY, RATIO * path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Progress as a bar on a terminal, as a few plain lines in a log, as nothing if it is soon over."""
+"""Progress: a bar on a terminal, a few lines in a log, nothing for short work."""
 
 import logging
 import sys
@@ -11,24 +11,24 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
-LINES = 20  # at most, where it is known how much there is to do
+LINES = 20  # at most, if the total is known
 
 
 class Advance(Protocol):
     def __call__(self, units: int, **shown: str) -> None:
-        """So many units were done since the last call; `shown` are names and values to tell."""
+        """Report the units done since the last call; `shown` are names and values to show."""
 
 
 @contextmanager
 def progress(
     what: str, total: int, unit: str, done: int = 0, stays: bool = False
 ) -> Iterator[Advance]:
-    """A function to call with the units done since the last call, and with what else to show.
+    """A function to call with the units done since the last call, and with values to show.
 
     Args:
-        total: how many units there are; 0 if unknown.
-        done: how many were done before.
-        stays: the bar remains on the terminal when all is done.
+        total: the number of units; 0 if unknown.
+        done: units done before.
+        stays: the bar remains on the terminal at the end.
     """
     if sys.stderr.isatty():
         scaled = unit == "bytes"  # 12.3M; but 600 updates, not 600.0

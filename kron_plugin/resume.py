@@ -1,10 +1,9 @@
-"""What the toolkit lacks to go on from a checkpoint exactly, whenever the run before was killed.
+"""Changes to fairseq so that a killed run resumes exactly.
 
-It writes a checkpoint under another name and renames it, but makes those after the first by copying
-over them: a process killed meanwhile would leave `checkpoint_last.pt` truncated, beside a whole
-one. Only the first of several workers saves, from which the others' states would be missing. In
-half precision it saves the rounded parameters, not those in float32 that it trains. And it leaves
-out how far a plateau of the loss, --patience and --ema-update-freq have counted.
+fairseq writes one checkpoint under another name and renames it, but copies it over the others: a
+process killed meanwhile leaves a truncated `checkpoint_last.pt` beside a whole one. Only the first
+of several workers saves, so the states of the others are lost. The counts of a plateau scheduler,
+--patience and --ema-update-freq are not saved.
 """
 
 import logging
@@ -18,17 +17,18 @@ from torch import distributed
 from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoints import is_damaged, named
-from .files import finished
+from .files import atomic_write
 
-NOTHING_LEFT = "nothing is left to train"  # said of a run that had come to its end
-logger = logging.getLogger("fairseq_cli.train")  # the toolkit's, which writes into --log-file
+STATE = "kron_plugin"  # the key in a checkpoint for what fairseq does not save
+NOTHING_LEFT = "nothing is left to train"  # the message for a run that is complete
+logger = logging.getLogger("fairseq_cli.train")  # fairseq's logger, which writes into --log-file
 
 
 def latest_whole(path: Path) -> Path:
-    """The checkpoint to go on from: this one, or if it is damaged the latest whole one beside it.
+    """The checkpoint to resume from: this one, or if it is damaged the latest whole one beside it.
 
     Raises:
-        ValueError: it is damaged and there is no other.
+        ValueError: it is damaged and there is no whole one.
     """
     if not path.is_file() or not is_damaged(path):
         return path
@@ -43,20 +43,20 @@ def latest_whole(path: Path) -> Path:
 
 
 def copy_whole_files(copy: Callable) -> Callable:
-    """Copy a checkpoint under another name, and rename it when it is whole."""
+    """Copy a checkpoint under another name, and rename it when it is complete."""
 
     @wraps(copy)
     def copy_whole(src_path, dst_path, overwrite=False):
         if "://" in str(dst_path):
             return copy(src_path, dst_path, overwrite)
-        with finished(Path(dst_path)) as unfinished:
+        with atomic_write(Path(dst_path)) as unfinished:
             return copy(src_path, str(unfinished), overwrite=True)
 
     return copy_whole
 
 
 def save_states_of_all_workers(save: Callable) -> Callable:
-    """Bring together what the task of every worker carries."""
+    """Gather the states that the tasks of all workers carry."""
 
     @wraps(save)
     def save_all(cfg, trainer, *args, **kwargs):
@@ -69,7 +69,7 @@ def save_states_of_all_workers(save: Callable) -> Callable:
 
 
 def load_whole_files(load: Callable) -> Callable:
-    """Go on from the latest whole checkpoint, in all workers from the same."""
+    """Resume from the latest whole checkpoint, and from the same one in all workers."""
 
     @wraps(load)
     def load_whole(trainer, filename, *args, **kwargs):
@@ -77,7 +77,7 @@ def load_whole_files(load: Callable) -> Callable:
 
         path = Path(filename)
         ours = path.parent.resolve() == Path(trainer.cfg.checkpoint.save_dir).resolve()
-        if ours and path.name.startswith("checkpoint_last"):  # not one that the user has named
+        if ours and path.name.startswith("checkpoint_last"):  # not a file that the user has named
             path = latest_whole(path)
             if path != Path(filename) and trainer.is_data_parallel_master:
                 PathManager.copy(str(path), filename, overwrite=True)
@@ -90,7 +90,7 @@ def load_whole_files(load: Callable) -> Callable:
 
 
 def unsaved_state(trainer) -> Dict[str, Any]:
-    """What fairseq leaves out of a checkpoint though the rest of the run depends on it."""
+    """What the rest of a run depends on and fairseq does not save."""
     stop = vars(_early_stop())
     return {
         "lr_schedulers": [_scheduler_state(s) for s in _schedulers(trainer.lr_scheduler)],
@@ -101,13 +101,13 @@ def unsaved_state(trainer) -> Dict[str, Any]:
     }
 
 
-def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None:
-    """Bring a trainer that has loaded a checkpoint to where the run was that wrote it.
+def restore(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None:
+    """Bring a trainer that has loaded a checkpoint into the state of the run that wrote it.
 
-    A checkpoint at the end of an epoch is written before the scheduler learns of its loss; after
-    one from amid an epoch fairseq would tell the scheduler once more that the epoch begins.
-    If the scheduler's options have changed, the new ones are used, as far as fairseq heeds them; so
-    is --optimizer-overrides.
+    At the end of an epoch fairseq saves before the scheduler learns the loss. After a checkpoint
+    within an epoch it would tell the scheduler again that the epoch begins. If the scheduler's
+    options have changed, the new ones apply as far as fairseq uses them, as does
+    --optimizer-overrides.
     """
     iterator = extra_state["train_iterator"]
     options = _scheduler_options(trainer)
@@ -119,7 +119,7 @@ def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None
             _restore_scheduler(scheduler, state)
         for group, lr in zip(trainer.optimizer.param_groups, unsaved["lr"], strict=True):
             group["lr"] = lr
-    done = iterator.get("iterations_in_epoch")  # None for an iterator of fairseq's that streams
+    done = iterator.get("iterations_in_epoch")  # None for a streaming iterator
     if done == 0:
         trainer.lr_step(iterator["epoch"] - 1, extra_state.get("val_loss"))
     elif done and same_options:
@@ -129,8 +129,69 @@ def go_on(trainer, extra_state: Dict[str, Any], unsaved: Dict[str, Any]) -> None
         trainer.ema.update_freq_counter = unsaved.get("ema_updates", 0)
 
 
+def save_all_states(state_dict: Callable) -> Callable:
+    """Add to a checkpoint what fairseq does not save."""
+
+    @wraps(state_dict)
+    def save(self):
+        state = state_dict(self)
+        state["extra_state"][STATE] = unsaved_state(self)
+        return state
+
+    return save
+
+
+def load_all_states(load_checkpoint: Callable) -> Callable:
+    """Resume exactly from a checkpoint of this run, unless the user resets a part of it."""
+
+    @wraps(load_checkpoint)
+    def load(cfg, trainer, **kwargs):
+        extra_state, iterator = load_checkpoint(cfg, trainer, **kwargs)
+        resets = (
+            *(cfg.reset_optimizer, cfg.reset_lr_scheduler, cfg.reset_meters, cfg.reset_dataloader),
+        )
+        # After --finetune-from-model the count of updates is 0.
+        if extra_state is not None and trainer.get_num_updates() > 0 and not any(resets):
+            restore(trainer, extra_state, extra_state.get(STATE, {}))
+        end_if_finished(trainer)
+        return extra_state, iterator
+
+    return load
+
+
+def begin_an_epoch_once(lr_step_begin_epoch: Callable) -> Callable:
+    """Do not begin the epoch again for the scheduler if a run resumes within it."""
+
+    @wraps(lr_step_begin_epoch)
+    def begin(self, epoch):
+        if vars(self).pop("epoch_begun", None) == epoch:
+            return self.lr_step_update()
+        return lr_step_begin_epoch(self, epoch)
+
+    return begin
+
+
+def batch_as_in_the_first_epoch(get_batch_iterator: Callable) -> Callable:
+    """Make batches that all epochs share with the seed of the first epoch, in a resumed run too."""
+
+    @wraps(get_batch_iterator)
+    def get(self, dataset, *args, **kwargs):
+        epoch = kwargs.get("epoch", 1)
+        kept = self.can_reuse_epoch_itr(dataset) and not (
+            kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
+        )
+        if epoch == 1 or not kept or dataset in self.dataset_to_epoch_iter:
+            return get_batch_iterator(self, dataset, *args, **kwargs)
+        iterator = get_batch_iterator(self, dataset, *args, **{**kwargs, "epoch": 1})
+        iterator.epoch = epoch
+        dataset.set_epoch(epoch)
+        return iterator
+
+    return get
+
+
 def end_if_finished(trainer) -> None:
-    """End the command where fairseq would find out only after one more update."""
+    """End the command if the run is complete; fairseq would make one more update first."""
     cfg = trainer.cfg
     runs, hours = getattr(_early_stop(), "num_runs", 0), trainer.cumulative_training_time() / 3600
     reached = {
@@ -144,33 +205,36 @@ def end_if_finished(trainer) -> None:
 
 
 def _early_stop() -> Callable:
-    """fairseq's function for --patience, which keeps its counts as attributes of itself."""
-    main = sys.modules["__main__"]  # which is it by `python -m fairseq_cli.train`
-    if not hasattr(main, "should_stop_early"):
-        from fairseq_cli import train as main
-    return main.should_stop_early
+    """fairseq's function for --patience; its attributes hold the counts."""
+    main = sys.modules["__main__"]  # has it with `python -m fairseq_cli.train`
+    if hasattr(main, "should_stop_early"):
+        return main.should_stop_early
+    from fairseq_cli import train
+
+    return train.should_stop_early
 
 
 def _scheduler_options(trainer) -> Optional[Dict[str, Any]]:
-    """The options of a scheduler that has a configuration; else all it needs is its own state."""
+    """The options of the scheduler; None if it has no configuration."""
     from omegaconf import OmegaConf
 
     cfg = trainer.cfg.lr_scheduler
     if getattr(cfg, "_name", None) == "pass_through":
         cfg = trainer.cfg.optimizer
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+    options: Any = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+    return options
 
 
 def _schedulers(scheduler) -> Iterator[Any]:
-    """A scheduler and those of a composite optimiser, to which `pass_through` leaves its work."""
+    """A scheduler, and those of a composite optimiser, which do the work of `pass_through`."""
     yield scheduler
     inner = getattr(scheduler.optimizer, "lr_scheduler", None)
     yield from getattr(inner, "lr_schedulers", {}).values()
 
 
 def _scheduler_state(scheduler) -> Dict[str, Any]:
-    """All numbers of a scheduler, and of torch's that it may have; its options among them."""
-    state = {}
+    """All plain values of a scheduler, and the state of torch's scheduler in it, if any."""
+    state: Dict[str, Any] = {}
     for name, value in vars(scheduler).items():
         if isinstance(value, LRScheduler):
             state[name] = value.state_dict()
@@ -187,36 +251,8 @@ def _restore_scheduler(scheduler, state: Dict[str, Any]) -> None:
             setattr(scheduler, name, value)
 
 
-def _masters(optimizer) -> list:
-    """The parameters in float32 that half precision trains."""
-    params = optimizer.fp32_params
-    return list(params.values()) if optimizer.has_flat_params else params
-
-
-def save_masters(state_dict: Callable) -> Callable:
-    """Save them with the optimiser's state."""
-
-    @wraps(state_dict)
-    def save(self):
-        return {**state_dict(self), "fp32_params": [p.detach() for p in _masters(self)]}
-
-    return save
-
-
-def load_masters(load_state_dict: Callable) -> Callable:
-    """Load them with the optimiser's state."""
-
-    @wraps(load_state_dict)
-    def load(self, state_dict, optimizer_overrides=None):
-        load_state_dict(self, state_dict, optimizer_overrides)
-        for param, saved in zip(_masters(self), state_dict.get("fp32_params", ()), strict=False):
-            param.data.copy_(saved)
-
-    return load
-
-
 def _agree(trainer, path: Path) -> None:
-    """Raise a ValueError unless all workers go on from the same update."""
+    """Raise a ValueError unless all workers resume from the same update."""
     workers = trainer.data_parallel_world_size
     if workers == 1:
         return

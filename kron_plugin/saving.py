@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, or not there; and one training at a time that saves into a folder."""
+"""Saves checkpoints completely or not at all, and only one training at a time into a folder."""
 
 import fcntl
 import logging
@@ -13,26 +13,26 @@ from typing import Any, Callable, Dict, Optional, TextIO
 import torch
 
 from .checkpoints import refusal
-from .files import finished
+from .files import atomic_write
 
 LOCK = ".training"  # a file in the folder that a training saves into
-logger = logging.getLogger("fairseq_cli.train")  # fairseq's, which writes into --log-file
-_held: Dict[Path, TextIO] = {}  # open for as long as this process lives
+logger = logging.getLogger("fairseq_cli.train")  # fairseq's logger, which writes into --log-file
+_held: Dict[Path, TextIO] = {}  # open as long as this process lives
 
 
 def save(content: Any, path: Path) -> None:
-    """Write a checkpoint that `kron_plugin.checkpoints.load` takes.
+    """Write a checkpoint that `kron_plugin.checkpoints.load` can read.
 
     Raises:
-        ValueError: it holds something else than plain data; the message says what.
-        OSError: the disk is full, or otherwise refuses.
+        ValueError: the content is not plain data; the message names the type.
+        OSError: the disk is full or has another error.
     """
-    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # an earlier fairseq's, half-written
-    with finished(path) as unfinished:
+    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # half a file of fairseq's
+    with atomic_write(path) as unfinished:
         try:
             with unfinished.open("wb") as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's words for what the disk has said
+        except RuntimeError as error:  # torch's error for one of the disk
             raise _said_by_disk(error) or error from None
         try:
             torch.load(unfinished, map_location="cpu", weights_only=True, mmap=True)
@@ -49,10 +49,10 @@ def _said_by_disk(error: Optional[BaseException]) -> Optional[OSError]:
 
 
 def lock(folder: Path) -> None:
-    """Keep other trainings from saving into this folder until this process ends, however it does.
+    """Keep other trainings from saving into this folder until this process ends in any way.
 
     Raises:
-        ValueError: another training does; the message says which.
+        ValueError: another training saves there; the message names it.
     """
     folder = folder.resolve()
     if folder in _held:
@@ -62,7 +62,7 @@ def lock(folder: Path) -> None:
     except OSError as error:
         raise ValueError(f"--save-dir {folder}: cannot be written: {error.strerror}") from error
     try:
-        # Unlike flock's, this lock is not passed on to the workers that load data.
+        # Unlike flock's, this lock is not inherited by the workers that load data.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.seek(0)
@@ -73,7 +73,7 @@ def lock(folder: Path) -> None:
     except OSError as error:
         logger.warning("%s: cannot be locked (%s); let no other training save there", folder, error)
     _held[folder] = file
-    with suppress(OSError):  # a full disk: the lock holds, if without a name
+    with suppress(OSError):  # on a full disk the lock holds without a name
         os.truncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
@@ -91,7 +91,7 @@ def save_whole_files(persist: Callable) -> Callable:
 
 
 def say_what_is_not_saved(save_checkpoint: Callable) -> Callable:
-    """Say in one line that a checkpoint could not be saved, and why."""
+    """Report in one line that a checkpoint could not be saved, and why."""
 
     @wraps(save_checkpoint)
     def save_or_say(cfg, *args, **kwargs):
@@ -108,7 +108,7 @@ def say_what_is_not_saved(save_checkpoint: Callable) -> Callable:
 
 
 def train_alone(load_checkpoint: Callable) -> Callable:
-    """Lock the folder that a training saves into, before it looks for a checkpoint there."""
+    """Lock the folder that a training saves into before it loads a checkpoint from there."""
 
     @wraps(load_checkpoint)
     def load_alone(cfg, trainer, **kwargs):

@@ -1,4 +1,4 @@
-"""What a checkpoint of fairseq-train looks like, checked once, before anything relies on it."""
+"""The structure of a checkpoint of fairseq-train, checked once before it is used."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .checks import require
 
-Check = Callable[[Any, str], None]  # of a value and its place in the checkpoint
+Check = Callable[[Any, str], None]  # arguments: a value and its place in the checkpoint
 NOTHING = type(None)
 
 
 def of(*kinds: type) -> Check:
-    """A value of one of these types; True and False are no integers."""
+    """A value of one of these types; True and False are not integers."""
 
     def check(value: Any, place: str) -> None:
         fits = isinstance(value, kinds) and not (kinds == (Integral,) and isinstance(value, bool))
@@ -26,7 +26,7 @@ def of(*kinds: type) -> Check:
 
 
 def table(needed: Dict[str, Check], others: Optional[Dict[str, Check]] = None) -> Check:
-    """A mapping that has the keys `needed`, and may have the keys `others` and more."""
+    """A mapping with the keys `needed`, and perhaps `others` and more."""
 
     def check(value: Any, place: str) -> None:
         of(Mapping)(value, place)
@@ -40,7 +40,7 @@ def table(needed: Dict[str, Check], others: Optional[Dict[str, Check]] = None) -
 
 
 def each(inner: Check) -> Check:
-    """A mapping from names to such values."""
+    """A mapping from strings to values that pass `inner`."""
 
     def check(value: Any, place: str) -> None:
         of(Mapping)(value, place)
@@ -52,7 +52,7 @@ def each(inner: Check) -> Check:
 
 
 def several(inner: Check, least: int = 0) -> Check:
-    """A list of at least so many such values."""
+    """A list of at least `least` values that pass `inner`."""
 
     def check(value: Any, place: str) -> None:
         of(list)(value, place)
@@ -64,7 +64,7 @@ def several(inner: Check, least: int = 0) -> Check:
 
 
 def last(inner: Check) -> Check:
-    """A list whose last value is such a one; fairseq looks at no other."""
+    """A list whose last value passes `inner`; fairseq reads no other."""
 
     def check(value: Any, place: str) -> None:
         several(lambda *_: None, least=1)(value, place)
@@ -74,11 +74,11 @@ def last(inner: Check) -> Check:
 
 
 def row(*inner: Check) -> Check:
-    """A tuple of as many values, each as its check wants it."""
+    """A tuple with one value for each check."""
 
     def check(value: Any, place: str) -> None:
         of(tuple)(value, place)
-        require(len(value) == len(inner), f"{place} has {len(value)} parts, not {len(inner)}")
+        require(len(value) == len(inner), f"{place} has {len(value)} values, not {len(inner)}")
         for i, check_part in enumerate(inner):
             check_part(value[i], f"{place}[{i}]")
 
@@ -86,7 +86,7 @@ def row(*inner: Check) -> Check:
 
 
 def maybe(inner: Check, other: type = NOTHING) -> Check:
-    """Such a value or None, or one of another type that is not looked into."""
+    """None, a value that passes `inner`, or an unchecked value of the type `other`."""
     return lambda value, place: None if isinstance(value, (NOTHING, other)) else inner(value, place)
 
 
@@ -96,18 +96,18 @@ def count(value: Any, place: str) -> None:
 
 
 def parameter(value: Any, place: str) -> None:
-    """A tensor, or what a module of fairseq keeps beside them by `get_extra_state`."""
+    """A tensor, or the value of a module's `get_extra_state`."""
     if not place.endswith("_extra_state']"):
         of(Tensor)(value, place)
 
 
 def meter(value: Any, place: str) -> None:
-    """fairseq makes a meter by the name of its class."""
+    """The state of a meter; fairseq creates it by the name of its class."""
     row(of(Integral), of(str), of(str), each(VALUE))(value, place)
     require(value[2].endswith("Meter"), f"{place} is no meter")
 
 
-NUMBER = of(Number, Tensor)  # what several workers have added up is a tensor
+NUMBER = of(Number, Tensor)  # a sum over several workers is a tensor
 VALUE = maybe(of(Number, Tensor, np.ndarray))
 NAMED = maybe(table({"_name": of(str)}), Namespace)  # older parts of fairseq keep a Namespace
 HISTORY = table(
@@ -158,7 +158,7 @@ CHECKPOINT = table(
 
 
 def check(state: Any) -> None:
-    """Raise a ValueError unless this is the content of a checkpoint; it says what is not."""
+    """Raise a ValueError unless this is the content of a checkpoint; it names the wrong part."""
     CHECKPOINT(state, "checkpoint")
     require(
         state.get("cfg") is not None or state.get("args") is not None,

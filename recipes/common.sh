@@ -56,7 +56,7 @@ declare -F launch > /dev/null || launch() { "$venv/bin/fairseq-train" "$@"; }
 export LOGLEVEL=${LOGLEVEL:-WARNING}
 
 train() {
-    # A folder for each set of options: the toolkit would go on from the checkpoint of another.
+    # A folder for each set of options: fairseq would go on from the checkpoint of another.
     out=$runs/${1}_$profile
     if [ ${#options[@]} -gt 0 ]; then
         out+=$(printf '_%s' "${options[@]}" | tr -c 'A-Za-z0-9._-' _)

@@ -49,7 +49,7 @@ launch() {
     [ ! -e "$out/train.log" ] || told=$(wc -c < "$out/train.log")
     # Cores that are asked for twice are many times slower.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + KRON_PROCESSES - 1) / KRON_PROCESSES))}
-    # Without any one of these the toolkit trains copies that know nothing of each other, fails, or
+    # Without any one of these fairseq trains copies that know nothing of each other, fails, or
     # does nothing and calls it success.
     "$venv/bin/python" recipes/torchrun.py --nproc-per-node "$KRON_PROCESSES" "${meeting[@]}" --no-python bash -c '
         exec "$0" "$@" --distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" \

@@ -109,8 +109,8 @@ say "installing the build tools"
 pip install -c "$keep" setuptools wheel cython numpy
 if ! "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("fairseq") is None)'; then
     say "building fairseq (a minute or two)"
-    # Isolation would download a second torch to build with; -O0 spares minutes in a library of the
-    # toolkit that KRU does not use, its Cython modules set -O3 themselves.
+    # Isolation would download a second torch to build with; -O0 spares minutes in a library of
+    # fairseq that KRU does not use, its Cython modules set -O3 themselves.
     printf '[build_ext]\nparallel=2\n' > "$config"
     DIST_EXTRA_CONFIG=$config CFLAGS="-O0 -g0" pip install -c "$keep" --no-build-isolation fairseq-fixed
 fi

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kron_plugin.files import finished
+from kron_plugin.files import atomic_write
 
 
 def music(folder: Path) -> None:
@@ -46,7 +46,7 @@ def char_lm(folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with finished(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(content)
 
 

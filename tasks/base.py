@@ -163,7 +163,7 @@ class SequenceDataset(FairseqDataset):
     def collater(self, samples: List[Dict]) -> Dict:
         """A batch; of no examples, for a worker that has none left, one that does not count.
 
-        Where it is the second of an update the toolkit would forget the first, if left to itself.
+        Where it is the second of an update fairseq would forget the first, if left to itself.
         """
         return self.collate(samples) if samples else {**self.collate([self[0]]), "is_filler": True}
 
@@ -173,7 +173,7 @@ class SequenceDataset(FairseqDataset):
     def batch_by_size(
         self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1
     ):
-        # The toolkit's default multiple of 8 would cut batches short and drop what is left over.
+        # fairseq's default multiple of 8 would cut batches short and drop what is left over.
         return super().batch_by_size(indices, max_tokens, max_sentences, 1)
 
 

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from math import ceil, log
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from fairseq.data import iterators
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from kron_plugin.checks import require, require_positive, require_split
 from kron_plugin.models.options import ModelSpec
+from kron_plugin.modules.layer import State
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask
 from .text import VOCAB_TYPES, load_text, load_tokenizer
@@ -63,8 +64,8 @@ class CharLMTask(SequenceTask):
         self.piece_characters = torch.tensor([len(piece) for piece in pieces])
         counts = torch.bincount(self._tokens("train"), minlength=size) + 1.0
         self.piece_nll = -torch.log(counts / counts.sum())
-        self.carried: Dict[str, Any] = {}
-        self.gathered: Any = None
+        self.carried: Dict[str, Optional[State]] = {}
+        self.gathered: Optional[State] = None
 
     def _tokens(self, split: str) -> Tensor:
         return torch.tensor(self.tokenizer.encode(self.texts[split]))
@@ -149,16 +150,12 @@ class CharLMTask(SequenceTask):
     def gather_states(self) -> None:
         """Before a checkpoint is written: bring the streams of all workers together."""
         state = _map(self.carried.get("train"), Tensor.cpu)
-        parts = [state]
+        states = [state]
         workers = distributed.get_data_parallel_world_size()
         if workers > 1:
-            parts = [None] * workers
-            torch.distributed.all_gather_object(parts, state)
-        if isinstance(state, tuple):
-            state = tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        elif state is not None:
-            state = torch.cat(parts, dim=1)
-        self.gathered = state
+            states = [None] * workers
+            torch.distributed.all_gather_object(states, state)
+        self.gathered = state and tuple(torch.cat(part, 1) for part in zip(*states, strict=True))
 
     def state_dict(self) -> Dict[str, Any]:
         return {**super().state_dict(), "vocabulary": self.vocabulary}
@@ -185,20 +182,19 @@ class CharLMTask(SequenceTask):
         """This worker's rows of the carried state, if it was carried over the same windows."""
         self._require_vocabulary(state)
         dataset, carried = self.dataset("train"), state["carried"]
-        first = carried[0] if isinstance(carried, tuple) else carried
+        if isinstance(carried, Tensor):  # what older checkpoints have for a state of one part
+            carried = (carried,)
         fits = (
-            first is not None
-            and first.shape[1] == dataset.streams
+            carried is not None
+            and carried[0].shape[1] == dataset.streams
             and state["tokens_per_sample"] == dataset.window
         )
         self.carried["train"] = _map(carried, lambda t: t[:, dataset.rows]) if fits else None
 
 
-def _map(state: Any, function) -> Any:
-    """Apply to a state: a tensor, an LSTM's pair of tensors, or None."""
-    if state is None:
-        return None
-    return tuple(function(t) for t in state) if isinstance(state, tuple) else function(state)
+def _map(state: Optional[State], function: Callable[[Tensor], Tensor]) -> Optional[State]:
+    """Apply to every part of a state, if there is one."""
+    return state and tuple(function(part) for part in state)
 
 
 class StreamDataset(SequenceDataset):

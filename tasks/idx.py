@@ -45,7 +45,8 @@ def load_images(folder: Path, part: str, verify: bool = True) -> Tuple[np.ndarra
 
 def _read(folder: Path, name: str, dimensions: int, verify: bool) -> Tuple[Path, np.ndarray]:
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-    require(path is not None, f"{folder / name}: no such file, and no {name}.gz beside it")
+    if path is None:
+        raise ValueError(f"{folder / name}: no such file, and no {name}.gz beside it")
     content = b"".join(blocks(path))
     if verify:
         checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()

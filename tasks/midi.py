@@ -8,7 +8,7 @@ import numpy as np
 from pretty_midi import Instrument, Note, PrettyMIDI
 
 from kron_plugin.checks import require
-from kron_plugin.files import finished
+from kron_plugin.files import atomic_write
 
 from .midi_notes import Notes, read_notes
 from .rolls import KEYS, LOWEST_NOTE
@@ -78,7 +78,7 @@ def parse_midi(content: bytes, steps_per_beat: int) -> Reading:
     if outside := int((~on_piano).sum()):
         left_out.append(f"{outside} notes outside {LOWEST_NOTE} to {LOWEST_NOTE + KEYS - 1}")
     remark = "left out: " + ", ".join(left_out) if left_out else ""
-    require(on_piano.any(), f"no notes of a piano; {remark or 'at most drums'}")
+    require(bool(on_piano.any()), f"no notes of a piano; {remark or 'at most drums'}")
     roll = _roll(found._replace(notes=found.notes[on_piano]), steps_per_beat)
     require(len(roll) > 1, "lasts one time step, after which there is nothing to predict")
     return Reading(roll, remark)
@@ -112,6 +112,6 @@ def write_midi(roll: np.ndarray, steps_per_beat: int, path: Path) -> int:
             note = Note(80, key + LOWEST_NOTE, begin * seconds, end * seconds)
             piano.notes.append(note)
     song.instruments.append(piano)
-    with finished(path) as unfinished:
+    with atomic_write(path) as unfinished:
         song.write(str(unfinished))
     return len(piano.notes)

@@ -9,7 +9,7 @@ import re
 import struct
 from collections import defaultdict, deque
 from contextlib import suppress
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Deque, Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -145,7 +145,8 @@ def _number(data: bytes, at: int) -> Tuple[int, int]:
 
 def _spans(strokes: List[Tuple[int, bool]]) -> List[Tuple[int, int]]:
     """First and last ticks of the notes of one key; each stroke has a release of its own."""
-    held, spans = deque(), []
+    held: Deque[int] = deque()
+    spans: List[Tuple[int, int]] = []
     for tick, struck in strokes:
         if struck:
             held.append(tick)

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import logging
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -139,7 +139,7 @@ def _read_all(folder: Path, paths: List[Path], steps_per_beat: int) -> Prepared:
 
 
 def _store(prepared: Prepared, cached: Path, report: Path) -> None:
-    options = {"encoding": "utf-8", "errors": "replace", "newline": ""}
+    options: Any = {"encoding": "utf-8", "errors": "replace", "newline": ""}
     with kept(report) as unfinished, unfinished.open("w", **options) as file:
         csv.writer(file, delimiter="\t").writerows([("file", "remark"), *prepared.remarks])
     steps = np.concatenate([*prepared.rolls, np.zeros((0, KEYS), np.uint8)])

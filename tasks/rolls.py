@@ -92,11 +92,11 @@ def _load_set(unpickler: pickle._Unpickler) -> None:
     raise pickle.UnpicklingError("it holds a set")
 
 
-def _load_keys(opcode: bytes, keys: slice) -> Callable[[pickle._Unpickler], None]:
+def _load_keys(opcode: bytes, keys: slice) -> Callable[[Any], None]:
     """What loads keys of a dict, from this part of the stack; they have to be strings."""
     load = pickle._Unpickler.dispatch[opcode[0]]
 
-    def checked(unpickler: pickle._Unpickler) -> None:
+    def checked(unpickler: Any) -> None:
         if not all(isinstance(key, str) for key in unpickler.stack[keys]):
             raise pickle.UnpicklingError("it holds a dict whose keys are no strings")
         load(unpickler)

@@ -38,10 +38,11 @@ class Tokenizer(sentencepiece.SentencePieceProcessor):
         except RuntimeError as error:
             raise ValueError("not a SentencePiece model") from error
 
-    def encode(self, text: str, **kwargs: Any) -> List[int]:
+    # SentencePiece's own take more types of arguments.
+    def encode(self, text: str, **kwargs: Any) -> List[int]:  # type: ignore[override]
         return super().encode(text.translate(_hidden), **kwargs)
 
-    def decode(self, symbols: List[int], **kwargs: Any) -> str:
+    def decode(self, symbols: List[int], **kwargs: Any) -> str:  # type: ignore[override]
         return super().decode(symbols, **kwargs).translate(_shown)
 
     def unknown(self, text: str) -> str:

@@ -1,5 +1,5 @@
-"""Commands of the toolkit and of ours without their five seconds of start-up: forked from a process
-that has imported the toolkit.
+"""Commands of fairseq and of ours without their five seconds of start-up: forked from a process
+that has imported fairseq.
 
 A JSON line of standard input is a list of commands to run at once, each with `module`, `args`,
 `cwd`, `env` and `output`, the file for what it prints. A line of standard output answers with their
@@ -38,10 +38,10 @@ def work(module, args, cwd, env, output=None, streams=()):
         os.dup2(stream, number)
     os.chdir(cwd)
     os.environ.update(env)
-    # Which the toolkit reads as it is imported.
+    # Which fairseq reads as it is imported.
     logging.getLogger().setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
     if not module.startswith("fairseq_cli."):
-        logging.getLogger().handlers.clear()  # the toolkit's, which it makes on import
+        logging.getLogger().handlers.clear()  # fairseq's, which it makes on import
     main = {"fairseq_cli": "cli_main"}.get(module.partition(".")[0], "main")
     sys.argv = [module, *args]
     status = 1

@@ -1,4 +1,4 @@
-"""Checkpoints are loaded as data, by the toolkit's commands as by ours."""
+"""Checkpoints are loaded as data, by fairseq's commands as by ours."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ TRAIN = (
 )
 EVALUATE = (*TASK, "--path", "run/checkpoint_last.pt", "--batch-size", "4", "--cpu")
 
-# Several of the toolkit's commands in one process, which takes five seconds to start.
+# Several of fairseq's commands in one process, which takes five seconds to start.
 SESSION = """
 import importlib, pathlib, sys, torch
 
@@ -61,7 +61,7 @@ importlib.import_module(TRAIN[0]).cli_main()
 
 
 def test_no_command_runs_what_is_in_a_checkpoint(tmp_path):
-    """Not even when the environment asks for it; and what the toolkit writes is taken."""
+    """Not even when the environment asks for it; and what fairseq writes is taken."""
     values = f"TRAIN, EVALUATE, USER_DIR = {TRAIN}, {EVALUATE}, {str(PACKAGE)!r}\n"
     env = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     result = run(sys.executable, "-c", values + SESSION, cwd=tmp_path, env=env)
@@ -241,10 +241,10 @@ def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
     """Those of living ones are kept, whatever number a process has, and where it runs."""
     dead = tmp_path / f".model.pt.{os.getpid()}.1.part"
     dead.write_bytes(b"half")
-    with files.finished(tmp_path / "slow.pt") as slow:
+    with files.atomic_write(tmp_path / "slow.pt") as slow:
         assert not dead.exists()
         slow.write_bytes(b"slow")
-        with files.finished(tmp_path / "quick.pt") as quick:
+        with files.atomic_write(tmp_path / "quick.pt") as quick:
             quick.write_bytes(b"quick")
         assert slow.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["quick.pt", "slow.pt"]

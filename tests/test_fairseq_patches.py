@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kron_plugin import fairseq_patches, register
+from kron_plugin import batches, fairseq_patches, register
 from kron_plugin.fairseq_patches import PATCHES, Patch, apply_patches
 
 from .conftest import PACKAGE
@@ -197,7 +197,7 @@ def test_what_is_not_as_expected_is_left_as_it_is(target, monkeypatch, caplog):
     from fairseq.data import data_utils
 
     original = data_utils.filter_by_size
-    patch = Patch(f"fairseq.{target}", "no such words", "why", fairseq_patches.say_what_is_left_out)
+    patch = Patch(f"fairseq.{target}", "no such words", "why", batches.say_what_is_left_out)
     monkeypatch.setattr(fairseq_patches, "PATCHES", (patch,))
     apply_patches()
     assert data_utils.filter_by_size is original

@@ -96,7 +96,7 @@ def steps(kru, optimiser, x, dtype):
     return overflows
 
 
-def test_float16_with_the_toolkits_loss_scaling():
+def test_float16_with_fairseqs_loss_scaling():
     """Factors agree to 0.005 after five updates, those that overflow left out."""
     scaling = {"fp16_init_scale": 2**24, "fp16_scale_window": 128, "fp16_scale_tolerance": 0}
     limits = {"threshold_loss_scale": None, "min_loss_scale": 1e-4}

@@ -17,7 +17,7 @@ TRAIN = (
 # Of the tests, those that read sources of kernels, recipes and results.
 TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_recurrence_cpu.py")
 
-# Run inside the toolkit, after it imported --user-dir: where did things come from?
+# Run inside fairseq, after it imported --user-dir: where did things come from?
 PROBE = """
 import importlib.util, runpy, sys
 sys.argv[0] = "fairseq-train"
@@ -90,6 +90,7 @@ def test_wheel_in_another_place(checkout, tmp_path):
     assert "passed" in tested.stdout
     site = folder / "site"
     assert {p.name for p in site.iterdir() if p.suffix != ".dist-info"} <= {"kron_plugin", "bin"}
+    assert (site / "kron_plugin" / "py.typed").is_file()
     env = {"PYTHONPATH": str(site)}
     found = probe(site / "kron_plugin", site, tmp_path, env)
     assert found == site / "kron_plugin" / "__init__.py"

@@ -152,7 +152,7 @@ def test_a_gpu_for_each_process(tmp_path):
 
 
 def test_processes_that_trained_models_of_their_own_are_an_error(tmp_path):
-    """A toolkit that says so, where the log of an earlier call of the recipe is without fault."""
+    """A fairseq that says so, where the log of an earlier call of the recipe is without fault."""
     setup = "cat setup.py constraints.txt recipes/setup.sh | cksum; echo $PWD"
     log = tmp_path / "copy_memory_smoke_on_2_workers" / "train.log"
     log.parent.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from ..checks import require
-from ..files import finished
+from ..files import atomic_write
 
 READ = ("checkpoint", "log")  # arguments that name a file to read
 MAY_NAME_A_FILE = (*READ, "prompt")
@@ -58,8 +58,8 @@ def check_files(args: Namespace) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """As `finished`, and tells that the file is there: on standard error, to leave output alone."""
-    with finished(path) as unfinished:
+    """Like `atomic_write`; standard error then tells that the file is there."""
+    with atomic_write(path) as unfinished:
         yield unfinished
     say_written(path)
 

@@ -29,7 +29,7 @@ def read(path: Path) -> Dict[str, Any]:
         raise ValueError(f"{path}: its architecture is {name!r}; kron-eval evaluates {known}")
     if task not in TASKS:
         raise ValueError(
-            f"{path}: its task is {task!r}, which the toolkit's own commands evaluate, such as"
+            f"{path}: its task is {task!r}, which fairseq's own commands evaluate, such as"
             f" fairseq-generate; kron-eval knows {', '.join(TASKS)}"
         )
     with named(path, "not a whole checkpoint"):
@@ -75,12 +75,12 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
     """Make sure that this version knows all options of the model in a checkpoint, and give it those
     that it lacks, with their defaults.
 
-    The toolkit leaves out those it does not know, and would build another model.
+    fairseq leaves out those it does not know, and would build another model.
 
     Raises:
         ValueError: an option is unknown, or has a value that is; the message names it.
     """
-    from fairseq.models import MODEL_DATACLASS_REGISTRY  # takes the toolkit's five seconds
+    from fairseq.models import MODEL_DATACLASS_REGISTRY  # takes fairseq's five seconds
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -101,7 +101,7 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: its model has {flag}={value}: {reason}") from error
-    defaults = OmegaConf.to_container(known, enum_to_str=True)
+    defaults: Any = OmegaConf.to_container(known, enum_to_str=True)
     state["cfg"]["model"] = {**defaults, **state["cfg"]["model"]}
 
 

@@ -17,7 +17,7 @@ from ..ops import dense
 # The recurrent matrices of torch's layers, in the order in which they are stacked.
 MATRICES = {"lstm": ("input", "forget", "cell", "output"), "rnn": ("recurrent",)}
 # What a cell becomes. No penalty: what was learned is not unitary, nor is it to be made so.
-OPTIONS = {
+OPTIONS: Dict[str, Dict[str, Any]] = {
     "lstm": {"cell": "kru_lstm", "unitary": "none"},
     "rnn": {"cell": "kru", "kron_real": True, "kron_activation": "tanh", "unitary": "none"},
 }
@@ -86,21 +86,19 @@ def _compress_layers(
         index = directions * int(layer) + bool(is_reverse)
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         parameters = [model[f"{prefix}rnn.{kind}{suffix}"] for kind in kinds]
-        new, fits = _compress_layer(*parameters, MATRICES[cell], factors)
+        new, fits = _compress_layer(parameters, MATRICES[cell], factors)
         changed.update({f"{prefix}layers.{index}.{key}": value for key, value in new.items()})
         matrices += [fit._replace(name=f"{prefix}layers.{index} {fit.name}") for fit in fits]
     return changed, matrices
 
 
 def _compress_layer(
-    weight_ih: Tensor,  # shape: (gates · N, input_size)
-    weight_hh: Tensor,  # shape: (gates · N, N)
-    bias_ih: Tensor,  # shape: (gates · N,)
-    bias_hh: Tensor,  # shape: (gates · N,)
+    parameters: List[Tensor],  # shape: (gates · N, input_size), (gates · N, N), (gates · N,) twice
     names: Sequence[str],
     factors: str,
 ) -> Tuple[Dict[str, Tensor], List[Matrix]]:
     """One of torch's layers as one of ours."""
+    weight_ih, weight_hh, bias_ih, bias_hh = parameters
     fits, found = [], []
     for name, matrix in zip(names, weight_hh.chunk(len(names)), strict=True):
         nearest = nearest_kronecker(matrix, factors)

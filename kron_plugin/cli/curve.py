@@ -3,7 +3,7 @@
 import json
 from math import inf, isfinite
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 
 def read_log(path: Path) -> List[Dict[str, float]]:
@@ -16,7 +16,7 @@ def read_log(path: Path) -> List[Dict[str, float]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):  # the toolkit's other lines are plain text
+        except (ValueError, RecursionError):  # fairseq's other lines are plain text
             continue
         if not isinstance(record, dict):
             continue
@@ -26,9 +26,9 @@ def read_log(path: Path) -> List[Dict[str, float]]:
     return records
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     try:
-        float(value)  # the toolkit writes most numbers as strings
+        float(value)  # fairseq writes most numbers as strings
     except (TypeError, ValueError, OverflowError):
         return False
     return True
@@ -45,7 +45,7 @@ def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple
         ("training", metric, "num_updates"),
         ("validation", f"valid_{metric}", "valid_num_updates"),
     ):
-        # Without the plugin the toolkit repeats lines; a run that resumes tells some anew.
+        # Without the plugin fairseq repeats lines; a run that resumes tells some anew.
         values = {
             int(r[update]): r[key] for r in records if key in r and isfinite(r.get(update, inf))
         }

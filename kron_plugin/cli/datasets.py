@@ -244,10 +244,10 @@ DATASETS = {
 
 def overview() -> str:
     """The data sets, with files, locations and licences, as people read them."""
-    parts = []
+    lines = []
     for name, dataset in DATASETS.items():
-        parts.append(f"{name}: {dataset.title}\n  licence: {dataset.licence}")
+        lines.append(f"{name}: {dataset.title}\n  licence: {dataset.licence}")
         for file in dataset.files:
-            parts.append(f"  {file.name}, checksum of its content {file.checksum}")
-            parts += [f"    {url}" for url in file.urls]
-    return "\n".join(parts)
+            lines.append(f"  {file.name}, checksum of its content {file.checksum}")
+            lines += [f"    {url}" for url in file.urls]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The toolkit's task `language_modeling` as `kron-eval` scores it: like one of ours."""
+"""fairseq's task `language_modeling` as `kron-eval` scores it: like one of ours."""
 
 from math import log
 from typing import Dict, List

@@ -1,7 +1,7 @@
 """Every picture: of a training log, of many runs, of music."""
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +29,8 @@ def draw_log(records: List[Dict[str, float]], metric: str, title: str, output: P
     if baselines:  # fairseq's own tasks have none
         label = f"trivial baseline {baselines[-1]:.4g}"
         axes.axhline(baselines[-1], color="grey", linestyle="--", label=label)
-    if min(min(line.get_ydata()) for line in axes.lines) > 0:
+    lines: List[Any] = list(axes.lines)
+    if min(min(line.get_ydata()) for line in lines) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="updates", ylabel=metric, title=title)
     axes.grid(alpha=0.3)
@@ -73,7 +74,7 @@ def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
 def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
     names = [model_name(runs[0]) for runs in settings]
     for i, (name, runs) in enumerate(zip(names, settings, strict=True)):
-        label = name if names.count(name) == 1 else f"{name}, {recipe(runs[0])}"
+        label: Optional[str] = name if names.count(name) == 1 else f"{name}, {recipe(runs[0])}"
         for run in runs:
             points = run["curve"]["training"]
             axes.plot(*zip(*points, strict=True), color=f"C{i}", label=label, linewidth=1)

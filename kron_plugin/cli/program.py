@@ -6,7 +6,7 @@ import os
 import sys
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Dict, List, Optional
+from typing import Dict, List, NoReturn, Optional, Union
 
 from .. import __version__
 from ..packages import missing_package
@@ -16,7 +16,7 @@ from .arguments import check_files
 class Help(argparse.HelpFormatter):
     """Says of each option that it is required, or what it is by default."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
         if action.required and action.option_strings:
             return f"{action.help} (required)"
         if not action.default or action.default == argparse.SUPPRESS:
@@ -27,7 +27,7 @@ class Help(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Raises a ValueError of one line for what it cannot read."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
@@ -60,7 +60,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as other programs end, of SIGPIPE
     except ModuleNotFoundError as error:
-        reason = missing_package(error)
+        reason: Union[str, Exception, None] = missing_package(error)
         if reason is None:
             raise
     except OSError as error:
@@ -106,12 +106,12 @@ def _with_command(
     Raises:
         ValueError: it begins with what is no command and, where a file would do, no file.
     """
-    first = argv[0] if argv else "--help"
-    if first in ("-h", "--help", "--version", *commands) or (first[0:1] == "-" and not short_for):
+    word = argv[0] if argv else "--help"
+    if word in ("-h", "--help", "--version", *commands) or (word[0:1] == "-" and not short_for):
         return argv
-    looks_like_a_file = os.path.exists(first) or os.sep in first or "." in first
-    if short_for and (first.startswith("-") or looks_like_a_file):
+    looks_like_a_file = os.path.exists(word) or os.sep in word or "." in word
+    if short_for and (word.startswith("-") or looks_like_a_file):
         return [short_for, *argv]
-    near = [repr(name) for name in get_close_matches(first, commands)]
+    near = [repr(name) for name in get_close_matches(word, commands)]
     advice = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(commands)}"
-    raise ValueError(f"no command {first!r}{' and no such file' if short_for else ''}; {advice}")
+    raise ValueError(f"no command {word!r}{' and no such file' if short_for else ''}; {advice}")

@@ -90,7 +90,7 @@ def thinned(points: List[Tuple[int, float]]) -> List[Tuple[int, float]]:
 
 def training(entries: List[Dict[str, float]], log: Path) -> Dict[str, Any]:
     """How far the training of a log went, in how many seconds, and whether it came to its end."""
-    # The toolkit's "wall" counts on when a training is resumed. In an epoch's own statistics every
+    # fairseq's "wall" counts on when a training is resumed. In an epoch's own statistics every
     # key has the prefix "train_", in the others "train_wall" is something else.
     epochs = [e for e in entries if "train_num_updates" in e]
     updates = [e["num_updates"] for e in entries if "num_updates" in e]

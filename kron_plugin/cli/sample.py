@@ -58,15 +58,15 @@ def sample(
 
 
 @torch.no_grad()
-def go_on(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
+def continue_prompt(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
     """Read `source`, shape (T, 1, …), then `steps` inputs more, each picked from the scores that
     the model gives it; the picked ones, shape (steps, …)."""
-    output, state = model.cell(source)
+    output, state = model.cell.run(source)
     picked = []
     with progress("sampling", steps, "steps") as advance:
         for _ in range(steps):
             picked.append(pick(model.readout(output[-1, 0])))
-            output, state = model.cell(picked[-1][None, None], state)
+            output, state = model.cell.run(picked[-1][None, None], state)
             advance(1)
     return torch.stack(picked)
 
@@ -85,7 +85,9 @@ def _music(model, task, prompt, steps: int, temperature: float, output: Optional
         if remark:
             logger.warning("--prompt %s: %s", prompt, remark)
     source = torch.from_numpy(start).float().unsqueeze(1)
-    more = go_on(model, source, steps, lambda s: torch.bernoulli(torch.sigmoid(s / temperature)))
+    more = continue_prompt(
+        model, source, steps, lambda s: torch.bernoulli(torch.sigmoid(s / temperature))
+    )
     roll = np.concatenate([start, more.numpy().astype(np.uint8)])
     notes = write_midi(roll, resolution, output)
     say_written(output)
@@ -105,7 +107,7 @@ def _text(model, task, prompt, steps: int, temperature: float, output: Optional[
         scores = (scores - scores.max()).double()  # so that no temperature makes them infinite
         return torch.multinomial(torch.softmax(scores / temperature, -1), 1)[0]
 
-    more = go_on(model, torch.tensor(tokens).unsqueeze(1), steps, pick)
+    more = continue_prompt(model, torch.tensor(tokens).unsqueeze(1), steps, pick)
     text = (prompt or "") + tokenizer.decode(more.tolist())
     if output is None:
         return text

@@ -78,7 +78,7 @@ def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]
     """Each sweep with the settings, lists of runs, that differ in its option alone."""
     curves = []
     for sweep in SWEEPS:
-        families = []
+        families: List[List[List[Run]]] = []
         for runs in settings:
             if "factors" not in runs[0]:
                 continue

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..models.cells import unitary_deviation, unitary_penalty
 from ..tasks.base import Loss, SequenceTask
 
-MAX_PENALTY = 1e6  # λ; times the terms of a batch it stays finite in single precision
+MAX_PENALTY = 1e6  # λ; λ times a batch's sample size stays finite in single precision
 
 
 @dataclass
@@ -26,11 +26,11 @@ class SoftUnitaryConfig(FairseqDataclass):
 
 @register_criterion("soft_unitary", dataclass=SoftUnitaryConfig)
 class SoftUnitaryCriterion(FairseqCriterion):
-    """The soft unitary constraint of KRU on top of what the task minimises.
+    """The soft unitary constraint of KRU, added to the loss of the task.
 
-    The toolkit divides the sum of all gradients by the sum of all sample sizes, over batches and
-    workers. The penalty is therefore weighted with the sample size, so that λ weighs it against the
-    mean loss whatever the batch, the update frequency or the number of workers.
+    fairseq divides the sum of all gradients by the sum of all sample sizes, over batches and
+    workers. The penalty is therefore multiplied by the sample size. λ then weighs it against the
+    mean loss for any batch size, update frequency and number of workers.
     """
 
     def __init__(self, task, unitary_penalty: float, sentence_avg: bool = False) -> None:
@@ -60,7 +60,7 @@ class SoftUnitaryCriterion(FairseqCriterion):
         return total, loss.count, log
 
     def _task_loss(self, model, output, sample: Dict) -> Loss:
-        """Our tasks know their loss; for the toolkit's own it is the cross-entropy in nats."""
+        """Our tasks compute their own loss; other tasks have the cross-entropy in nats."""
         if isinstance(self.task, SequenceTask):
             return self.task.compute_loss(output, sample)
         log_probs = model.get_normalized_probs(output, log_probs=True).flatten(0, 1)

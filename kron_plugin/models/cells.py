@@ -1,7 +1,7 @@
-"""The recurrent layers that an architecture can be built on, called alike."""
+"""The recurrent layers of all architectures, with one call."""
 
 from math import pi
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.modules import FairseqDropout
@@ -13,23 +13,25 @@ from ..checks import in_options, option
 from ..modules import KRU, KRULSTM, Readout
 from ..modules.factors import MAX_SIZE
 from ..modules.kru_lstm import chrono_
-from ..modules.layer import KronLayer
+from ..modules.layer import KronLayer, State
 from .options import ARGUMENTS, CellConfig, ModelSpec, check_ranges
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 GATED = ("kru_lstm", "lstm", "gru")
 
 
-def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> nn.Module:
-    """The recurrent layers that the options ask for, on the inputs of a task."""
+def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> "Cell":
+    """The recurrent layers that the options describe, for the inputs of a task."""
     check_ranges(cfg)
-    shape = {"num_layers": cfg.num_layers, "dropout": cfg.dropout, "bidirectional": bidirectional}
-    cell = make_cell(cfg, spec.input_size, **shape)
+    layers, dropout = cfg.num_layers, cfg.dropout
+    cell = make_cell(
+        cfg, spec.input_size, num_layers=layers, dropout=dropout, bidirectional=bidirectional
+    )
     if spec.tokens and cfg.cell != "kru":
         with torch.no_grad():
             for weight in cell.input_weights():
-                # What an embedding of N(0, 1) through weights of U(±1/√N) gives: alone those leave
-                # gates blind to the one symbol that they see.
+                # The scale of an N(0, 1) embedding times U(±1/√N) weights. These weights alone
+                # are too small for a single symbol to move the gates.
                 weight.normal_(0, 3**-0.5)
     if spec.silent_token is not None:
         with torch.no_grad():
@@ -38,23 +40,21 @@ def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) ->
     return cell
 
 
-def build_readout(cfg: CellConfig, cell: nn.Module, spec: ModelSpec) -> Readout:
-    """From the state of the recurrent layers to what a task asks for."""
-    sizes = (cell.output_size, spec.output_size)
-    return Readout(*sizes, reads=str(cfg.readout), directions=cell.directions)
+def build_readout(cfg: CellConfig, cell: "Cell", spec: ModelSpec) -> Readout:
+    """The layer from the state of the recurrent layers to the output of a task."""
+    reads, directions = str(cfg.readout), cell.directions
+    return Readout(cell.output_size, spec.output_size, reads=reads, directions=directions)
 
 
-def make_cell(
-    cfg: CellConfig, input_size: int, size: str = "hidden_size", **shape: Any
-) -> nn.Module:
-    """The recurrent layers of `--cell`, for so many input features.
+def make_cell(cfg: CellConfig, input_size: int, size: str = "hidden_size", **shape: Any) -> "Cell":
+    """The recurrent layers of `--cell` for `input_size` features.
 
     Args:
-        size: which option gives the hidden size.
+        size: the option that gives the hidden size.
         shape: num_layers, dropout and bidirectional.
 
     Raises:
-        ValueError: an option that this cell does not have, or that does not fit the others.
+        ValueError: the cell lacks an option, or options do not fit together.
     """
     _check_options(cfg, size)
     try:
@@ -64,24 +64,21 @@ def make_cell(
         raise ValueError(in_options(str(error), words)) from error
 
 
-def _make_cell(
-    cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[str, Any]
-) -> nn.Module:
+def _make_cell(cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[str, Any]) -> "Cell":
     if cfg.cell in BASELINES:
         return BaselineCell(str(cfg.cell), input_size, hidden_size, chrono=cfg.chrono_init, **shape)
     dropout = shape.pop("dropout")
-    options = {**shape, "backend": cfg.kron_backend}
+    options = {**shape, "factors": cfg.kron_factors, "backend": cfg.kron_backend}
     if cfg.unitary is not None:
         options["unitary"] = str(cfg.unitary)
+    cell: Union[KRU, KRULSTM]
     if cfg.cell == "kru_lstm":
-        kind, options["chrono"] = KRULSTM, cfg.chrono_init
+        cell = KRULSTM(input_size, hidden_size, chrono=cfg.chrono_init, **options)
     else:
-        kind = KRU
         options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
-        options["angle"] = cfg.angle_init
-    cell = kind(input_size, hidden_size, factors=cfg.kron_factors, **options)
-    # fairseq's own can be retained when generating (--retain-dropout).
-    cell.between_layers = FairseqDropout(dropout, module_name=kind.__name__)
+        cell = KRU(input_size, hidden_size, angle=cfg.angle_init, **options)
+    # Only fairseq's dropout can be retained in generation (--retain-dropout).
+    cell.between_layers = FairseqDropout(dropout, module_name=type(cell).__name__)
     return cell
 
 
@@ -116,22 +113,22 @@ def _check_options(cfg: CellConfig, size: str) -> None:
 
 
 def unitary_penalty(model: nn.Module) -> Tensor:
-    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every layer that is to be softly unitary, a scalar;
-    0 without any."""
+    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every layer with unitary="soft", a scalar; 0 if there
+    is none."""
     penalties = [m.unitary_penalty() for m in model.modules() if isinstance(m, KronLayer)]
     return torch.stack(penalties).sum() if penalties else next(model.parameters()).new_zeros(())
 
 
 def unitary_deviation(model: nn.Module) -> Tensor:
-    """max ‖W_fᴴ W_f − I‖_F over the factors of every layer in the model; 0 without any."""
+    """max ‖W_fᴴ W_f − I‖_F over the factors of every layer in the model; 0 if there is none."""
     deviations = [m.unitary_deviation() for m in model.modules() if isinstance(m, KronLayer)]
     return torch.stack(deviations).max() if deviations else next(model.parameters()).new_zeros(())
 
 
 class BaselineCell(nn.Module):
-    """torch's own RNN, LSTM or GRU behind the call of `kron_plugin.modules.KRU`.
+    """torch's own RNN, LSTM or GRU with the `run` of `kron_plugin.modules.KRU`.
 
-    Integer inputs are taken one-hot, as KRU takes them, so that cells compare like for like.
+    Integer inputs are one-hot, as for KRU, so cells are compared like for like.
     """
 
     def __init__(
@@ -148,11 +145,12 @@ class BaselineCell(nn.Module):
         self.input_size = input_size
         self.directions = 2 if bidirectional else 1
         self.output_size = self.directions * hidden_size
+        self.state_parts = 2 if cell == "lstm" else 1
         self.rnn = BASELINES[cell](
             input_size,
             hidden_size,
             num_layers,
-            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of what has no effect
+            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of one without effect
             bidirectional=bidirectional,
         )
         if chrono is not None:
@@ -160,7 +158,7 @@ class BaselineCell(nn.Module):
 
     @torch.no_grad()
     def _start_with_memories(self, steps: int) -> None:
-        """As `KRULSTM`; torch adds two biases up, and a GRU's second gate forgets and inputs."""
+        """As `KRULSTM`. torch adds two biases; a GRU's second gate both forgets and inputs."""
         for name, bias in self.rnn.named_parameters():
             size = self.rnn.hidden_size
             if name.startswith("bias_hh"):
@@ -171,27 +169,33 @@ class BaselineCell(nn.Module):
                     bias[:size] = -bias[size : 2 * size]
 
     def input_weights(self) -> List[Tensor]:  # shape: (input_size, gates · hidden_size) each
-        """What each input contributes, one row an input and one matrix a direction."""
+        """The input weights, one matrix for each direction, with a row for every input."""
         names = ("weight_ih_l0", "weight_ih_l0_reverse")[: self.directions]
         return [getattr(self.rnn, name).t() for name in names]
 
-    def forward(
+    def run(
         self,
         x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers
-        state: Any = None,  # as torch's layer takes it
+        state: Optional[State] = None,  # shape: (layers · directions, B, hidden_size) each
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
-    ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size); as torch's layer returns it
-        """Output and state; the output comes in any case, as torch's layers make it."""
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
+        """The output and the last state; torch's layers always make the output."""
         if not x.is_floating_point():
             x = F.one_hot(x.long(), self.input_size).to(self.rnn.weight_ih_l0.dtype)
+        is_one = self.state_parts == 1
+        initial = state[0] if state is not None and is_one else state
         if lengths is None:
-            return self.rnn(x, state)
-        packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-        packed, state = self.rnn(packed, state)
-        output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
-        return output, state
+            output, last = self.rnn(x, initial)
+        else:
+            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+            packed, last = self.rnn(packed, initial)
+            output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
+        return output, (last,) if is_one else last
 
     def recurrent_parameters(self) -> int:
         """How many numbers the recurrent matrices hold."""
         return sum(p.numel() for n, p in self.rnn.named_parameters() if "weight_hh" in n)
+
+
+Cell = Union[KRU, KRULSTM, BaselineCell]  # the layers of an architecture

@@ -7,21 +7,22 @@ from fairseq.modules import AdaptiveSoftmax, FairseqDropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..modules.layer import State
+from .cells import Cell
 from .encoder import EncoderOut
 from .incremental import RecurrentDecoder
 
 
 class KRUTranslationDecoder(RecurrentDecoder):
-    """Scores of the next target symbol from those before it and from the source.
+    """Scores of the next target symbol, given the earlier ones and the source.
 
-    Unlike the toolkit's `lstm`, what was attended to is not fed into the next step (Luong, Pham and
-    Manning's global attention without input feeding), so that a whole text runs in one call of the
-    recurrence.
+    Attention is the global attention of Luong, Pham and Manning without input feeding. Unlike
+    fairseq's `lstm`, no step depends on the attention of the step before, so a whole text runs in
+    one call of the recurrence.
 
     Args:
         source_size: features of the encoder's outputs and of its states, directions joined.
-        state_parts: tensors that make up a state: 2 for an LSTM, else 1.
-        out_dim: features from which symbols are scored.
+        out_dim: features that the scores are computed from.
         cutoff: of an adaptive softmax, or None.
     """
 
@@ -29,10 +30,9 @@ class KRUTranslationDecoder(RecurrentDecoder):
         self,
         dictionary,
         embed_tokens: nn.Embedding,
-        cell: nn.Module,
+        cell: Cell,
         *,
         source_size: int,
-        state_parts: int,
         out_dim: int,
         has_attention: bool,
         share_embed: bool,
@@ -43,11 +43,11 @@ class KRUTranslationDecoder(RecurrentDecoder):
         super().__init__(dictionary, cell)
         size = cell.output_size
         self.embed_tokens = embed_tokens
-        self.bridges = nn.ModuleList(_linear(source_size, size) for _ in range(state_parts))
+        self.bridges = nn.ModuleList(_linear(source_size, size) for _ in range(cell.state_parts))
         self.attention = Attention(size, source_size, out_dim) if has_attention else None
-        self.project = None if has_attention else _linear(size, out_dim)
-        # Distributed training refuses parameters that get no gradient, and the state before the
-        # first symbol is the encoder's, not the one that a KRU learns.
+        self.project = nn.Identity() if has_attention else _linear(size, out_dim)
+        # The initial state comes from the encoder, so the h0 of a KRU gets no gradient, and
+        # distributed training refuses trained parameters without one.
         for name, parameter in cell.named_parameters():
             parameter.requires_grad &= not name.endswith(".h0")
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
@@ -68,10 +68,10 @@ class KRUTranslationDecoder(RecurrentDecoder):
         incremental_state: Optional[Dict] = None,
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, symbols)
-        """The scores, and where was attended to as extra["attn"], shape (B, T, S) in a list.
+        """The scores, and the attention weights as extra["attn"], shape (B, T, S) in a list.
 
         Args:
-            incremental_state: when given, only the newest symbol is read.
+            incremental_state: if given, only the newest symbol is read.
         """
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return self.output_layer(x), extra
@@ -83,12 +83,12 @@ class KRUTranslationDecoder(RecurrentDecoder):
         incremental_state: Optional[Dict] = None,
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, out_dim)
-        """All of `forward` but the scores."""
+        """`forward` without the scores."""
         tokens, state = prev_output_tokens, None
         if incremental_state is not None:
             tokens, state = tokens[:, -1:], self.saved_state(incremental_state)
         if state is None:
-            state = self._start(encoder_out)
+            state = self._initial_state(encoder_out)
         x = self.dropout_in(self.embed_tokens(tokens.t()))
         output, _ = self.run_cell(x, state, incremental_state)
         if self.attention is None:
@@ -96,21 +96,20 @@ class KRUTranslationDecoder(RecurrentDecoder):
         features, weights = self.attention(output, encoder_out.outputs, encoder_out.padding)
         return self.dropout_out(features), {"attn": [weights]}
 
-    def _start(self, encoder_out: EncoderOut) -> Any:
-        """The encoder's last state, fitted to the decoder's layers."""
+    def _initial_state(self, encoder_out: EncoderOut) -> State:
+        """The encoder's last state, mapped to the size of the decoder's layers."""
         parts = zip(self.bridges, encoder_out.state, strict=True)
-        state = tuple(bridge(part) for bridge, part in parts)
-        return state if len(state) > 1 else state[0]
+        return tuple(bridge(part) for bridge, part in parts)
 
     def output_layer(self, features: Tensor, **kwargs: Any) -> Tensor:
-        """Scores of all symbols; with an adaptive softmax, which has its own, the features."""
+        """Scores of all symbols; the features for an adaptive softmax, which scores them itself."""
         return features if self.adaptive_softmax is not None else self.readout(features)
 
 
 class Attention(nn.Module):
     """Global attention with a bilinear score (Luong, Pham, Manning, EMNLP 2015, "general").
 
-    a_ts = softmax_s(h_tᵀ A e_s), and tanh(C [Σ_s a_ts e_s ; h_t]) leaves.
+    a_ts = softmax_s(h_tᵀ A e_s); the output is tanh(C [Σ_s a_ts e_s ; h_t]).
     """
 
     def __init__(self, size: int, source_size: int, out_dim: int) -> None:
@@ -133,5 +132,5 @@ class Attention(nn.Module):
 
 
 def _linear(size_in: int, size_out: int) -> nn.Module:
-    """Nothing at all where sizes fit."""
+    """A linear layer, or none if the sizes are equal."""
     return nn.Identity() if size_in == size_out else nn.Linear(size_in, size_out)

@@ -7,15 +7,16 @@ from fairseq.models import FairseqEncoder
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
+from .cells import Cell
 from .incremental import reorder
 
 
 class EncoderOut(NamedTuple):
     """What the decoder sees of a source text.
 
-    outputs: after every symbol of the source as it was given, shape (S, B, output_size).
+    outputs: after every symbol of the source, shape (S, B, output_size).
     state: the parts of the last state, shape (layers, B, output_size) each, directions joined.
-    padding: where there is none, shape (S, B).
+    padding: true at padding, shape (S, B).
     """
 
     outputs: Tensor
@@ -24,13 +25,13 @@ class EncoderOut(NamedTuple):
 
 
 class KRUEncoder(FairseqEncoder):
-    """Embeddings, and recurrent layers upon them in one direction or both."""
+    """Embeddings, then recurrent layers in one direction or both."""
 
     def __init__(
         self,
         dictionary,
         embed_tokens: nn.Embedding,
-        cell: nn.Module,
+        cell: Cell,
         dropout_in: float,
         dropout_out: float,
     ) -> None:
@@ -48,12 +49,11 @@ class KRUEncoder(FairseqEncoder):
     ) -> EncoderOut:
         tokens = src_tokens.t()
         padding = tokens.eq(self.dictionary.pad())
-        leading = padding.cumprod(0).sum(0)  # which the recurrence wants behind the symbols
+        leading = padding.cumprod(0).sum(0)  # the recurrence needs padding at the end
         x = self.dropout_in(self.embed_tokens(_roll(tokens, -leading)))
-        outputs, state = self.cell(x, lengths=src_lengths)
-        parts = state if isinstance(state, tuple) else (state,)
-        joined = tuple(_join_directions(part, self.cell.directions) for part in parts)
-        # Alignments are told by the places of symbols in the source.
+        outputs, state = self.cell.run(x, lengths=src_lengths)
+        joined = tuple(_join_directions(part, self.cell.directions) for part in state)
+        # Alignments refer to positions in the source, so the outputs go back to theirs.
         return EncoderOut(self.dropout_out(_roll(outputs, leading)), joined, padding)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
@@ -71,7 +71,7 @@ def _roll(
     x: Tensor,  # shape: (S, B, …)
     shifts: Tensor,  # shape: (B,)
 ) -> Tensor:
-    """Each sequence moved on by its own number of steps; what leaves the end comes in again."""
+    """Roll each sequence by its own number of steps."""
     steps = torch.arange(len(x), device=x.device).unsqueeze(1)
     return x[(steps - shifts) % len(x), torch.arange(x.shape[1], device=x.device)]
 

@@ -1,32 +1,35 @@
-"""Decoding symbol by symbol: what decoders with a recurrent state have in common."""
+"""The base of decoders with a recurrent state: decoding symbol by symbol."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from fairseq.models import FairseqIncrementalDecoder
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..modules.layer import State
+from .cells import Cell
 
 KEY = "recurrent"
 
 
 class RecurrentDecoder(FairseqIncrementalDecoder):
-    """A decoder whose memory is the state of its `cell`, so that beams can be reordered."""
+    """A decoder whose only memory is the state of its `cell`; beams can be reordered."""
 
-    def __init__(self, dictionary, cell: nn.Module) -> None:
+    def __init__(self, dictionary, cell: Cell) -> None:
         super().__init__(dictionary)
         self.cell = cell
 
-    def saved_state(self, incremental_state: Dict) -> Any:
-        """The state after the symbols so far; None before the first."""
+    def saved_state(self, incremental_state: Dict) -> Optional[State]:
+        """The state after the symbols so far; None before the first symbol."""
         return (self.get_incremental_state(incremental_state, KEY) or {}).get("state")
 
     def run_cell(
         self,
         x: Tensor,  # shape: (T, B, …), as the cell takes it
-        state: Any,
+        state: Optional[State],
         incremental_state: Optional[Dict],
-    ) -> Tuple[Tensor, Any]:  # shape: (T, B, output_size)
-        """The outputs and the last state, which is saved when decoding incrementally."""
-        output, state = self.cell(x, state)
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
+        """The outputs and the last state. Incremental decoding saves the state."""
+        output, state = self.cell.run(x, state)
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, KEY, {"state": state})
         return output, state
@@ -42,10 +45,8 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
 
 
 def reorder(
-    state: Any,  # shape: (layers, B, W), or a tuple of such
+    state: State,  # shape: (layers, B, W) each
     new_order: Tensor,  # shape: (B',)
-) -> Any:
-    """The state of the sequences that are named, in their order."""
-    if isinstance(state, tuple):
-        return tuple(part.index_select(1, new_order) for part in state)
-    return state.index_select(1, new_order)
+) -> State:
+    """The state of the sequences `new_order`, in that order."""
+    return tuple(part.index_select(1, new_order) for part in state)

@@ -1,4 +1,4 @@
-"""Architecture `kru`: recurrent layers in the shape that the task asks for."""
+"""Architecture `kru`: recurrent layers shaped by the task."""
 
 from dataclasses import fields
 from typing import Optional, Union
@@ -8,7 +8,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..checks import option
-from .cells import build_cell, build_readout
+from .cells import Cell, build_cell, build_readout
 from .mismatch import ExplainsMismatch
 from .options import CellConfig, KRUConfig, is_translation, spec_of
 from .translation import KRUTranslationModel
@@ -16,10 +16,10 @@ from .translation import KRUTranslationModel
 
 @register_model("kru", dataclass=KRUConfig)
 class KRUModel(ExplainsMismatch, BaseFairseqModel):
-    """o_t = V h_t + c over recurrent layers; for complex cells h_t enters as [Re h_t ; Im h_t], as
-    |h_t| or as both (--readout)."""
+    """o_t = V h_t + c over recurrent layers. For complex cells --readout selects [Re h_t ; Im h_t],
+    |h_t| or both as the input of V."""
 
-    def __init__(self, cell: nn.Module, readout: nn.Module, per_step: bool, dropout: float) -> None:
+    def __init__(self, cell: Cell, readout: nn.Module, per_step: bool, dropout: float) -> None:
         super().__init__()
         self.cell = cell
         self.readout = readout
@@ -28,7 +28,7 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
 
     @classmethod
     def make(cls, cfg: KRUConfig, task) -> Union["KRUModel", KRUTranslationModel]:
-        """From a text to a text it takes two of them: an encoder and a decoder."""
+        """The model of a task; for translation, an encoder and a decoder."""
         if is_translation(task):
             return KRUTranslationModel.make(cfg, task)
         spec = spec_of(task, "kru")
@@ -47,16 +47,15 @@ class KRUModel(ExplainsMismatch, BaseFairseqModel):
         lengths: Optional[Tensor] = None,  # shape: (B,)
     ) -> Tensor:  # shape: (B, T, output_size), or (B, output_size)
         source = source.transpose(0, 1)
-        output, state = self.cell(source, lengths=lengths, need_output=self.per_step)
+        output, state = self.cell.run(source, lengths=lengths, need_output=self.per_step)
         if self.per_step:
             return self.readout(self.dropout(output)).transpose(0, 1)
-        last = state[0] if isinstance(state, tuple) else state  # an LSTM has two
-        top = last[-self.cell.directions :].transpose(0, 1).flatten(1)
+        top = state[0][-self.cell.directions :].transpose(0, 1).flatten(1)
         return self.readout(self.dropout(top))
 
 
 def _check_is_for_one(cfg: KRUConfig, task: str) -> None:
-    """Raise a ValueError if an option is for an encoder or a decoder, which this model has not."""
+    """Raise a ValueError if an option is for an encoder or a decoder: this model has neither."""
     inherited = {f.name for f in fields(CellConfig)} | {"bidirectional"}
     for field in fields(KRUConfig):
         value = getattr(cfg, field.name)

@@ -1,4 +1,4 @@
-"""Architecture `kru_lm`: a language model, for our `char_lm` and the toolkit's own tasks."""
+"""Architecture `kru_lm`: a language model, for our `char_lm` and fairseq's own tasks."""
 
 from typing import Any, Dict, Optional, Tuple
 
@@ -6,7 +6,8 @@ from fairseq.models import FairseqLanguageModel, register_model
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from .cells import build_cell, build_readout
+from ..modules.layer import State
+from .cells import Cell, build_cell, build_readout
 from .incremental import RecurrentDecoder
 from .mismatch import ExplainsMismatch
 from .options import CellConfig, spec_of
@@ -14,7 +15,9 @@ from .options import CellConfig, spec_of
 
 @register_model("kru_lm", dataclass=CellConfig)
 class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
-    """The next symbol from all before it: symbols one-hot into recurrent layers, and a readout."""
+    """Predicts the next symbol: one-hot symbols, recurrent layers and a readout."""
+
+    decoder: "KRUDecoder"
 
     @classmethod
     def make(cls, cfg: CellConfig, task) -> "KRULanguageModel":
@@ -24,7 +27,7 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
         return cls(KRUDecoder(task.target_dictionary, cell, readout, cfg.dropout))
 
     @property
-    def cell(self) -> nn.Module:
+    def cell(self) -> Cell:
         """The recurrent layers."""
         return self.decoder.cell
 
@@ -35,9 +38,9 @@ class KRULanguageModel(ExplainsMismatch, FairseqLanguageModel):
 
 
 class KRUDecoder(RecurrentDecoder):
-    """Layers and readout; the state goes in and out, so that long texts come in windows."""
+    """Layers and readout. The caller may carry the state, so long texts can come in windows."""
 
-    def __init__(self, dictionary, cell: nn.Module, readout: nn.Module, dropout: float) -> None:
+    def __init__(self, dictionary, cell: Cell, readout: nn.Module, dropout: float) -> None:
         super().__init__(dictionary, cell)
         self.readout = readout
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
@@ -48,7 +51,7 @@ class KRUDecoder(RecurrentDecoder):
         *args: Any,
         **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, symbols)
-        """Scores of the next symbol; the rest is as `extract_features` has it."""
+        """Scores of the next symbol; arguments and extra as for `extract_features`."""
         features, extra = self.extract_features(prev_output_tokens, *args, **kwargs)
         return self.output_layer(features), extra
 
@@ -58,14 +61,14 @@ class KRUDecoder(RecurrentDecoder):
         encoder_out: Any = None,
         incremental_state: Optional[Dict] = None,
         src_lengths: Optional[Tensor] = None,
-        state: Any = None,
+        state: Optional[State] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:  # shape: (B, T, output_size of the cell)
-        """What scores are made of, and the state after the last step as extra["state"].
+        """The input of the readout, and the state after the last step as extra["state"].
 
         Args:
-            incremental_state: when given, only the newest symbol is read.
-            src_lengths: not needed, as padding comes last and nothing looks ahead.
-            state: of the recurrent layers, to go on from.
+            incremental_state: if given, only the newest symbol is read.
+            src_lengths: not used: padding comes last and nothing looks ahead.
+            state: the initial state of the recurrent layers.
         """
         tokens = prev_output_tokens
         if incremental_state is not None:

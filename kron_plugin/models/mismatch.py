@@ -1,18 +1,18 @@
-"""Which option differs when a checkpoint does not fit a model, told before the model is built."""
+"""Finds the option that differs when a checkpoint does not fit, before the model is built."""
 
 import re
-from typing import Any, Callable, Dict, Optional, Set
+from typing import Any, Callable, Dict, Mapping, Optional, Set
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ..checks import machine_memory, require
 
-StateDict = Dict[str, Tensor]
+StateDict = Mapping[str, Any]  # parameters by their names
 
 
 def _names(pattern: str) -> Callable[[StateDict], Set[Any]]:
-    """What a pattern finds in the names of parameters."""
+    """The groups of a pattern in the names of the parameters."""
 
     def signature(state_dict: StateDict) -> Set[Any]:
         found = [re.search(pattern, name) for name in state_dict]
@@ -22,7 +22,7 @@ def _names(pattern: str) -> Callable[[StateDict], Set[Any]]:
 
 
 def _shapes(pattern: str) -> Callable[[StateDict], Set[Any]]:
-    """The shapes of those parameters whose name fits a pattern."""
+    """The shapes of the parameters whose names match a pattern."""
 
     def signature(state_dict: StateDict) -> Set[Any]:
         return {(n, tuple(t.shape)) for n, t in state_dict.items() if re.search(pattern, n)}
@@ -32,9 +32,9 @@ def _shapes(pattern: str) -> Callable[[StateDict], Set[Any]]:
 
 SHARED = "--share-all-embeddings or --share-decoder-input-output-embed"
 
-TIED = 3  # names of one parameter: the embeddings of source and target, and of the output
+TIED = 3  # names of one parameter: source, target and output embeddings
 
-# Tried in this order, as the first difference entails others: another cell has other factors.
+# The order matters, as one difference causes later ones: another cell has other factors.
 SIGNS = {
     "--cell": _names(r"\.(?:layers\.\d+\.(h0)|(rnn)\.)"),
     "--unitary": _names(r"\.(maps)\."),
@@ -51,8 +51,8 @@ OTHERS = "--cell, --hidden-size, --readout, an --…-embed-dim, or the data's sy
 
 
 def explain(own: StateDict, given: StateDict) -> Optional[str]:
-    """One line on the option with which a checkpoint's parameters differ from a model's own in
-    name or shape; None if they do not."""
+    """One line that names the option behind a difference in the names or shapes of the parameters
+    of a model (`own`) and a checkpoint (`given`); None if they agree."""
     names = sorted(own.keys() | given.keys())
     name = next((n for n in names if _shape(own, n) != _shape(given, n)), None)
     if name is None:
@@ -65,7 +65,7 @@ def explain(own: StateDict, given: StateDict) -> Optional[str]:
 
 
 def complete_options(cfg: Any) -> None:
-    """Give a checkpoint's options of a model of ours those that it lacks, with their defaults."""
+    """Add missing options, with their defaults, to a checkpoint of one of our models."""
     from fairseq.models import MODEL_DATACLASS_REGISTRY
     from omegaconf import OmegaConf, open_dict
 
@@ -77,8 +77,8 @@ def complete_options(cfg: Any) -> None:
 
 
 def require_fitting(state: Dict[str, Any], task: Any) -> None:
-    """Raise a ValueError if the parameters in a checkpoint of ours are not those of the model that
-    its options ask for. It is not built for that: they might ask for any size."""
+    """Raise a ValueError if the parameters of one of our checkpoints do not fit its options. The
+    model is not built for this: options may describe any size."""
     architecture = _architecture(state["cfg"])
     if not issubclass(architecture, ExplainsMismatch):
         return
@@ -93,22 +93,23 @@ def require_fitting(state: Dict[str, Any], task: Any) -> None:
         "several parameters share one small block of memory, so it claims more than it holds",
     )
     difference = explain(architecture.shapes(state["cfg"].model, task), given)
-    require(difference is None, difference)
+    if difference is not None:
+        raise ValueError(difference)
 
 
 def _architecture(cfg: Any) -> type:
-    """The class of a checkpoint's model, `object` if there is no such architecture."""
+    """The class of a checkpoint's model; `object` for an unknown architecture."""
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     return ARCH_MODEL_REGISTRY.get(getattr(cfg.model, "_name", None), object)
 
 
 def require_shared(own: StateDict, given: StateDict) -> None:
-    """Raise a ValueError unless what is one parameter under several names in a model's own is the
-    same under all of them: only one of them would be kept."""
-    first: Dict[int, str] = {}
+    """Raise a ValueError if a parameter that has several names in a model has different values in
+    the checkpoint: the model would keep only one of them."""
+    names: Dict[int, str] = {}
     for name, tensor in own.items():
-        other = first.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name
+        other = names.setdefault(tensor.data_ptr(), name) if tensor.data_ptr() else name
         if other == name:
             continue
         if not torch.allclose(given[name], given[other], rtol=0, atol=0, equal_nan=True):
@@ -126,25 +127,25 @@ def _bytes(state_dict: StateDict) -> int:
     return sum(t.numel() * t.element_size() for t in state_dict.values())
 
 
-class ExplainsMismatch:
-    """A model that says which option is wrong: when a checkpoint does not fit, and when the options
-    ask for more memory than there is.
+class ExplainsMismatch(nn.Module):
+    """A model that names the wrong option if a checkpoint does not fit, or if its parameters need
+    more memory than the machine has.
 
-    A subclass defines `make`, which `build_model` calls; on torch's device `meta` first, where
+    A subclass defines `make`. `build_model` calls it twice, first on torch's device `meta`, where
     parameters have shapes and take no memory.
     """
 
     @classmethod
     def make(cls, cfg: Any, task: Any) -> Any:
-        """The model that the options ask for, for a task."""
+        """The model that the options describe, for a task."""
         raise NotImplementedError
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> Any:
-        """The model that the options ask for, for a task.
+        """The model that the options describe, for a task.
 
         Raises:
-            ValueError: options that do not fit together, or whose parameters do not fit into the
+            ValueError: options do not fit together, or the parameters do not fit into the
                 machine's memory.
         """
         shapes = cls.shapes(cfg, task)
@@ -160,7 +161,7 @@ class ExplainsMismatch:
 
     @classmethod
     def shapes(cls, cfg: Any, task: Any) -> StateDict:
-        """The parameters of the model that the options ask for, without their memory."""
+        """The parameters of the model that the options describe, without their memory."""
         with torch.device("meta"):
             return cls.make(cfg, task).state_dict()
 
@@ -168,8 +169,8 @@ class ExplainsMismatch:
         """As torch's.
 
         Raises:
-            ValueError: parameters are missing, left over, of other shapes or no longer one; the
-                message names the option that makes them so.
+            ValueError: parameters are missing, superfluous, of other shapes or no longer shared;
+                the message names the option that differs.
         """
         own = self.state_dict()
         difference = explain(own, state_dict)
@@ -177,7 +178,7 @@ class ExplainsMismatch:
             require_shared(own, state_dict)
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
-        except Exception as error:  # the toolkit's adaptive softmax raises nothing narrower
+        except Exception as error:  # fairseq's adaptive softmax raises a bare Exception
             if difference is None:
                 raise
             raise ValueError(difference) from error

@@ -1,4 +1,4 @@
-"""What shapes a model: the user's options, and what the task asks for."""
+"""What determines a model: the user's options and the task."""
 
 from dataclasses import dataclass, field, fields
 from typing import Dict, List, NamedTuple, Optional
@@ -13,10 +13,10 @@ from ..modules.layer import UNITARY
 from ..modules.readout import READS
 from ..ops import ACTIVATIONS
 
-BOOLEANS = ("1", "0", "True", "False")  # as the toolkit's own --decoder-attention takes them
+BOOLEANS = ("1", "0", "True", "False")  # the values of fairseq's own --decoder-attention
 CELLS = ("kru", "kru_lstm", "rnn", "lstm", "gru")
 MAX_LAYERS = 1000
-SIZES = {  # and the most that each may be
+SIZES = {  # the maximum of each
     "hidden_size": MAX_SIZE,
     "num_layers": MAX_LAYERS,
     "encoder_embed_dim": MAX_SIZE,
@@ -40,7 +40,7 @@ DROPOUTS = (
 class CellConfig(FairseqDataclass):
     """Options of the recurrent layers, shared by all architectures.
 
-    `argument` is what the layers call the same, where that is another name.
+    `argument` is the name of the layers' argument where it differs from the option's.
     """
 
     cell: ChoiceEnum(CELLS) = field(
@@ -116,7 +116,7 @@ class CellConfig(FairseqDataclass):
 
 @dataclass
 class KRUConfig(CellConfig):
-    """Options of `kru`; those of encoder and decoder, for translation, are named as `lstm`'s."""
+    """Options of `kru`; those of encoder and decoder have the names of fairseq's `lstm`."""
 
     bidirectional: bool = field(
         default=False,
@@ -185,7 +185,7 @@ class KRUConfig(CellConfig):
     )
 
 
-# What layers call their arguments, in a user's words; what no option gives has plain ones.
+# What to call the layers' arguments in messages: options, or plain words where there is none.
 ARGUMENTS: Dict[str, str] = {
     **{f.metadata.get("argument", f.name): option(f.name) for f in fields(CellConfig)},
     "input_size": "input size",
@@ -193,7 +193,7 @@ ARGUMENTS: Dict[str, str] = {
 
 
 def check_ranges(cfg: CellConfig) -> None:
-    """Raise a ValueError unless the sizes and dropouts that are given can be had."""
+    """Raise a ValueError if a size or a dropout is out of range."""
     for name, most in SIZES.items():
         value = getattr(cfg, name, None)
         require(
@@ -214,9 +214,9 @@ class ModelSpec(NamedTuple):
     input_size: features per step; with `tokens`, the number of symbols.
     output_size: numbers per output: classes, keys of a piano, 1 for a regression.
     tokens: inputs are integers below input_size instead of vectors.
-    per_step: an output for every step instead of one for the sequence.
-    silent_token: a symbol that stands for "nothing"; its input vector starts at 0.
-    arch: the architecture that takes such batches.
+    per_step: one output for every step instead of one for the sequence.
+    silent_token: a symbol that means "nothing"; its input vector starts at 0.
+    arch: the architecture for such batches.
     """
 
     input_size: int
@@ -228,23 +228,23 @@ class ModelSpec(NamedTuple):
 
 
 def is_translation(task) -> bool:
-    """Whether a task has a text as its source and another as its target."""
+    """Whether source and target of a task are texts."""
     texts = [getattr(task, name, None) for name in ("source_dictionary", "target_dictionary")]
     has_both = all(text is not None for text in texts)
     return has_both and not isinstance(task, LanguageModelingTask)
 
 
 def spec_of(task, arch: str) -> ModelSpec:
-    """What a task asks of a model: our tasks say it, others have a dictionary of symbols.
+    """The shape of a task's problem: from `task.spec`, or from its dictionaries of symbols.
 
     Raises:
-        ValueError: the task says neither, or wants another architecture.
+        ValueError: the task has neither, or needs another architecture.
     """
     name, dictionary = type(task).__name__, getattr(task, "target_dictionary", None)
     if hasattr(task, "spec"):
         spec = task.spec
     elif dictionary is not None:
-        # What is to be told may be fewer symbols than what is read (--output-dictionary-size).
+        # The output may have fewer symbols than the input (--output-dictionary-size).
         source = getattr(task, "source_dictionary", None) or dictionary
         sizes = (len(source), len(dictionary))
         fitting = "kru" if isinstance(task, TranslationTask) else "kru_lm"

@@ -17,14 +17,14 @@ from .options import BOOLEANS, KRUConfig, check_ranges
 
 
 class KRUTranslationModel(ExplainsMismatch, FairseqEncoderDecoderModel):
-    """From one text to another, for the toolkit's `translation` and tasks like it."""
+    """An encoder and a decoder, for fairseq's `translation` and similar tasks."""
 
     @classmethod
     def make(cls, cfg: KRUConfig, task) -> "KRUTranslationModel":
         """Encoder and decoder for the dictionaries of a task.
 
         Raises:
-            ValueError: options that do not fit together.
+            ValueError: options do not fit together.
         """
         _check_options(cfg, task)
         source_embed = _embedding(task.source_dictionary, cfg, "encoder")
@@ -127,7 +127,6 @@ def _build_decoder(
         embed_tokens,
         cell,
         source_size=encoder.cell.output_size,
-        state_parts=2 if cfg.cell in ("lstm", "kru_lstm") else 1,
         out_dim=_or(cfg.decoder_out_embed_dim, embed_tokens.embedding_dim),
         has_attention=cfg.decoder_attention in ("1", "True"),
         share_embed=cfg.share_all_embeddings or cfg.share_decoder_input_output_embed,
@@ -144,7 +143,7 @@ def _size(cfg: KRUConfig, side: str) -> str:
 
 
 def _embedding(dictionary, cfg: KRUConfig, side: str) -> nn.Embedding:
-    """Embeddings of "encoder" or "decoder": random ones, or those of a file in GloVe's format."""
+    """Embeddings of "encoder" or "decoder": random, or from a file in GloVe's format."""
     size = _or(getattr(cfg, f"{side}_embed_dim"), cfg.hidden_size)
     path = getattr(cfg, f"{side}_embed_path")
     option = f"--{side}-embed-path {path}"
@@ -152,7 +151,7 @@ def _embedding(dictionary, cfg: KRUConfig, side: str) -> nn.Embedding:
     if path is None:
         return embed_tokens
     require(Path(path).is_file(), f"{option}: no such file")
-    if embed_tokens.weight.is_meta:  # there is nowhere to put them
+    if embed_tokens.weight.is_meta:  # a model without memory
         return embed_tokens
     pretrained = utils.parse_embedding(path)
     have = len(next(iter(pretrained.values()), ()))

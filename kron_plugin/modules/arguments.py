@@ -1,4 +1,4 @@
-"""Arguments of layers: one of a wrong type or out of range is named, with what it must be."""
+"""Checks of layers' arguments: an error names the argument and what it must be."""
 
 from numbers import Real
 from operator import index
@@ -11,14 +11,16 @@ PARAMETER_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def whole(name: str, value: Any, least: int = 1, unit: str = "") -> int:
-    """The whole number that a value is, a Python int.
+    """The value as a Python int.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a whole number.
         ValueError: it is less than `least`.
     """
     try:
-        number = index(None if isinstance(value, bool) else value)
+        if isinstance(value, bool):
+            raise TypeError
+        number = index(value)
     except TypeError:
         kind = type(value).__name__
         raise TypeError(f"{name}={value!r}: must be a whole number, not {kind}") from None
@@ -28,13 +30,17 @@ def whole(name: str, value: Any, least: int = 1, unit: str = "") -> int:
 
 
 def real(name: str, value: Any, most: float, bounds: str) -> float:
-    """The number that a value is, a Python float.
+    """The value as a Python float.
+
+    Args:
+        bounds: the range from 0 to `most` in words, for the message.
 
     Raises:
-        TypeError: it is none.
-        ValueError: it is not from 0 to `most`, which `bounds` says in words.
+        TypeError: it is not a number.
+        ValueError: it is not from 0 to `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
         raise TypeError(f"{name}={value!r}: must be a number, not {type(value).__name__}")
     if not 0 <= value <= most:
         raise ValueError(f"{name}={value}: must be {bounds}")
@@ -42,14 +48,14 @@ def real(name: str, value: Any, most: float, bounds: str) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value as a bool, or a TypeError unless it is True or False, or 1 or 0."""
+    """The value as a bool. Raises a TypeError unless it is True, False, 1 or 0."""
     if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):
         raise TypeError(f"{name}={value!r}: must be True or False, not {type(value).__name__}")
     return bool(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """The value, or a ValueError unless it is one of the choices."""
+    """The value. Raises a ValueError unless it is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose from {choices}")
     return value
@@ -58,11 +64,11 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
 def place(
     device: Union[str, int, torch.device, None], dtype: Optional[torch.dtype]
 ) -> Dict[str, Any]:
-    """Where and in which type parameters are made, as arguments of `torch.empty`.
+    """The device and type of parameters, as arguments of `torch.empty`.
 
     Raises:
-        ValueError: torch knows no such device.
-        TypeError: parameters cannot have such a type.
+        ValueError: torch does not know the device.
+        TypeError: parameters cannot have the type.
     """
     try:
         device = None if device is None else torch.device(device)
@@ -76,12 +82,12 @@ def place(
 def by_name(layer: str, unnamed: Sequence[Any]) -> None:
     """Raise a TypeError if arguments after `hidden_size` were given without their names.
 
-    `torch.nn.LSTM` has `num_layers` third, where one might look for factors here.
+    The third argument of `torch.nn.LSTM` is `num_layers`; here one might expect factors there.
     """
     if unnamed:
-        first = unnamed[0]
-        as_layers = f"num_layers={first} or " if type(first) is int else ""
+        value = unnamed[0]
+        as_layers = f"num_layers={value} or " if type(value) is int else ""
         raise TypeError(
             f"{layer}: what comes after hidden_size is given by name; write {as_layers}"
-            f"factors={first!r} for the {first!r}"
+            f"factors={value!r} for the {value!r}"
         )

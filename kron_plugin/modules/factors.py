@@ -1,4 +1,4 @@
-"""Factor sizes: reading them, choosing them, and saying what is wrong with them."""
+"""Factor sizes: how they are read, chosen and checked."""
 
 from itertools import islice
 from math import isqrt, prod
@@ -7,9 +7,9 @@ from typing import Any, List, Sequence, Tuple, Union
 from ..ops.backends import log_once
 from .arguments import whole
 
-MAX_SIZE = 1 << 31  # of a state, and of what is allocated at once: 8 GiB in single precision
-LARGE = 32  # a factor of more rows is said to be large; by default none is asked for
-SMALL = (2, 3, 5, 7)  # primes of the sizes that are recommended
+MAX_SIZE = 1 << 31  # numbers in a state or in one allocation: 8 GiB in single precision
+LARGE = 32  # rows; a default factor with more is reported
+SMALL = (2, 3, 5, 7)  # primes of the recommended sizes
 
 # N is at most 2^31: at most 31 factors have more than one row, and 31 more than one column.
 MAX_FACTORS = 64
@@ -19,20 +19,20 @@ FactorSpec = Union[None, str, int, Sequence[Union[int, Sequence[int]]]]
 
 
 def default_factors(hidden_size: int) -> FactorSizes:
-    """Square factors of the prime sizes that make up N: 2x2 ones for a power of two."""
+    """Square factors, one for each prime factor of N: 2x2 for a power of two."""
     return tuple((p, p) for p in _prime_factors(hidden_size))
 
 
 def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
-    """The (P_f, Q_f) that `spec` asks for, checked against the hidden size N.
+    """The sizes (P_f, Q_f) in `spec`, checked against the hidden size N.
 
     Args:
         spec: None for the default; a string such as "16,32" or "2x4,4x2"; a sequence of sizes such
             as (16, 32) or ((2, 4), (4, 2)); or one size.
 
     Raises:
-        ValueError: not sizes, or their products are not N; the message says what would fit.
-        TypeError: the hidden size is no whole number.
+        ValueError: not sizes, or their products are not N; the message suggests sizes that fit.
+        TypeError: the hidden size is not a whole number.
     """
     hidden_size = whole("hidden_size", hidden_size)
     if hidden_size > MAX_SIZE:
@@ -41,10 +41,10 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
         sizes = _allocatable(default_factors(hidden_size))
         _tell_large(sizes, hidden_size)
         return sizes
-    parts = _parts(spec)
-    if len(parts) > MAX_FACTORS:
+    pieces = _pieces(spec)
+    if len(pieces) > MAX_FACTORS:
         raise ValueError(f"factors: more than {MAX_FACTORS} make no sense")
-    sizes = tuple(_one_size(part, spec) for part in parts)
+    sizes = tuple(_one_size(piece, spec) for piece in pieces)
     rows, columns = prod(p for p, _ in sizes), prod(q for _, q in sizes)
     if rows != hidden_size or columns != hidden_size:
         have = f"{rows}" if rows == columns else f"{rows} rows and {columns} columns"
@@ -55,7 +55,7 @@ def parse_factors(spec: FactorSpec, hidden_size: int) -> FactorSizes:
     return _allocatable(sizes)
 
 
-def _parts(spec: Any) -> Sequence[Any]:
+def _pieces(spec: Any) -> Sequence[Any]:
     if isinstance(spec, str):
         return spec.split(",")
     if not hasattr(spec, "__iter__") or getattr(spec, "ndim", 1) == 0:  # a tensor of one number
@@ -64,7 +64,7 @@ def _parts(spec: Any) -> Sequence[Any]:
 
 
 def _tell_large(sizes: FactorSizes, hidden_size: int) -> None:
-    """Say once that the default has a large factor; a user need not know that it goes by primes."""
+    """Report a large default factor once: users need not know that factors follow the primes."""
     p, _ = max(sizes)
     if p <= LARGE:
         return
@@ -80,7 +80,7 @@ def _small_products(most: int) -> List[int]:
     """All numbers up to `most` whose prime factors are SMALL."""
     numbers = [1]
     for prime in SMALL:
-        for number in numbers:  # which grows by the loop
+        for number in numbers:  # the loop appends to this list
             if number * prime <= most:
                 numbers.append(number * prime)
     return numbers
@@ -101,18 +101,18 @@ def format_factors(sizes: FactorSizes) -> str:
     return ",".join(str(p) if p == q else f"{p}x{q}" for p, q in sizes)
 
 
-def _one_size(part: Union[str, int, Sequence[int]], spec: FactorSpec) -> Tuple[int, int]:
+def _one_size(piece: Any, spec: FactorSpec) -> Tuple[int, int]:
     try:
-        if isinstance(part, str):
-            numbers = [int(s) for s in part.split("x")]
+        if isinstance(piece, str):
+            numbers = [int(s) for s in piece.split("x")]
         else:
-            numbers = [int(part)] if _is_integer(part) else [int(s) for s in part]
+            numbers = [int(piece)] if _is_integer(piece) else [int(s) for s in piece]
         p, q = numbers * 2 if len(numbers) == 1 else numbers
     except (TypeError, ValueError):
         p = q = 0
     if p < 1 or q < 1:
         raise ValueError(
-            f"factors={spec!r}: {part!r} is no size; write positive sizes as '16,32' for square"
+            f"factors={spec!r}: {piece!r} is no size; write positive sizes as '16,32' for square"
             " factors or '2x4,4x2' for rectangular ones"
         )
     return p, q
@@ -133,7 +133,7 @@ def _prime_factors(n: int) -> List[int]:
 
 
 def _suggestions(n: int) -> List[str]:
-    """The default, and the two factors nearest to each other in size."""
+    """The default factors, and the pair of factors closest in size."""
     small = next(d for d in range(isqrt(n), 0, -1) if n % d == 0)
     pair = f"{small},{n // small}" if small > 1 else str(n)
     return list(dict.fromkeys([format_factors(default_factors(n)), pair]))

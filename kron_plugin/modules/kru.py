@@ -22,45 +22,45 @@ class KRU(RecurrentStack):
         kru = KRU(input_size=1, hidden_size=512)      # nine 2x2 complex factors, 72 numbers
         output, h_n = kru(torch.randn(784, 16, 1))    # (784, 16, 1024), (1, 16, 1024)
 
-    A complex state leaves the layer as its real parts followed by its imaginary parts, so
-    `output_size` is 2 · hidden_size for complex factors and hidden_size for real ones, times two
-    when the layer reads in both directions.
+    The output holds the real parts of a complex state, then its imaginary parts. So `output_size`
+    is 2 · hidden_size for complex factors and hidden_size for real ones, and twice that for a
+    bidirectional layer.
 
     Args:
         input_size: features per step; or, for integer inputs, the number of symbols.
         hidden_size: N, the size of the state (complex numbers for complex factors).
         factors: sizes whose products are N: "16,32", (16, 32), 512 for a single one. Default: the
-            prime factors of N, so 2x2 for a power of two. Rectangular ones, "2x4,4x2", give a W
-            of rank ∏ min(P_f, Q_f) < N, which cannot be unitary.
-        num_layers: layers upon each other, each with parameters of its own.
-        bias: False leaves out the bias of "tanh" and "identity"; "modrelu" is nothing without one.
+            prime factors of N, so 2x2 for a power of two. Rectangular factors such as "2x4,4x2"
+            give a W of rank ∏ min(P_f, Q_f) < N, which cannot be unitary.
+        num_layers: stacked layers, each with its own parameters.
+        bias: False removes the bias of "tanh" and "identity"; "modrelu" needs its bias.
         bidirectional: every layer reads in both directions.
-        dropout: probability with which outputs are dropped between layers.
-        complex: complex factors. The real orthogonal matrices fall apart in two sets, of
-            determinant 1 and −1, and training cannot cross; the complex unitary ones do not.
+        dropout: probability of dropping an output between layers.
+        complex: complex factors. The real orthogonal matrices are two separate sets, of
+            determinant 1 and −1, and training cannot cross. The complex unitary set is connected.
         activation: "modrelu", or "tanh" (real factors only) or "identity".
-        unitary: "soft", for the loss to count `unitary_penalty()`; "none", whose penalty is 0; or
-            "hard", with factors that are exactly unitary whatever the optimiser does.
-        angle: start with factors whose eigenvalues are at most so many radians from 1, so that a
-            state turns slowly; else they start uniformly random. Their angles add up over the
-            factors. It wants square ones.
+        unitary: "soft": add `unitary_penalty()` to the loss; "none": the penalty is 0; "hard":
+            the factors stay exactly unitary whatever the optimiser does.
+        angle: the eigenvalues of the first factors are at most this many radians from 1, so a
+            state turns slowly. The angles of the factors add up. Factors must be square. Default:
+            uniformly random factors.
         batch_first: inputs and outputs are (B, T, …) instead of (T, B, …).
         backend: of `kron_plugin.ops.kron_rnn`.
-        checkpoint_every: keep only every so many-th state for the backward pass, and compute the
-            others again: less memory for one more forward pass.
-        check_finite: after every call make sure that the state holds no NaN or infinity.
-        device, dtype: where and in which type the parameters are made, as for `torch.nn.LSTM`.
+        checkpoint_every: keep only every n-th state for the backward pass and compute the others
+            again. This saves memory and costs one more forward pass.
+        check_finite: raise an error after a call whose last state holds a NaN or an infinity.
+        device, dtype: of the parameters, as for `torch.nn.LSTM`.
 
-    What comes after hidden_size is given by name.
+    Arguments after hidden_size are given by name.
 
     Parameters are real tensors; a complex factor has shape (P_f, Q_f, 2), real and imaginary part.
     Every square factor starts exactly unitary. Every layer and direction learns its initial state
-    `h0`, which starts away from 0, where modReLU has no direction and no bound on its gradient.
+    `h0`. It starts away from 0: modReLU has no direction at 0, and its gradient no bound.
 
     Raises:
-        ValueError: sizes that do not fit together, or an argument out of its range; the message
-            says what would be right.
-        TypeError: an argument of another type, or without its name.
+        ValueError: sizes do not fit together, or an argument is out of range; the message says
+            what would fit.
+        TypeError: an argument has another type or lacks its name.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class KRU(RecurrentStack):
         super().__init__(make_layer, input_size, *options)
 
     def singular_values(self, layer: int = 0) -> Tensor:
-        """All N singular values of W, largest first, in one of `layers`."""
+        """All N singular values of W in one of `layers`, largest first."""
         return self.layers[layer].singular_values().squeeze(0)
 
 
@@ -163,15 +163,15 @@ class KRULayer(GroupedParameters, KronLayer):
         nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -0.01, 0.01)
-        # A start of length about 1 (uRNN section 4.4).
+        # A vector of length about 1 (uRNN section 4.4).
         nn.init.uniform_(self.h0, -sqrt(3 / self.output_size), sqrt(3 / self.output_size))
 
-    def start(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         return (self.h0.expand(batch, -1),)
 
-    def go_on(self, state: State) -> State:
-        # A gradient of zero rather than none: to momentum, and to workers that wait for each
-        # other's gradients, it is not the same.
+    def given_state(self, state: State) -> State:
+        # h0 gets a gradient of zero instead of none. Momentum, and workers that wait for each
+        # other's gradients, tell these apart.
         none = 0 * self.h0.sum().to(state[0].dtype)
         wanted = torch.is_grad_enabled() or torch.jit.is_tracing()
         return (state[0] + none,) if wanted else state
@@ -194,7 +194,7 @@ class KRULayer(GroupedParameters, KronLayer):
         return output, (h_n,)
 
     def available_backends(self) -> List[str]:
-        return available_backends(self.h0.device, self.h0.dtype, self.complex)
+        return available_backends(str(self.h0.device), self.h0.dtype, self.complex)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

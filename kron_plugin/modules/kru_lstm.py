@@ -19,8 +19,8 @@ GATES = 4  # input, forget, cell, output: torch's order
 
 @torch.no_grad()
 def chrono_(bias: Tensor, steps: int) -> Tensor:
-    """Fill the biases of forget gates with log U[1, steps − 1], so that memories last from 1 to
-    `steps` steps, evenly: a gate at σ(b) forgets in 1 + exp(b) of them (the chrono initialisation
+    """Fill the biases of forget gates with log U[1, steps − 1]. A gate at σ(b) forgets in
+    1 + exp(b) steps, so memories last from 1 to `steps` steps, evenly (the chrono initialisation
     of Tallec and Ollivier, ICLR 2018)."""
     drawn = torch.empty_like(bias, dtype=compute_type(bias.dtype)).uniform_(1, steps - 1)
     return bias.copy_(drawn.log_())
@@ -36,10 +36,10 @@ class KRULSTM(RecurrentStack):
 
     Args:
         factors: sizes whose products are N, the same for every gate; as for `KRU`.
-        bias: False leaves out the biases of all gates.
-        unitary: as for `KRU`; gates keep gradients in bounds, so there is no penalty by default.
-        chrono: the longest dependency that is expected, in steps: units start with memories of 1 to
-            so many steps (`chrono_`). Without it the bias of every forget gate starts at 1.
+        bias: False removes the biases of all gates.
+        unitary: as for `KRU`. The default has no penalty: gates keep gradients in bounds.
+        chrono: the longest expected dependency in steps; units start with memories of 1 to
+            `chrono` steps (`chrono_`). Default: the bias of every forget gate starts at 1.
 
     The other arguments are those of `KRU`. Factors are real and start orthogonal. States start at
     0, as those of `torch.nn.LSTM`.
@@ -91,8 +91,8 @@ class KRULSTM(RecurrentStack):
 class KRULSTMLayer(KronLayer):
     """One layer of `KRULSTM` in one direction.
 
-    Parameters: `factors`, gate after gate; `weight` (input_size, 4N) and `bias` (4N,), whose
-    columns are the gates'.
+    Parameters: `factors`, gate after gate; `weight` (input_size, 4N) and `bias` (4N,), with the
+    columns gate after gate.
     """
 
     state_parts = 2
@@ -138,7 +138,7 @@ class KRULSTMLayer(KronLayer):
         else:  # remember at first (Jozefowicz, Zaremba, Sutskever, ICML 2015)
             of_forget.fill_(1)
 
-    def start(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         zeros = self.weight.new_zeros(batch, self.hidden_size)
         return zeros, zeros
 
@@ -150,7 +150,7 @@ class KRULSTMLayer(KronLayer):
             x,
             [matrices[k * count : (k + 1) * count] for k in range(GATES)],
             self.offsets(),
-            state,
+            (state[0], state[1]),
             lengths,
             weight=self.weight,
             need_output=need_output,

@@ -1,7 +1,7 @@
-"""What one layer in one direction is, whatever it computes: its factors and its start."""
+"""The base of one layer in one direction: its factors and its initial state."""
 
 from functools import partial, wraps
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ State = Tuple[Tensor, ...]  # shape: (B, W) each; the output of a step comes fir
 
 
 def without_autocast(method: Callable) -> Callable:
-    """A method of `KronLayer` that computes in the parameters' own precision under autocast too:
-    rounded to half of it at every step, a long memory would be lost, as would a small penalty."""
+    """A method of `KronLayer` that computes in the precision of the parameters under autocast too.
+    Half precision would round every step and lose long memories and small penalties."""
 
     @wraps(method)
     def call(self, *args, **kwargs):
@@ -48,14 +48,17 @@ class KronLayer(nn.Module):
     Args:
         products: how many recurrent matrices there are; `factors` gives the sizes of each.
         unitary: "soft" counts in `unitary_penalty`, "none" does not, and "hard" keeps every factor
-            exactly unitary: what is trained then are the matrices X_f of `UnitaryMap`.
+            exactly unitary by training the matrices X_f of `UnitaryMap`.
 
     A subclass adds `weight` of shape (input_size, …) and `bias`, which may be None, calls
-    `reset_parameters`, and defines `start`, `run` and `available_backends`. The other arguments are
-    those of `KRU`.
+    `reset_parameters`, and defines `initial_state`, `run` and `available_backends`. The other
+    arguments are those of `KRU`.
     """
 
     state_parts: int  # how many tensors make up a state
+    weight: nn.Parameter
+    bias: Optional[nn.Parameter]
+    maps: List[UnitaryMap]  # a ModuleList; only with unitary="hard"
 
     def __init__(
         self,
@@ -98,10 +101,11 @@ class KronLayer(nn.Module):
         where = place(device, dtype)
         sizes = self.factor_sizes * products
         tail = (2,) if complex else ()
-        made = (torch.empty(p, q, *tail, **where) for p, q in sizes)
+        made = (nn.Parameter(torch.empty(p, q, *tail, **where)) for p, q in sizes)
         self.factors = FactorList(made, complex=complex, zero=is_hard, angle=angle)
         if is_hard:
-            self.maps = nn.ModuleList(UnitaryMap(p, q, complex, angle, device) for p, q in sizes)
+            maps = nn.ModuleList(UnitaryMap(p, q, complex, angle, device) for p, q in sizes)
+            self.maps = cast(List[UnitaryMap], maps)
 
     @property
     def output_size(self) -> int:
@@ -123,25 +127,25 @@ class KronLayer(nn.Module):
         return [make(x) for make, x in zip(self.maps, trained, strict=True)]
 
     def offsets(self) -> Tensor:
-        """The bias, and zeros where there is none."""
+        """The bias, or zeros if the layer has none."""
         return self.weight.new_zeros(self.weight.shape[1]) if self.bias is None else self.bias
 
-    def start(self, batch: int) -> State:
-        """The state before the first input."""
+    def initial_state(self, batch: int) -> State:
+        """The first state when the caller gives none."""
         raise NotImplementedError
 
-    def go_on(self, state: State) -> State:
-        """The start from a state that was given."""
+    def given_state(self, state: State) -> State:
+        """The first state when the caller gives one."""
         return state
 
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
     ) -> Tuple[Tensor, State]:
-        """The recurrence from a state on."""
+        """The recurrence from this state on."""
         raise NotImplementedError
 
     def available_backends(self) -> List[str]:
-        """What can run the recurrence where the parameters are, fastest first."""
+        """The backends that serve the parameters' device and type, fastest first."""
         raise NotImplementedError
 
     @without_autocast
@@ -152,8 +156,8 @@ class KronLayer(nn.Module):
         lengths: Optional[Tensor] = None,  # shape: (B,)
         need_output: bool = True,
     ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
-        """The output of every step, and the last state; arguments as `RecurrentStack` tells."""
-        state = self.start(x.shape[1]) if state is None else self.go_on(state)
+        """The output of every step, and the last state; arguments as for `RecurrentStack`."""
+        state = self.initial_state(x.shape[1]) if state is None else self.given_state(state)
         output, last = self.run(x, state, lengths, need_output)
         if self.check_finite and not all(bool(part.isfinite().all()) for part in last):
             self._report_step(x, state, lengths)
@@ -161,8 +165,8 @@ class KronLayer(nn.Module):
 
     @torch.no_grad()
     def _report_step(self, x: Tensor, state: State, lengths: Optional[Tensor]) -> None:
-        """What is not finite stays so to the end; run again to see where it began. An LSTM's c may
-        be infinite without its output showing it."""
+        """Run again to find the first step that is not finite; later ones stay so. An LSTM's c may
+        be infinite while its output is finite."""
         output, _ = self.run(x, state, lengths, need_output=True)
         steps = (~output.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         name = type(self).__name__.removesuffix("Layer")
@@ -171,7 +175,7 @@ class KronLayer(nn.Module):
 
     @without_autocast
     def unitary_penalty(self) -> Tensor:
-        """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar; 0 unless the layer is to be softly unitary."""
+        """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar; 0 unless `unitary` is "soft"."""
         if self.unitary != "soft":
             return self.factors()[0].real.new_zeros(())
         return unitary_penalty(self.matrices())
@@ -188,7 +192,7 @@ class KronLayer(nn.Module):
         return torch.stack([singular_values(product) for product in products])
 
     def recurrent_parameters(self) -> int:
-        """How many real numbers describe the products: 8·log2 N for 2x2 complex factors of one."""
+        """How many real numbers describe the products: 8·log2 N for one of 2x2 complex factors."""
         return sum(factor.numel() for factor in self.factors)
 
     def extra_repr(self) -> str:

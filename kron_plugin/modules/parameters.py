@@ -1,6 +1,6 @@
-"""Parameters that are marked, lie where others put them, and are read where they are owned."""
+"""Parameters with group marks, and the factors, which only their owner reads."""
 
-from typing import Any, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ from .unitary import unitary_
 
 
 class GroupedParameters(nn.Module):
-    """Marks its own parameters with `param_group`, fairseq's word for: an optimiser may treat
-    these apart. Copies and new parameters put in their places, whoever does so, are marked too."""
+    """Marks its own parameters with `param_group`, by which fairseq's optimisers tell groups apart.
+    Copies and replacements of the parameters are marked too."""
 
     def group_of(self, name: str) -> Optional[str]:
-        """The group of a parameter, None for the one of all others."""
+        """The group of a parameter, or None."""
         raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -24,7 +24,8 @@ class GroupedParameters(nn.Module):
             self._mark()
 
     def _mark(self) -> None:
-        for name, parameter in self._parameters.items():
+        parameters: Dict[str, Any] = self._parameters
+        for name, parameter in parameters.items():
             group = self.group_of(name)
             if group is not None and parameter is not None:
                 parameter.param_group = group
@@ -40,18 +41,19 @@ class GroupedParameters(nn.Module):
 
 
 class FactorList(GroupedParameters, nn.ParameterList):
-    """What is trained of factors, parameters in the group "factors"; called, they are matrices.
+    """The trained parameters of the factors, in the group "factors". A call returns the matrices.
 
-    Whoever shards, offloads or first makes parameters does so around the call, or by the
-    `reset_parameters`, of the very module that owns them. So whatever needs the factors calls it.
+    Libraries that shard or offload parameters restore them only around a call of the module that
+    owns them; those that delay making them call its `reset_parameters`. So code that needs the
+    factors calls this module.
 
     Args:
         factors: real parameters of shape (P_f, Q_f), or (P_f, Q_f, 2) for `complex`.
-        zero: start from 0, as `UnitaryMap` wants it, and not from unitary matrices.
+        zero: start from 0, for `UnitaryMap`, instead of from unitary matrices.
         angle: of the unitary matrices, as `unitary_` takes it.
     """
 
-    __call__ = nn.Module.__call__  # which a ParameterList refuses
+    __call__ = nn.Module.__call__  # a ParameterList refuses calls
 
     def __init__(
         self,
@@ -81,21 +83,21 @@ class FactorList(GroupedParameters, nn.ParameterList):
             factor.zero_() if self.zero else fill_unitary(factor, self.complex, self.angle)
 
     def forward(self) -> List[Tensor]:  # shape: (P_f, Q_f) each, complex if the layer is
-        """The factors as matrices, in single precision at least; copies, for FSDP and others free
-        the parameters' memory when the call ends.
+        """The factors as matrices, in single precision at least. They are copies: FSDP and others
+        free the parameters' memory when the call ends.
 
         Raises:
-            RuntimeError: FSDP keeps them in shards, and this is no call of a module that it wraps.
+            RuntimeError: FSDP keeps them in shards, and the caller is not a module that it wraps.
         """
         factors = [_whole(factor) for factor in self]
         self._check_whole(factors)
-        # In half precision complex numbers lack most operations, and a penalty its small digits.
+        # Half precision lacks most operations on complex numbers, and digits for a penalty.
         factors = [f if f.dtype == torch.float64 else f.float() for f in factors]
         return [as_complex(f) if self.complex else f.clone() for f in factors]
 
     def _check_whole(self, factors: List[Tensor]) -> None:
-        """FSDP leaves flat shards in the place of parameters (`use_orig_params`), or takes them
-        away and leaves views of freed memory, which end the process that reads it."""
+        """FSDP either replaces parameters by flat shards (`use_orig_params`), or removes them and
+        leaves views of freed memory. Reading such a view ends the process."""
         is_flat = any(factor.dim() != 2 + self.complex for factor in factors)
         taken = not self._parameters
         if is_flat or (taken and any(not f.untyped_storage().size() for f in factors)):
@@ -111,8 +113,8 @@ def fill_unitary(
     complex: bool,
     angle: Optional[float],
 ) -> None:
-    """Fill a real tensor with a random unitary matrix, as `unitary_` makes one."""
-    # Of another one, where the tensor is stored in half precision or in shards.
+    """Fill a real tensor with a random unitary matrix by `unitary_`."""
+    # The tensor may be in half precision or in shards, so another tensor is filled first.
     dtype = compute_type(matrix.dtype)
     made = torch.empty(
         matrix.shape[:2], dtype=dtype.to_complex() if complex else dtype, device=matrix.device
@@ -122,13 +124,13 @@ def fill_unitary(
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor whose shards lie in several processes, as `fully_shard` leaves them between
-    the calls of a model; its gradient is in shards again."""
+    """The whole tensor, if `fully_shard` keeps shards of it in several processes between the calls
+    of a model. Its gradient is in shards again."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _copy(source: Tensor, into: Tensor) -> None:
-    """Copy into a tensor that may be in shards; all get the numbers of the first process."""
+def _copy(source: Tensor, into: Any) -> None:
+    """Copy into a tensor that may be in shards; all processes get the first one's numbers."""
     if hasattr(into, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 

@@ -1,4 +1,4 @@
-"""What a model reads from a state: a linear layer on its parts, its moduli or both."""
+"""The linear layer on a state: it reads the parts, the moduli or both."""
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,19 @@ READS = ("parts", "moduli", "both")
 class Readout(nn.Linear):
     """o = V h + c, or V |h| + c, or V [h ; |h|] + c.
 
-    The recurrent matrix turns the phases of a complex state at every step, and a linear layer on
-    the parts sees the modulus of a number only mixed with its phase. Moduli alone take half the
+    The recurrent matrix turns the phases of a complex state at every step. A linear layer on the
+    parts sees the modulus of a number only mixed with its phase. Moduli alone need half the
     weights.
 
     Args:
         input_size: features of the output of `KRU`, of both directions if there are two.
-        output_size: numbers that leave.
+        output_size: features of o.
         reads: "parts", [Re h ; Im h] or a real state as it is; "moduli", |h|; or "both".
-        directions: 2 for a bidirectional layer, whose two states are one after the other in h.
+        directions: 2 for a bidirectional layer, whose two states follow each other in h.
 
     Raises:
-        ValueError: unknown `reads`, or moduli of an input_size that 2 · directions does not divide.
-        TypeError: a size that is no whole number.
+        ValueError: unknown `reads`, or 2 · directions does not divide input_size (for moduli).
+        TypeError: a size is not a whole number.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Readout(nn.Linear):
     ) -> Tensor:  # shape: (…, output_size)
         if self.reads == "parts":
             return super().forward(h)
-        parts = h.unflatten(-1, (self.directions, 2, -1))
-        # Not torch.hypot, whose gradient at 0 is NaN; that of a norm is 0 there.
-        moduli = torch.linalg.vector_norm(parts, dim=-2).flatten(-2)
+        re_im = h.unflatten(-1, (self.directions, 2, -1))
+        # The gradient of torch.hypot at 0 is NaN; that of a norm is 0.
+        moduli = torch.linalg.vector_norm(re_im, dim=-2).flatten(-2)
         return super().forward(moduli if self.reads == "moduli" else torch.cat([h, moduli], dim=-1))
 
     def extra_repr(self) -> str:

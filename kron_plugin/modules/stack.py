@@ -1,7 +1,7 @@
-"""Layers upon layers, in one direction or both, called like `torch.nn.LSTM`."""
+"""Stacked layers in one direction or both, called like `torch.nn.LSTM`."""
 
 import warnings
-from typing import Callable, List, NoReturn, Optional, Tuple, Union
+from typing import Callable, List, NoReturn, Optional, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .layer import KronLayer, State
 Sequences = Union[Tensor, PackedSequence]
 StackedState = Union[Tensor, State]  # shape: (layers · directions, B, W) each; without B for one
 
-DEFAULTS = {  # what is shown where it differs, as by `torch.nn.LSTM`
+DEFAULTS = {  # other values are printed, as by `torch.nn.LSTM`
     "num_layers": 1,
     "bias": True,
     "batch_first": False,
@@ -28,12 +28,12 @@ class RecurrentStack(nn.Module):
     `layers` holds them in torch's order: first layer forwards, first layer backwards, second …
 
     Args:
-        make_layer: a layer of one direction for so many input features.
+        make_layer: makes a layer of one direction from its number of input features.
         input_size, num_layers, bidirectional, dropout, batch_first: as for `torch.nn.LSTM`.
 
     Raises:
-        ValueError: an argument out of its range.
-        TypeError: an argument of another type.
+        ValueError: an argument is out of range.
+        TypeError: an argument has another type.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RecurrentStack(nn.Module):
                 stacklevel=3,
             )
         self.batch_first = flag("batch_first", batch_first)
-        self.layers = nn.ModuleList()
+        self.layers = cast(List[KronLayer], nn.ModuleList())
         self.input_size = self.output_size = input_size
         for _ in range(num_layers):
             self.layers.extend([make_layer(self.output_size) for _ in range(self.directions)])
@@ -75,79 +75,111 @@ class RecurrentStack(nn.Module):
         """The output of every step, and the last states, as torch's layers return them.
 
         Args:
-            x: features, or symbols that each pick their row of the input weights; packed or not.
-                One sequence may come without its axis B, and so leave, with its states.
-            state: where to start; default the layers' own start.
-            lengths: steps that count in each sequence; a finished one keeps its last state. The
-                other direction begins at the last step that counts.
-            need_output: False if the last state is all that is wanted; the output then is empty,
-                and less memory is written.
-            hx: `state` by the name that torch's layers have for it.
+            x: features, or symbols that each select a row of the input weights; packed or not.
+                A single sequence may lack the axis B; the output and the states then lack it too.
+            state: the initial state; default the layers' own.
+            lengths: valid steps of each sequence; a finished one keeps its last state. The other
+                direction begins at the last valid step.
+            need_output: False if only the last state is needed. The output is then empty, and
+                less memory is written.
+            hx: another name of `state`, from torch's layers.
 
         Raises:
-            ValueError: sizes that do not fit.
-            IndexError: a symbol that is not below input_size.
-            RuntimeError: `check_finite` found a NaN or an infinity; the message names the step, in
-                the order in which the layer's direction reads.
+            ValueError: sizes do not fit.
+            IndexError: a symbol is not below input_size.
+            RuntimeError: `check_finite` found a NaN or an infinity; the message names the step,
+                counted in the reading order of the layer.
         """
         if hx is not None and state is not None:
             raise ValueError("hx: is another name of state; give one of them")
         state = hx if state is None else state
-        packed = x if isinstance(x, PackedSequence) else None
-        if packed is not None and lengths is not None:
-            raise ValueError("lengths: a PackedSequence has its own")
-        if packed is not None:
-            x, lengths = pad_packed_sequence(packed)
-        alone = self._check_input(x) and packed is None
+        if isinstance(x, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: a PackedSequence has its own")
+            return self._forward_packed(x, state, need_output)
+        alone = self._check_input(x)
         if alone and lengths is not None:
             raise ValueError("lengths: x has no axis B; cut it to its length")
         if alone:
             x = x.unsqueeze(1)
-        elif self.batch_first and packed is None:
+        elif self.batch_first:
             x = x.transpose(0, 1)
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
-            lengths = lengths if lengths.numel() else lengths.long()  # those of an empty list
-        starts = self._starts(state, None if alone else x.shape[1])
-        output, last = self._run(x, starts, lengths, need_output)
-        if need_output and packed is not None:
-            output = _pack_like(packed, output, lengths)
-        elif need_output and alone:
+            lengths = lengths if lengths.numel() else lengths.long()  # an empty list makes floats
+        parts = self._parts(state, None if alone else x.shape[1])
+        output, last = self.run(x, parts, lengths, need_output)
+        if need_output and alone:
             output = output.squeeze(1)
         elif need_output and self.batch_first:
             output = output.transpose(0, 1)
-        return output, _stacked(last, alone)
+        return output, _public(last, alone)
+
+    def _forward_packed(
+        self, packed: PackedSequence, state: Optional[StackedState], need_output: bool
+    ) -> Tuple[Sequences, StackedState]:
+        x, lengths = pad_packed_sequence(packed)
+        self._check_input(x)
+        lengths = lengths.to(x.device)
+        output, last = self.run(x, self._parts(state, x.shape[1]), lengths, need_output)
+        if not need_output:
+            return output, _public(last, alone=False)
+        return _pack_like(packed, output, lengths), _public(last, alone=False)
+
+    def run(
+        self,
+        x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers below input_size
+        state: Optional[State] = None,  # shape: (layers · directions, B, W) each
+        lengths: Optional[Tensor] = None,  # shape: (B,)
+        need_output: bool = True,
+    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
+        """`forward` for models: time first, a batch axis, and the state always a tuple. It does not
+        check its arguments."""
+        initial = self._by_layer(state)
+        last: List[State] = []
+        for below in range(0, len(self.layers), self.directions):
+            if below > 0:
+                x = self.between_layers(x)
+            wanted = need_output or below + self.directions < len(self.layers)
+            outputs = []
+            for k in range(below, below + self.directions):
+                is_backwards = k > below
+                source = _reverse(x, lengths) if is_backwards else x
+                output, end = self.layers[k](source, initial[k], lengths, wanted)
+                last.append(end)
+                outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
+            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+        return x, _by_part(last)
 
     def step(
         self,
         x_t: Tensor,  # shape: (B, input_size), or (B,) of integers below input_size; B is optional
         state: Optional[StackedState] = None,
     ) -> StackedState:
-        """The states after one more input, for streams; the last layer's is the output.
+        """The states after one more input of a stream; the last layer's state is the output.
 
-        One call of the recurrence a layer, without dropout; in evaluation and training alike.
+        It calls the recurrence once for each layer, and has no dropout, even in training.
 
         Raises:
-            ValueError: the layers read in both directions, which a stream cannot.
+            ValueError: the layers are bidirectional and need the whole sequence.
         """
         if self.directions == 2:
             raise ValueError("step: a bidirectional layer needs the whole sequence; call it")
         x = x_t.unsqueeze(0)
         alone = self._check_input(x)
         x = x.unsqueeze(1) if alone else x
-        last = []
-        for layer, start in zip(
-            self.layers, self._starts(state, None if alone else x.shape[1]), strict=True
-        ):
-            last.append(layer(x, start, need_output=False)[1])
+        initial = self._by_layer(self._parts(state, None if alone else x.shape[1]))
+        last: List[State] = []
+        for layer, before in zip(self.layers, initial, strict=True):
+            last.append(layer(x, before, need_output=False)[1])
             x = last[-1][0].unsqueeze(0)
-        return _stacked(last, alone)
+        return _public(_by_part(last), alone)
 
     def _check_input(self, x: Tensor) -> bool:
-        """Whether it is one sequence without an axis for the batch.
+        """Whether x is a single sequence without the axis B.
 
         Raises:
-            ValueError: it has no shape of an input.
+            ValueError: x does not have the shape of an input.
         """
         size, axes = self.input_size, "B, T" if self.batch_first else "T, B"
         if not isinstance(x, Tensor):
@@ -161,15 +193,18 @@ class RecurrentStack(nn.Module):
             )
         return dims == 1
 
-    def _starts(self, state: Optional[StackedState], batch: Optional[int]) -> List[Optional[State]]:
-        """The start of every layer and direction; `batch` is None for one sequence alone."""
+    def _parts(self, state: Optional[StackedState], batch: Optional[int]) -> Optional[State]:
+        """A caller's state as a tuple with the axis B; `batch` is None for a single sequence.
+
+        Raises:
+            ValueError: the state does not fit this stack.
+        """
         if state is None:
-            return [None] * len(self.layers)
+            return None
         parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
-        if len(parts) != self.layers[0].state_parts:
+        if len(parts) != self.state_parts:
             raise ValueError(
-                f"state: has {len(parts)} tensors; {type(self).__name__} has"
-                f" {self.layers[0].state_parts}"
+                f"state: has {len(parts)} tensors; {type(self).__name__} has {self.state_parts}"
             )
         rows, width = len(self.layers), self.layers[0].output_size
         expected = (rows, width) if batch is None else (rows, batch, width)
@@ -181,34 +216,20 @@ class RecurrentStack(nn.Module):
                     f"state: has shape {tuple(part.shape)}, expected {expected}, a row for every"
                     " layer and direction"
                 )
-        parts = [part.unsqueeze(1) for part in parts] if batch is None else parts
-        return list(zip(*parts, strict=True))
+        return tuple(part.unsqueeze(1) for part in parts) if batch is None else parts
 
-    def _run(
-        self,
-        x: Tensor,
-        starts: List[Optional[State]],
-        lengths: Optional[Tensor],
-        need_output: bool,
-    ) -> Tuple[Tensor, List[State]]:
-        last: List[State] = []
-        for first in range(0, len(self.layers), self.directions):
-            if first > 0:
-                x = self.between_layers(x)
-            wanted = need_output or first + self.directions < len(self.layers)
-            outputs = []
-            for k in range(first, first + self.directions):
-                is_backwards = k > first
-                source = _reverse(x, lengths) if is_backwards else x
-                output, state = self.layers[k](source, starts[k], lengths, wanted)
-                last.append(state)
-                outputs.append(_reverse(output, lengths) if is_backwards and wanted else output)
-            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-        return x, last
+    def _by_layer(self, state: Optional[State]) -> List[Optional[State]]:
+        """The state of every layer and direction."""
+        return [None] * len(self.layers) if state is None else list(zip(*state, strict=True))
+
+    @property
+    def state_parts(self) -> int:
+        """How many tensors make up a state."""
+        return self.layers[0].state_parts
 
     @property
     def dropout(self) -> float:
-        """The share of outputs that do not reach the next layer in training."""
+        """The probability of dropping an output between layers in training."""
         return self.between_layers.p
 
     @dropout.setter
@@ -226,8 +247,8 @@ class RecurrentStack(nn.Module):
         return [list(layer.parameters()) for layer in self.layers]
 
     def flatten_parameters(self) -> None:
-        """Nothing, as in torch's layers where cuDNN does not run them: our kernels take parameters
-        wherever they lie."""
+        """Do nothing, as torch's layers do without cuDNN: our kernels take parameters from any
+        place in memory."""
 
     def reset_parameters(self) -> None:
         """Start anew, with other random numbers."""
@@ -241,15 +262,15 @@ class RecurrentStack(nn.Module):
 
     @property
     def factors(self) -> List[nn.Parameter]:
-        """What is trained of all factors: smaller steps suit them than the other parameters."""
+        """The trained parameters of all factors; they need smaller steps than the others."""
         return [factor for layer in self.layers for factor in layer.factors]
 
     def input_weights(self) -> List[Tensor]:
-        """U of the first layer, a row for every input; one matrix a direction."""
+        """U of the first layer, one matrix for each direction, with a row for every input."""
         return [layer.weight for layer in self.layers[: self.directions]]
 
     def unitary_penalty(self) -> Tensor:
-        """Σ_f ‖W_fᴴ W_f − I‖_F², to be added to the loss with a weight λ; 0 unless `unitary` is
+        """Σ_f ‖W_fᴴ W_f − I‖_F². Add it to the loss with a weight λ. 0 unless `unitary` is
         "soft"."""
         return torch.stack([layer.unitary_penalty() for layer in self.layers]).sum()
 
@@ -269,9 +290,14 @@ class RecurrentStack(nn.Module):
         return ", ".join(said)
 
 
-def _stacked(last: List[State], alone: bool) -> StackedState:
-    parts = tuple(torch.stack(part) for part in zip(*last, strict=True))
-    parts = tuple(part.squeeze(1) for part in parts) if alone else parts
+def _by_part(states: List[State]) -> State:
+    """The states of all layers and directions as one."""
+    return tuple(torch.stack(part) for part in zip(*states, strict=True))
+
+
+def _public(state: State, alone: bool) -> StackedState:
+    """A state as torch's layers return it: a lone part as a tensor, without B if `alone`."""
+    parts = tuple(part.squeeze(1) for part in state) if alone else state
     return parts if len(parts) > 1 else parts[0]
 
 
@@ -279,7 +305,7 @@ def _reverse(
     x: Tensor,  # shape: (T, B, …)
     lengths: Optional[Tensor],  # shape: (B,)
 ) -> Tensor:
-    """Each sequence backwards within its length; what comes after stays where it is."""
+    """Reverse each sequence within its length; later steps stay in place."""
     if lengths is None:
         return x.flip(0)
     steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
@@ -288,7 +314,7 @@ def _reverse(
 
 
 def _pack_like(packed: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
-    """Pack in the very order of another, as torch's layers do."""
+    """Pack in the order of another packed sequence, as torch's layers do."""
     order = packed.sorted_indices
     if order is not None:
         output, lengths = output.index_select(1, order), lengths.index_select(0, order)

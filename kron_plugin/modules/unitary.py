@@ -1,4 +1,4 @@
-"""How unitary a Kronecker product is, seen from its factors alone.
+"""How unitary a Kronecker product is, computed from its factors.
 
 Factors are real or complex matrices of shape (P_f, Q_f). A product of unitary factors is unitary,
 and the singular values of the product are the products of the factors' singular values.
@@ -16,7 +16,7 @@ from .arguments import real
 
 def unitary_penalty(factors: Sequence[Tensor]) -> Tensor:
     """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint of KRU."""
-    return sum(_gram_error(w).square().sum() for w in factors)
+    return reduce(torch.add, [_gram_error(w).square().sum() for w in factors])
 
 
 def unitary_deviation(factors: Sequence[Tensor]) -> Tensor:
@@ -36,17 +36,17 @@ def singular_values(factors: Sequence[Tensor]) -> Tensor:
 def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
     """Fill a (P, Q) matrix with a random unitary one, uniformly over all of them (Haar).
 
-    A rectangular matrix gets orthonormal columns if it is tall and orthonormal rows if it is wide;
-    a wide one cannot have W_fᴴ W_f = I, so its penalty stays at least Q − P.
+    A tall matrix gets orthonormal columns, a wide one orthonormal rows. A wide one cannot have
+    W_fᴴ W_f = I, so its penalty is at least Q − P.
 
     Args:
-        angle: make it exp(A) with uniform eigenvectors, and eigenvalues exp(iφ) with φ uniform
-            from −angle to angle, in radians; those of a real matrix come in pairs exp(±iφ), and a
-            1 if P is odd.
+        angle: the matrix is exp(A) with uniform eigenvectors, and eigenvalues exp(iφ) with φ
+            uniform from −angle to angle, in radians. The eigenvalues of a real matrix are pairs
+            exp(±iφ), and a 1 if P is odd.
 
     Raises:
-        ValueError: an angle out of range, or for a rectangular matrix.
-        TypeError: an angle that is no number.
+        ValueError: the angle is out of range, or the matrix is rectangular.
+        TypeError: the angle is not a number.
     """
     p, q = factor.shape
     if angle is not None:
@@ -61,13 +61,13 @@ def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
         return factor.copy_(eigenvectors @ torch.matrix_exp(generator) @ eigenvectors.mH)
     gaussian = torch.randn(max(p, q), min(p, q), dtype=factor.dtype, device=factor.device)
     unitary, r = torch.linalg.qr(gaussian)
-    # The QR of a Gaussian is uniform only once the phases of R's diagonal are fixed.
+    # The QR of a Gaussian is uniform only after the phases of R's diagonal are removed.
     unitary = unitary * r.diagonal().sgn()
     return factor.copy_(unitary if p >= q else unitary.mH)
 
 
 def _turns(like: Tensor, angle: float) -> Tensor:
-    """A skew-Hermitian matrix of random angles: diagonal, or if it is real one for two rows."""
+    """A skew-Hermitian matrix of random angles: diagonal, or for real ones an angle in two rows."""
     p = like.shape[0]
     if like.is_complex():
         angles = torch.empty_like(like.diagonal().real).uniform_(-angle, angle)
@@ -79,7 +79,7 @@ def _turns(like: Tensor, angle: float) -> Tensor:
 
 
 def _gram_error(w: Tensor) -> Tensor:
-    """W_fᴴ W_f − I as real numbers: real and imaginary parts apart, so that the squared Frobenius
-    norm is a plain sum of squares, differentiable at 0."""
+    """W_fᴴ W_f − I as real numbers, with real and imaginary parts apart. The squared Frobenius norm
+    is then a sum of squares, which is differentiable at 0."""
     error = w.mH @ w - torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
     return torch.view_as_real(error) if error.is_complex() else error

@@ -1,6 +1,6 @@
-"""A matrix kept unitary while any optimiser trains it."""
+"""A matrix that stays unitary under any optimiser."""
 
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,18 @@ from .parameters import fill_unitary
 class UnitaryMap(nn.Module):
     """From any matrix X to a unitary one: exp(A) B, with A = tril(X) − tril(X)ᴴ and B fixed.
 
-    B is random and unitary, so X = 0 stands for a random unitary matrix. exp(A) is torch's
-    `parametrizations.orthogonal`, taken out of the module that it wants to own: it would make the
-    trained parameter complex, which fairseq's optimisers cannot hold, and refuse to be pickled.
+    B is random and unitary, so X = 0 gives a random unitary matrix. exp(A) is computed by torch's
+    `parametrizations.orthogonal`, taken out of its module. That module would make the trained
+    parameter complex, which fairseq's optimisers cannot hold, and could not be pickled.
 
     Args:
-        rows, columns: of the matrix. It gets orthonormal columns if tall, and rows if wide.
-        complex: complex matrices; real ones keep the sign of B's determinant.
-        angle: of B, as `unitary_` takes it.
-        device: where B is.
+        rows, columns: of the matrix. A tall one gets orthonormal columns, a wide one rows.
+        complex: complex matrices. Real ones keep the sign of B's determinant.
+        angle: of B, as for `unitary_`.
+        device: of B.
     """
+
+    base: Tensor  # B
 
     def __init__(
         self,
@@ -35,14 +37,14 @@ class UnitaryMap(nn.Module):
     ) -> None:
         super().__init__()
         dtype = compute_type(torch.get_default_dtype())
-        owner = nn.Module()
+        owner: Any = nn.Module()
         owner.weight = nn.Parameter(
             torch.zeros(rows, columns, dtype=dtype.to_complex() if complex else dtype)
         )
         orthogonal(owner, "weight", "matrix_exp", use_trivialization=False)
-        self.exponential = owner.parametrizations.weight[0]
+        self.exponential: nn.Module = owner.parametrizations.weight[0]
         size, tail = max(rows, columns), (2,) if complex else ()
-        # A real buffer like the parameters, for the sake of fairseq.
+        # fairseq needs real buffers, like real parameters.
         base = torch.empty(size, size, *tail, dtype=torch.float64, device=device)
         self.register_buffer("base", base)
         self.complex = complex
@@ -50,7 +52,7 @@ class UnitaryMap(nn.Module):
         self.reset_parameters()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "UnitaryMap":
-        """B stays in double precision: rounded to another, it would be unitary to that alone."""
+        """Keep B in double precision; a rounded B would be unitary only to the lower one."""
         base = self.base
         super()._apply(fn, recurse)
         if self.base.dtype != torch.float64:

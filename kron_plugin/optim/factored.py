@@ -1,20 +1,19 @@
-"""Optimisers with the Kronecker factors, and the biases of a KRU, in parameter groups of their own.
+"""Optimisers with separate parameter groups for the Kronecker factors and the biases of a KRU.
 
-A change to one factor moves all of W, so factors want smaller steps than other parameters: with one
-rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on. The change to W
-or to the bias of modReLU is felt T times over, once a step, so long sequences may want them smaller
-still.
+A change to one factor moves all of W, so factors need smaller steps than other parameters. With one
+rate of 1e-3 for all, copy memory never leaves the trivial baseline from T = 300 on. W and the bias
+of modReLU act at each of the T steps, so long sequences may need smaller steps still.
 """
 
 from dataclasses import dataclass, field
-from typing import List
+from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
-MOST = 1e6  # of any strength; torch turns them into single precision
+MOST = 1e6  # of rates, decays and epsilons; torch converts them to single precision
 
 
 @dataclass
@@ -46,7 +45,7 @@ class KronAdamConfig(FactoredConfig):
 
 
 def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> None:
-    """Raise a ValueError unless an option, or each of a list of them, is from 0 to below `end`."""
+    """Raise a ValueError unless an option, or each value of a list, is from 0 to below `end`."""
     value = getattr(cfg, name)
     numbers = [value] if isinstance(value, (int, float)) else value
     if not all(0 <= number < end for number in numbers):
@@ -54,25 +53,32 @@ def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> N
 
 
 class FactoredOptimizer(FairseqOptimizer):
-    """Groups of parameters: first those without a mark, whose rate is --lr, then those marked
-    `param_group = "factors"` and "biases", where there are any."""
+    """Groups of parameters: first the unmarked ones with the rate --lr, then those marked
+    `param_group = "factors"` and "biases", if there are any."""
 
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
         for name in ("factor_lr_scale", "bias_lr_scale", "weight_decay"):
             _require_range(cfg, name, MOST, "0 or more, and below 1e6")
-        scales = {None: 1.0, "factors": cfg.factor_lr_scale, "biases": cfg.bias_lr_scale}
-        groups = {name: [] for name in scales}
+        scales: Dict[Optional[str], float] = {
+            None: 1.0,
+            "factors": cfg.factor_lr_scale,
+            "biases": cfg.bias_lr_scale,
+        }
+        groups: Dict[Optional[str], List[torch.nn.Parameter]] = {name: [] for name in scales}
         for p in params:
-            name = getattr(p, "param_group", None)
-            groups[name if name in groups else None].append(p)
+            group = getattr(p, "param_group", None)
+            groups[group if group in groups else None].append(p)
         if len(groups[None]) == 1 and not groups["factors"]:
             raise ValueError(
                 "--factor-lr-scale: --fp16 has flattened all parameters into one, so the factors"
                 " cannot be told apart; add --fp16-no-flatten-grads"
             )
-        used = [name for name, group in groups.items() if group or name is None]
+        used = [name for name, members in groups.items() if members or name is None]
         self.scales = [scales[name] for name in used]
+        # In half precision fairseq trains float32 copies of a model's parameters. Only these copies
+        # have a gradient already.
+        self.masters = [p for p in params if p.grad is not None]
         self._optimizer = self.make([{"params": groups[name]} for name in used])
         self.set_lr(cfg.lr[0])
 
@@ -84,9 +90,19 @@ class FactoredOptimizer(FairseqOptimizer):
         for group, scale in zip(self.param_groups, self.scales, strict=True):
             group["lr"] = lr * scale
 
-    def load_state_dict(self, state_dict, optimizer_overrides=None) -> None:
+    def state_dict(self) -> Dict[str, Any]:
+        """torch's, and in half precision the float32 parameters: fairseq saves only the model's
+        rounded ones."""
+        state = super().state_dict()
+        if self.masters:
+            state["fp32_params"] = [p.detach() for p in self.masters]
+        return state
+
+    def load_state_dict(self, state_dict: Dict[str, Any], optimizer_overrides=None) -> None:
         super().load_state_dict(state_dict, optimizer_overrides)
         self.set_lr(self.get_lr())
+        for p, saved in zip(self.masters, state_dict.get("fp32_params", ()), strict=False):
+            p.data.copy_(saved)
 
     @property
     def optimizer_config(self) -> dict:
@@ -95,7 +111,7 @@ class FactoredOptimizer(FairseqOptimizer):
 
 @register_optimizer("kron_rmsprop", dataclass=KronRMSpropConfig)
 class KronRMSprop(FactoredOptimizer):
-    """torch.optim.RMSprop, which the toolkit lacks."""
+    """torch.optim.RMSprop, which fairseq lacks."""
 
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:
         cfg = self.cfg

@@ -11,7 +11,7 @@ from kron_plugin.cli.checkpoint import read, require_known_options
 from kron_plugin.cli.evaluate import evaluate
 from kron_plugin.cli.main import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the toolkit's, of what it uses
+pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's, of what it uses
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ kron_plugin.register()
 
 from kron_plugin.checkpoints import is_damaged  # noqa: E402
 from kron_plugin.cli import checkpoint, data, evaluate, main  # noqa: E402
-from kron_plugin.files import finished  # noqa: E402
+from kron_plugin.files import atomic_write  # noqa: E402
 from kron_plugin.saving import LOCK  # noqa: E402
 from kron_plugin.tasks.midi import write_midi  # noqa: E402
 
@@ -39,7 +39,7 @@ def made(folder):
 
 
 def test_a_file_that_is_not_whole_has_no_name(tmp_path, interrupted_at_the_end):
-    with pytest.raises(KeyboardInterrupt), finished(tmp_path / "a") as unfinished:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a") as unfinished:
         unfinished.write_text("half")
     with pytest.raises(KeyboardInterrupt):
         write_midi(np.eye(88, dtype=np.uint8), 2, tmp_path / "a.mid")
@@ -50,7 +50,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done, replace = [], os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("on the disk"))
     monkeypatch.setattr(os, "replace", lambda *args: (done.append("named"), replace(*args)))
-    with finished(tmp_path / "a") as unfinished:
+    with atomic_write(tmp_path / "a") as unfinished:
         unfinished.write_text("whole")
     assert done == ["on the disk", "named"]
 
@@ -123,7 +123,7 @@ def interrupt(process):
     return printed.splitlines()
 
 
-def test_while_the_toolkit_is_imported(tmp_path):
+def test_while_fairseq_is_imported(tmp_path):
     command = ("kron_plugin.cli.main", "checkpoint_best.pt")
     (tmp_path / command[1]).touch()
     process = start(sys.executable, "-v", "-m", *command, cwd=tmp_path)

@@ -10,7 +10,7 @@ import kron_plugin
 from kron_plugin.cli.checkpoint import read, require_known_options
 from kron_plugin.cli.evaluate import evaluate
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the toolkit's, of what it uses
+pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's, of what it uses
 
 
 @pytest.fixture

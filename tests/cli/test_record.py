@@ -14,7 +14,7 @@ from ..conftest import run
 
 @pytest.fixture
 def log(tmp_path):
-    """A training that was resumed, as the toolkit logs it: numbers as strings, lines repeated."""
+    """A training that was resumed, as fairseq logs it: numbers as strings, lines repeated."""
     entries = [
         {"mse": "0.5", "num_updates": "10", "train_wall": "99", "wall": "3"},
         {"mse": "0.4", "num_updates": "20", "train_wall": "99", "wall": "5"},

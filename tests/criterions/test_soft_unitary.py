@@ -37,7 +37,7 @@ def batch(task, indices):
 
 
 def gradient(task, model, weight, batches):
-    """As the toolkit's trainer takes it: the summed gradients over the summed sample sizes."""
+    """As fairseq's trainer takes it: the summed gradients over the summed sample sizes."""
     criterion = SoftUnitaryCriterion(task, unitary_penalty=weight)
     model.zero_grad()
     count = 0
@@ -69,7 +69,7 @@ def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 
-def test_sentence_avg_is_for_the_toolkits_tasks(task):
+def test_sentence_avg_is_for_fairseqs_tasks(task):
     symbols = Dictionary()
     theirs = SimpleNamespace(target_dictionary=symbols)
     model = KRULanguageModel.build_model(CellConfig(hidden_size=8), theirs)

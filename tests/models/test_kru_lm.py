@@ -1,4 +1,4 @@
-"""The language model with the toolkit's own task, data and commands."""
+"""The language model with fairseq's own task, data and commands."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_a_beam_search_scores_as_the_whole_text_does():
 
 
 def test_fewer_symbols_may_be_told_than_are_read():
-    """The toolkit's --output-dictionary-size."""
+    """fairseq's --output-dictionary-size."""
     task = Task()
     task.source_dictionary, task.target_dictionary = task.target_dictionary, Dictionary()
     model = KRULanguageModel.build_model(CellConfig(hidden_size=8), task)

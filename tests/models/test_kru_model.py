@@ -46,7 +46,7 @@ def test_padding_does_not_reach_the_answer(cell):
 def test_both_directions_of_the_top_layer_are_read(cell):
     model = build(ModelSpec(5, 3, False, False), cell=cell, num_layers=2, bidirectional=True)
     source = torch.randn(2, 6, 5)
-    output, _ = model.cell(source.transpose(0, 1))
+    output, _ = model.cell.run(source.transpose(0, 1))
     forwards, backwards = output.chunk(2, dim=-1)
     expected = model.readout(torch.cat([forwards[-1], backwards[0]], -1))
     torch.testing.assert_close(model(source), expected)
@@ -148,7 +148,7 @@ def test_a_task_without_a_spec_is_told():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_toolkit_finds_where_a_nan_comes_from(cell, caplog):
+def test_fairseq_finds_where_a_nan_comes_from(cell, caplog):
     """It looks at the first output of every module, forwards and backwards."""
     model = build(ModelSpec(5, 3, tokens=False, per_step=False), cell=cell)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Encoder and decoder, without the toolkit's commands."""
+"""Encoder and decoder, without fairseq's commands."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def build(task=None, **options):
 
 
 def sources(left_pad=True):
-    """Three texts of 5, 3 and 4 symbols as the toolkit pads them, and their lengths."""
+    """Three texts of 5, 3 and 4 symbols as fairseq pads them, and their lengths."""
     lengths = torch.tensor([5, 3, 4])
     tokens = torch.full((3, 5), Dictionary().pad())
     for row, n in zip(tokens, lengths, strict=True):
@@ -115,7 +115,7 @@ def test_padding_does_not_reach_the_scores(cell, left_pad):
 
 @pytest.mark.parametrize("left_pad", [True, False])
 def test_guided_alignment_has_a_finite_loss(left_pad):
-    """The toolkit's criterion takes the logarithm of weights at the places of its data."""
+    """fairseq's criterion takes the logarithm of weights at the places of its data."""
     pair = {"alignment": torch.tensor([[0, 0], [1, 1]])}
     samples = [
         {"id": i, "source": torch.tensor(text), "target": torch.tensor(text), **pair}
@@ -129,7 +129,7 @@ def test_guided_alignment_has_a_finite_loss(left_pad):
 
 @pytest.mark.parametrize("cell", ["kru", "kru_lstm"])
 def test_dropout_can_be_retained_when_generating(cell):
-    """The toolkit's --retain-dropout, to tell how sure a model is; in every place that has one."""
+    """fairseq's --retain-dropout, to tell how sure a model is; in every place that has one."""
     for only in ({"dropout": 0.5}, {"encoder_dropout_out": 0.5, "num_layers": 2}):
         for retain in (True, False):
             torch.manual_seed(0)
@@ -144,9 +144,8 @@ def test_dropout_can_be_retained_when_generating(cell):
 def test_every_layer_starts_from_its_own_of_the_encoder(cell):
     encoder = build(cell=cell, encoder_bidirectional=True, num_layers=2).encoder
     source, lengths = sources(left_pad=False)
-    _, state = encoder.cell(encoder.embed_tokens(source.t()), lengths=lengths)
-    parts = state if isinstance(state, tuple) else (state,)
-    for joined, part in zip(encoder(source, lengths).state, parts, strict=True):
+    _, state = encoder.cell.run(encoder.embed_tokens(source.t()), lengths=lengths)
+    for joined, part in zip(encoder(source, lengths).state, state, strict=True):
         for layer in range(2):
             expected = torch.cat([part[2 * layer], part[2 * layer + 1]], -1)
             assert torch.equal(joined[layer], expected)

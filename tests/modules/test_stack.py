@@ -85,6 +85,15 @@ def test_shapes_are_those_of_torch_lstm(cell):
     torch.testing.assert_close(parts(last)[0], parts(state)[0])
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_inside_a_model_a_state_is_always_a_tuple(cell):
+    layer, x, lengths = make(cell, num_layers=2), batch(), torch.tensor(LENGTHS)
+    output, state = layer.run(x, None, lengths)
+    expected, last = layer(x, None, lengths)
+    torch.testing.assert_close((output, state), (expected, parts(last)))
+    torch.testing.assert_close(layer.run(x, state)[0], layer(x, last)[0])
+
+
 def test_a_packed_output_has_the_order_of_torch_lstm():
     packed = pack_padded_sequence(batch(), torch.tensor(LENGTHS), enforce_sorted=False)
     have, _ = make(KRU)(packed)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from kron_plugin.cache import cache_folder
-from kron_plugin.files import finished
+from kron_plugin.files import atomic_write
 from kron_plugin.ops.native import kernel
 from kron_plugin.ops.native.compile import FLAGS, HEADERS
 
@@ -63,7 +63,7 @@ def build(cell, dtype, is_complex):
     path = cache_folder() / f"{cell}-{key.hexdigest()[:20]}.aarch64"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder, finished(path) as unfinished:
+        with tempfile.TemporaryDirectory() as folder, atomic_write(path) as unfinished:
             subprocess.run([*command, MAIN, "-o", f"{folder}/program"], check=True)
             shutil.copy(f"{folder}/program", unfinished)
     return path

@@ -27,7 +27,7 @@ from ...cache import (
     temporary_folder,
     why_not_trusted,
 )
-from ...files import finished
+from ...files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _compile(command: List[str], source: Path, library: Path) -> None:
         content = made.read_bytes() if made.is_file() else b""
     if not content.startswith(b"\x7fELF"):
         raise CompileError(f"{command[0]} made no library of {source.name}, and no error")
-    with finished(library) as unfinished:
+    with atomic_write(library) as unfinished:
         unfinished.chmod(unfinished.stat().st_mode & ~0o022)  # what others can write is not loaded
         unfinished.write_bytes(content + hashlib.sha256(content).digest())
     logger.info("compiled %s in %.1f s: %s", source.name, time.monotonic() - started, library)
