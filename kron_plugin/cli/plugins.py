@@ -1,5 +1,6 @@
-"""The tasks that fairseq knows: ours."""
+"""The tasks that fairseq knows: ours, and those of other plugins."""
 
+from argparse import Namespace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, Type
@@ -8,6 +9,23 @@ from ..checks import require
 
 if TYPE_CHECKING:  # which imports fairseq, and that takes five seconds
     from ..tasks.base import SequenceTask
+
+
+def import_user_dir(folder: Path) -> None:
+    """Import a plugin, which registers its tasks, as `--user-dir` of fairseq's commands does.
+
+    Raises:
+        ValueError: it cannot be imported; the message says why.
+    """
+    from fairseq.utils import import_user_module
+
+    from .. import register
+
+    register()
+    try:
+        import_user_module(Namespace(user_dir=str(folder)))
+    except ImportError as error:
+        raise ValueError(f"--user-dir {folder}: {error}") from error
 
 
 @cache
@@ -25,7 +43,8 @@ def require_task(path: Path, name: str) -> None:
     """Raise a ValueError that names the file unless its task is a registered `SequenceTask`."""
     require(
         name in tasks(),
-        f"{path}: its task is {name!r}, which is not registered",
+        f"{path}: its task is {name!r}, which is not registered; --user-dir names the plugin that"
+        " has it",
     )
 
     from ..tasks.base import SequenceTask
