@@ -6,7 +6,7 @@ sequence is marked, and the answer after the last step is the sum of the two mar
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 from fairseq.tasks import register_task
@@ -27,6 +27,12 @@ class AddingConfig(GeneratedConfig):
 @register_task("adding", dataclass=AddingConfig)
 class AddingTask(SequenceTask):
     spec = ModelSpec(input_size=2, output_size=1, tokens=False, per_step=False)
+    title = "Adding"
+    learning_curves = True
+
+    @staticmethod
+    def setting(options: Dict[str, Any]) -> str:
+        return f"adding, T = {options['steps']}"
 
     def __init__(self, cfg: AddingConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)

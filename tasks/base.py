@@ -8,7 +8,7 @@ go through the same three.
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -43,9 +43,31 @@ class Loss:
 
 
 class SequenceTask(FairseqTask):
-    """Base of the tasks in this folder."""
+    """Base of the tasks in this folder, and of a task of your own.
+
+    A subclass needs `spec`, `load_dataset`, `compute_loss`, `metrics` and `baseline`; the rest is
+    for `kron-eval report`.
+
+    spec: the model that the task needs.
+    title: of the task's section in the report; by default its registered name.
+    larger_is_better: whether the headline metric grows as a model learns, as accuracy does.
+    learning_curves: whether the report has a picture of them.
+    """
 
     spec: ModelSpec
+    title: str = ""
+    larger_is_better: bool = False
+    learning_curves: bool = False
+
+    @staticmethod
+    def setting(options: Dict[str, Any]) -> str:
+        """What the report calls a task with these options, such as "copy memory, T = 1000".
+
+        Args:
+            options: those of a record: by name, with the task's own name as "_name"; without those
+                that are None. Of a data folder they have the last part alone.
+        """
+        return options["_name"]
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         """The loss of a model's output for one batch."""

@@ -30,6 +30,7 @@ from .text import VOCAB_TYPES, load_text, load_tokenizer
 
 IGNORED = -100
 EVAL_WINDOW = 4096  # only memory depends on it
+TEXTS = {"ptb": "Penn Treebank"}  # by the folder of a text
 
 
 @dataclass
@@ -51,6 +52,12 @@ class CharLMConfig(FairseqDataclass):
 
 @register_task("char_lm", dataclass=CharLMConfig)
 class CharLMTask(SequenceTask):
+    title = "Text by characters"
+
+    @staticmethod
+    def setting(options: Dict[str, Any]) -> str:
+        return f"{TEXTS.get(options['data'], options['data'])} characters"
+
     def __init__(self, cfg: CharLMConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
         require_positive(cfg, "tokens_per_sample")

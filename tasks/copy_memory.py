@@ -6,7 +6,7 @@ over which the symbols are to be repeated; everywhere else the answer is blank.
 
 from dataclasses import dataclass, field
 from math import log
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 from fairseq.tasks import register_task
@@ -30,6 +30,13 @@ class CopyMemoryConfig(GeneratedConfig):
 
 @register_task("copy_memory", dataclass=CopyMemoryConfig)
 class CopyMemoryTask(SequenceTask):
+    title = "Copy memory"
+    learning_curves = True
+
+    @staticmethod
+    def setting(options: Dict[str, Any]) -> str:
+        return f"copy memory, T = {options['delay']}"
+
     def __init__(self, cfg: CopyMemoryConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
         require_positive(cfg, "delay", "symbols", "copy_length")

@@ -59,6 +59,11 @@ class MusicConfig(FairseqDataclass):
 @register_task("music", dataclass=MusicConfig)
 class MusicTask(SequenceTask):
     spec = ModelSpec(input_size=KEYS, output_size=KEYS, tokens=False, per_step=True)
+    title = "Polyphonic music"
+
+    @staticmethod
+    def setting(options: Dict[str, Any]) -> str:
+        return options.get("music_set", options["data"])
 
     def __init__(self, cfg: MusicConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)

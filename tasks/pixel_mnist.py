@@ -39,6 +39,12 @@ class PixelMNISTConfig(FairseqDataclass):
 @register_task("pixel_mnist", dataclass=PixelMNISTConfig)
 class PixelMNISTTask(SequenceTask):
     spec = ModelSpec(input_size=1, output_size=10, tokens=False, per_step=False)
+    title = "Pixel-by-pixel MNIST"
+    larger_is_better = True
+
+    @staticmethod
+    def setting(options: Dict[str, Any]) -> str:
+        return "permuted pixel MNIST" if options["permute"] else "pixel MNIST"
 
     def __init__(self, cfg: PixelMNISTConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)

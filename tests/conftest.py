@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import pickle
@@ -23,6 +24,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(kron_plugin.__file__).parent  # in ROOT, or where it is installed
+
+
+def ledger(profile=None):
+    """The rows of the recipes' ledger; those of one profile are one a task."""
+    with open(ROOT / "recipes" / "ledger.csv", newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if profile in (None, row["profile"])]
 
 
 def run(*command, cwd, env=None, stdin=None):

@@ -9,6 +9,7 @@ from kron_plugin import register
 from kron_plugin.checkpoints import load
 from kron_plugin.workers import time_limit
 
+from .conftest import ledger
 from .test_resume import command
 
 register()
@@ -73,13 +74,12 @@ def test_a_worker_without_a_last_batch_counts_those_it_had(train_on, forked_in, 
     assert numbers(two, "train")["wpb"] == numbers(one, "train")["wpb"] == 30
 
 
-@pytest.mark.parametrize("task", ["adding", "pixel_mnist", "music", "char_lm"])
+@pytest.mark.parametrize("task", [row["recipe"] for row in ledger("smoke")])
 def test_metrics_count_every_example_once(task, train_on, tmp_path):
     """On one worker and on two, in batches that do not come out even, with a model that stays."""
     args = (*command(task, tmp_path), "--max-update", 1, "--lr", 1e-12, "--unitary-penalty", 0)
-    batches = ("--batch-size-valid", 3 if task in ("adding", "music") else 10)
     one = numbers(train_on(tmp_path / "one", *args), "valid")
-    two = numbers(train_on(tmp_path / "two", *args, *batches, workers=2), "valid")
+    two = numbers(train_on(tmp_path / "two", *args, "--batch-size-valid", 3, workers=2), "valid")
     timings = ("wps", "wpb", "bsz", "wall", "num_updates")
     names = [name for name in one if name not in timings and name in two]
     assert len(names) >= 5

@@ -26,6 +26,15 @@ def add_data(parser: ArgumentParser) -> None:
     )
 
 
+def add_user_dir(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--user-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="a plugin with tasks of your own, as for fairseq-train",
+    )
+
+
 def add_cpu(parser: ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
 
@@ -42,6 +51,8 @@ def check_files(args: Namespace) -> None:
         if path is not None:
             require(path.exists(), f"{path}: no such {name}")
             require(not path.is_dir(), f"{path}: is a folder; name a {name} in it")
+    user_dir = getattr(args, "user_dir", None)
+    require(user_dir is None or user_dir.is_dir(), f"--user-dir {user_dir}: no such folder")
     output = getattr(args, "output", None)
     if output is None:
         return

@@ -1,41 +1,17 @@
-"""What the report has to know of each experiment, and the names it gives to settings and models."""
+"""What the report says of a run: its task, its setting and its model."""
 
 import re
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, Tuple
+
+from .plugins import tasks
 
 CELLS = {"kru": "KRU", "kru_lstm": "KRU-LSTM", "rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 READS = {"moduli": "moduli read", "both": "parts and moduli read"}
-TEXTS = {"ptb": "Penn Treebank"}  # by the folder of a text
-
-
-class Experiment(NamedTuple):
-    """title: of the section. picture: what its learning curves show, if they are drawn."""
-
-    title: str
-    picture: str = ""
-
-
-EXPERIMENTS = {
-    "copy_memory": Experiment("Copy memory", "bits per position over the updates"),
-    "adding": Experiment("Adding", "mean squared error over the updates"),
-    "pixel_mnist": Experiment("Pixel-by-pixel MNIST"),
-    "char_lm": Experiment("Text by characters"),
-    "music": Experiment("Polyphonic music"),
-}
 
 
 def setting_name(run: Dict[str, Any]) -> str:
     """What was learned, such as "copy memory, T = 1000"; published.csv uses the same names."""
-    options = run["options"]["task"]
-    if run["task"] == "copy_memory":
-        return f"copy memory, T = {options['delay']}"
-    if run["task"] == "adding":
-        return f"adding, T = {options['steps']}"
-    if run["task"] == "pixel_mnist":
-        return "permuted pixel MNIST" if options["permute"] else "pixel MNIST"
-    if run["task"] == "char_lm":
-        return f"{TEXTS.get(options['data'], options['data'])} characters"
-    return options.get("music_set", options["data"])
+    return tasks()[run["task"]].setting(run["options"]["task"])
 
 
 def model_name(run: Dict[str, Any]) -> str:
@@ -61,7 +37,7 @@ def improvement(run: Dict[str, Any], split: str = "test") -> float:
     runs of one setting, larger is better."""
     metric, baseline = run[split]["metrics"][0], run[split]["baseline"]["value"]
     gain = (metric["value"] - baseline) / (baseline or 1)
-    return gain if metric["name"] == "accuracy" else -gain
+    return gain if tasks()[run["task"]].larger_is_better else -gain
 
 
 def recipe(run: Dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Dict, List, NoReturn, Optional, Union
 from .. import __version__
 from ..packages import missing_package
 from .arguments import check_files
+from .plugins import import_user_dir
 
 
 class Help(argparse.HelpFormatter):
@@ -53,6 +54,8 @@ def run(
     try:
         args = _parse(program, commands, short_for, _with_command(argv, commands, short_for))
         check_files(args)
+        if getattr(args, "user_dir", None):
+            import_user_dir(args.user_dir)
         args.run(args)
         sys.stdout.flush()
         return 0

@@ -16,7 +16,7 @@ from ..checkpoints import named
 from ..resume import NOTHING_LEFT
 from .curve import curves, read_log
 from .evaluate import evaluate
-from .experiments import EXPERIMENTS
+from .plugins import require_task
 
 POINTS = 200  # of a learning curve, at most
 SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
@@ -50,10 +50,7 @@ def record(
         configured = {"seed": cfg["common"]["seed"], "options": options(cfg)}
         on_cpu = cpu or cfg["common"]["cpu"]
         json.dumps(configured)
-    task = cfg["task"]["_name"]
-    if task not in EXPERIMENTS:
-        known = ", ".join(EXPERIMENTS)
-        raise ValueError(f"{checkpoint}: records are of the tasks {known}, not of {task}")
+    require_task(checkpoint, cfg["task"]["_name"])  # fairseq's language_modeling has no setting
     entries = read_log(log)
     scored = {
         split: evaluate(checkpoint, state, data, split, cpu=cpu) for split in ("valid", "test")

@@ -15,16 +15,9 @@ from typing import Any, Dict, List
 from tabulate import tabulate
 
 from .arguments import written
-from .experiments import (
-    EXPERIMENTS,
-    differing,
-    improvement,
-    model_name,
-    natural,
-    recipe,
-    setting_name,
-)
+from .experiments import differing, improvement, model_name, natural, recipe, setting_name
 from .pictures import draw_curves, draw_sweep
+from .plugins import require_task, tasks
 from .sweeps import find_curves
 
 NEEDED = {  # in a record, and in each part of one
@@ -70,17 +63,12 @@ def report(folder: Path, output: Path) -> None:
         parts.append(f"{unknown} of the {len(runs)} records do not know their commit (`null`).\n")
     curves = find_curves(settings)
     swept = [same for _, family in curves for same in family]
-    for task, experiment in EXPERIMENTS.items():
-        ours = [same for same in settings if same[0]["task"] == task and same not in swept]
-        others = [row for row in published if row["task"] == task]
-        if not ours:
-            continue
-        parts.append(f"## {experiment.title}\n")
-        parts.append(_table(ours, others, output))
-        if experiment.picture:
-            picture = folder / f"{task}.png"
-            draw_curves(ours, picture)
-            parts.append(f"![{experiment.title}: {experiment.picture}]({_link(picture, output)})\n")
+    # In the order of the published numbers, then of the records.
+    for name in dict.fromkeys(one["task"] for one in [*published, *runs]):
+        ours = [same for same in settings if same[0]["task"] == name and same not in swept]
+        others = [row for row in published if row["task"] == name]
+        if ours:
+            parts += _section(name, ours, others, folder, output)
     for sweep, family in curves:
         name = setting_name(family[0][0])
         picture = folder / f"{sweep.name}_{family[0][0]['task']}.png"
@@ -94,6 +82,21 @@ def report(folder: Path, output: Path) -> None:
         unfinished.write_text("\n".join(parts), encoding="utf-8")
 
 
+def _section(
+    name: str, ours: List[List[Run]], others: List[Dict[str, str]], folder: Path, output: Path
+) -> List[str]:
+    """What the report says of a task."""
+    task = tasks()[name]
+    title = task.title or name
+    parts = [f"## {title}\n", _table(ours, others, output)]
+    if task.learning_curves:
+        picture = folder / f"{name}.png"
+        draw_curves(ours, picture)
+        unit = ours[0][0]["test"]["metrics"][0]["unit"]
+        parts.append(f"![{title}: {unit} over the updates]({_link(picture, output)})\n")
+    return parts
+
+
 def read_runs(folder: Path) -> List[Run]:
     """The records of a folder, each with its "path"."""
     runs = []
@@ -105,9 +108,7 @@ def read_runs(folder: Path) -> List[Run]:
         missing = _missing(run)
         if missing:
             raise ValueError(f"{path}: lacks {', '.join(missing)}; make it with kron-eval record")
-        if run["task"] not in EXPERIMENTS:
-            known = ", ".join(EXPERIMENTS)
-            raise ValueError(f"{path}: its task is {run['task']!r}; the report knows {known}")
+        require_task(path, run["task"])
         runs.append({**run, "path": path})
     if not runs:
         raise ValueError(f"--results {folder}: no records there; make some with kron-eval record")

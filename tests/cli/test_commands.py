@@ -106,6 +106,7 @@ WRONG = [
     ("kron-eval", "model.pt --jsn", "unrecognized arguments: --jsn; see kron-eval score --help"),
     ("kron-eval", "model.pt --batch-size 0", "--batch-size=0: must be at least 1"),
     ("kron-eval", "model.pt --batch-size x", "argument --batch-size: invalid int value: 'x'"),
+    ("kron-eval", "model.pt --user-dir absent", "--user-dir absent: no such folder"),
     ("kron-eval", "model.pt --output no/x", "--output no/x: there is no folder no"),
     ("kron-eval", "model.pt --output folder", "--output folder: is a folder; name a file in it"),
     ("kron-eval", "model.pt --output model.pt", "--output model.pt: is the checkpoint itself"),

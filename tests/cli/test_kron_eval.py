@@ -4,6 +4,8 @@ import pickle
 import pytest
 import torch
 
+from .test_damaged_files import STATE
+
 COPY = (
     *("--task", "copy_memory", "--delay", 50, "--eval-examples", 30, "--arch", "kru"),
     *("--criterion", "soft_unitary", "--optimizer", "kron_rmsprop", "--lr", "1e-3"),
@@ -107,12 +109,11 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(kron_eval, tmp_path, conte
         ({"weights": 1}, "not a checkpoint of fairseq-train"),
         ({"cfg": {"model": {"_name": "lstm"}}, "model": {}}, "its architecture is 'lstm'"),
         (
-            {
-                "cfg": {"model": {"_name": "kru_lm"}, "task": {"_name": "translation"}},
-                "model": {},
-            },
+            {**STATE, "cfg": {"model": {"_name": "kru_lm"}, "task": {"_name": "translation"}}},
             "its task is 'translation'",
         ),
+        ({**STATE, "cfg": {"model": {"_name": "kru"}}}, "checkpoint['cfg'] has no 'task'"),
+        ({**STATE, "cfg": {"model": {"_name": "kru"}, "task": None}}, "its task is None"),
     ],
 )
 def test_checkpoints_of_others_are_told_apart(kron_eval, tmp_path, content, message):

@@ -98,8 +98,8 @@ def test_more_is_better_for_accuracy_alone(report, add):
 
 
 def test_a_baseline_may_be_zero():
-    run = {"test": {"metrics": [{"name": "bits", "value": 0.5}], "baseline": {"value": 0.0}}}
-    assert improvement(run) == -0.5
+    scores = {"metrics": [{"name": "mse", "value": 0.5}], "baseline": {"value": 0.0}}
+    assert improvement({"task": "adding", "test": scores}) == -0.5
 
 
 def test_settings_that_differ_in_one_option_make_a_curve(report, records, add):

@@ -7,7 +7,7 @@ validation and test.
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..arguments import add_checkpoint, add_cpu, add_data, add_output, written
+from ..arguments import add_checkpoint, add_cpu, add_data, add_output, add_user_dir, written
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -18,6 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--command", required=True, help="what makes such a run again")
     add_output(parser, "the JSON file to write", required=True)
     add_data(parser)
+    add_user_dir(parser)
     add_cpu(parser)
 
 

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ...checks import require
-from ..arguments import add_output
+from ..arguments import add_output, add_user_dir
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="holds the records and published.csv",
     )
     add_output(parser, "the text to write", default=Path("RESULTS.md"))
+    add_user_dir(parser)
 
 
 def run(args: Namespace) -> None:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from ...checks import require, require_positive, require_seed
-from ..arguments import add_checkpoint, add_data, add_output
+from ..arguments import add_checkpoint, add_data, add_output, add_user_dir
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_output(parser, "the MIDI file to write, which music needs, or the text file")
     add_data(parser)
+    add_user_dir(parser)
 
 
 def run(args: Namespace) -> None:

@@ -3,13 +3,14 @@
 import json
 from argparse import ArgumentParser, Namespace
 
-from ...checks import SPLITS, require, require_positive
-from ..arguments import add_checkpoint, add_cpu, add_data, add_output, written
+from ...checks import require_positive
+from ..arguments import add_checkpoint, add_cpu, add_data, add_output, add_user_dir, written
 
 
 def arguments(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
     add_data(parser)
+    add_user_dir(parser)
     parser.add_argument("--split", default="test", help="train, valid or test")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", default=64, help="sequences at a time"
@@ -25,9 +26,6 @@ def run(args: Namespace) -> None:
     from ..checkpoint import read_known
 
     state = read_known(args.checkpoint)
-    if state["cfg"]["task"]["_name"] != "language_modeling":  # which has as many as files
-        splits = ", ".join(SPLITS)
-        require(args.split in SPLITS, f"--split {args.split}: choose one of {splits}")
 
     from ..evaluate import evaluate, table
 

@@ -1,0 +1,56 @@
+"""The tasks that fairseq knows: ours, and those of other plugins."""
+
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, Type
+
+from ..checks import require
+
+if TYPE_CHECKING:  # which imports fairseq, and that takes five seconds
+    from ..tasks.base import SequenceTask
+
+
+def import_user_dir(folder: Path) -> None:
+    """Import a plugin, which registers its tasks, as `--user-dir` of fairseq's commands does.
+
+    Raises:
+        ValueError: it cannot be imported; the message says why.
+    """
+    from fairseq.utils import import_user_module
+
+    from .. import register
+
+    register()
+    try:
+        import_user_module(Namespace(user_dir=str(folder)))
+    except ImportError as error:
+        raise ValueError(f"--user-dir {folder}: {error}") from error
+
+
+@cache
+def tasks() -> "Dict[str, Type[SequenceTask]]":
+    """The classes of all registered tasks by name, among them fairseq's own."""
+    from fairseq.tasks import TASK_REGISTRY
+
+    from .. import register
+
+    register()
+    return TASK_REGISTRY
+
+
+def require_task(path: Path, name: str) -> None:
+    """Raise a ValueError that names the file unless its task is a registered `SequenceTask`."""
+    require(
+        name in tasks(),
+        f"{path}: its task is {name!r}, which is not registered; --user-dir names the plugin that"
+        " has it",
+    )
+
+    from ..tasks.base import SequenceTask
+
+    require(
+        issubclass(tasks()[name], SequenceTask),
+        f"{path}: its task is {name!r}, no subclass of kron_plugin.tasks.base.SequenceTask;"
+        " fairseq's own commands evaluate it, such as fairseq-generate",
+    )
