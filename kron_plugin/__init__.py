@@ -15,16 +15,17 @@ from typing import Any, Optional
 from .checks import in_options
 from .packages import missing_package
 
-__all__ = ["KRU", "KRULSTM", "register"]
+__all__ = ["register"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the layers on first use: commands need not wait two seconds for torch."""
-    if name in __all__:
+    """Import the layers, such as KRU, on first use: commands need not wait for torch."""
+    if name.isupper():
         from . import modules
 
-        return getattr(modules, name)
+        if name in modules.__all__:
+            return getattr(modules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

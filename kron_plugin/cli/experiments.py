@@ -5,7 +5,6 @@ from typing import Any, Dict, List, Tuple
 
 from .plugins import tasks
 
-CELLS = {"kru": "KRU", "kru_lstm": "KRU-LSTM", "rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 READS = {"moduli": "moduli read", "both": "parts and moduli read"}
 
 
@@ -16,6 +15,8 @@ def setting_name(run: Dict[str, Any]) -> str:
 
 def model_name(run: Dict[str, Any]) -> str:
     """The cell with its units, such as "KRU(512)", and what of its structure is unusual."""
+    from ..modules import CELLS  # torch takes two seconds
+
     options = run["options"]["model"]
     sizes = [f"{options['hidden_size']}"]
     if options.get("num_layers", 1) > 1:
@@ -29,7 +30,8 @@ def model_name(run: Dict[str, Any]) -> str:
     if options.get("readout") in READS:
         sizes.append(READS[options["readout"]])
     hard = "hard-unitary " if options.get("unitary") == "hard" else ""
-    return f"{hard}{CELLS[run['cell']]}({', '.join(sizes)})"
+    cell = CELLS[run["cell"]].title if run["cell"] in CELLS else run["cell"].upper()
+    return f"{hard}{cell}({', '.join(sizes)})"
 
 
 def improvement(run: Dict[str, Any], split: str = "test") -> float:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Type
+from typing import TYPE_CHECKING, Dict, Optional, Type
 
 from ..checks import require
 
@@ -39,7 +39,7 @@ def tasks() -> "Dict[str, Type[SequenceTask]]":
     return TASK_REGISTRY
 
 
-def require_task(path: Path, name: str) -> None:
+def require_task(path: Path, name: Optional[str]) -> None:
     """Raise a ValueError that names the file unless its task is a registered `SequenceTask`."""
     require(
         name in tasks(),
@@ -50,7 +50,7 @@ def require_task(path: Path, name: str) -> None:
     from ..tasks.base import SequenceTask
 
     require(
-        issubclass(tasks()[name], SequenceTask),
+        issubclass(tasks()[str(name)], SequenceTask),
         f"{path}: its task is {name!r}, no subclass of kron_plugin.tasks.base.SequenceTask;"
         " fairseq's own commands evaluate it, such as fairseq-generate",
     )

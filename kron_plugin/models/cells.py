@@ -1,7 +1,7 @@
 """The recurrent layers of all architectures, with one call."""
 
 from math import pi
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.modules import FairseqDropout
@@ -10,14 +10,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..checks import in_options, option
-from ..modules import KRU, KRULSTM, Readout
+from ..modules import CELLS, Readout
 from ..modules.factors import MAX_SIZE
-from ..modules.kru_lstm import chrono_
+from ..modules.gated import chrono_
 from ..modules.layer import KronLayer, State
-from .options import ARGUMENTS, CellConfig, ModelSpec, check_ranges
-
-BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-GATED = ("kru_lstm", "lstm", "gru")
+from ..modules.stack import RecurrentStack
+from .options import ARGUMENTS, BASELINES, CellConfig, ModelSpec, check_ranges
 
 
 def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> "Cell":
@@ -71,12 +69,13 @@ def _make_cell(cfg: CellConfig, input_size: int, hidden_size: int, shape: Dict[s
     options = {**shape, "factors": cfg.kron_factors, "backend": cfg.kron_backend}
     if cfg.unitary is not None:
         options["unitary"] = str(cfg.unitary)
-    cell: Union[KRU, KRULSTM]
-    if cfg.cell == "kru_lstm":
-        cell = KRULSTM(input_size, hidden_size, chrono=cfg.chrono_init, **options)
-    else:
+    if cfg.cell == "kru":
         options.update(complex=not cfg.kron_real, activation=str(cfg.kron_activation))
-        cell = KRU(input_size, hidden_size, angle=cfg.angle_init, **options)
+        options["angle"] = cfg.angle_init
+    else:
+        options["chrono"] = cfg.chrono_init
+    kind: Callable[..., RecurrentStack] = CELLS[str(cfg.cell)]
+    cell = kind(input_size, hidden_size, **options)
     # Only fairseq's dropout can be retained in generation (--retain-dropout).
     cell.between_layers = FairseqDropout(dropout, module_name=type(cell).__name__)
     return cell
@@ -101,7 +100,7 @@ def _check_options(cfg: CellConfig, size: str) -> None:
     if cfg.readout != "parts" and (cfg.cell != "kru" or cfg.kron_real):
         kind = "kru with --kron-real" if cfg.cell == "kru" else cfg.cell
         raise ValueError(f"--readout={cfg.readout}: the states of {kind} are not complex")
-    if cfg.chrono_init is not None and cfg.cell not in GATED:
+    if cfg.chrono_init is not None and cfg.cell in ("kru", "rnn"):
         raise ValueError(f"--chrono-init={cfg.chrono_init}: the cell {cfg.cell} has no gates")
     if cfg.chrono_init is not None and cfg.chrono_init < 2:
         raise ValueError(f"--chrono-init={cfg.chrono_init}: must be at least 2 steps")
@@ -198,4 +197,4 @@ class BaselineCell(nn.Module):
         return sum(p.numel() for n, p in self.rnn.named_parameters() if "weight_hh" in n)
 
 
-Cell = Union[KRU, KRULSTM, BaselineCell]  # the layers of an architecture
+Cell = Union[RecurrentStack, BaselineCell]  # the layers of an architecture

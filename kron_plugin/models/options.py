@@ -6,15 +6,17 @@ from typing import Dict, List, NamedTuple, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
+from torch import nn
 
 from ..checks import option, require
+from ..modules import CELLS
 from ..modules.factors import MAX_SIZE
 from ..modules.layer import UNITARY
 from ..modules.readout import READS
 from ..ops import ACTIVATIONS
 
 BOOLEANS = ("1", "0", "True", "False")  # the values of fairseq's own --decoder-attention
-CELLS = ("kru", "kru_lstm", "rnn", "lstm", "gru")
+BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 MAX_LAYERS = 1000
 SIZES = {  # the maximum of each
     "hidden_size": MAX_SIZE,
@@ -43,7 +45,7 @@ class CellConfig(FairseqDataclass):
     `argument` is the name of the layers' argument where it differs from the option's.
     """
 
-    cell: ChoiceEnum(CELLS) = field(
+    cell: ChoiceEnum([*CELLS, *BASELINES]) = field(
         default="kru", metadata={"help": "recurrent layer; rnn, lstm and gru are torch's own"}
     )
     hidden_size: int = field(
@@ -63,7 +65,7 @@ class CellConfig(FairseqDataclass):
     kron_real: bool = field(
         default=False,
         metadata={
-            "help": "real factors instead of complex ones (kru_lstm: always)",
+            "help": "real factors instead of complex ones; cells with gates always have them",
             "argument": "complex=False",
         },
     )
@@ -85,7 +87,7 @@ class CellConfig(FairseqDataclass):
     chrono_init: Optional[int] = field(
         default=None,
         metadata={
-            "help": "kru_lstm, lstm and gru: start with memories that last from 1 to so many steps"
+            "help": "cells with gates: start with memories that last from 1 to so many steps"
             " (chrono initialisation)",
             "argument": "chrono",
         },
@@ -102,7 +104,7 @@ class CellConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "soft: --unitary-penalty counts the factors; none: it does not; hard: factors"
-            " are exactly unitary (default: soft for kru, none for kru_lstm)"
+            " are exactly unitary (default: soft for kru, none for cells with gates)"
         },
     )
     kron_backend: str = field(

@@ -1,13 +1,22 @@
 """Layers for plain PyTorch; nothing here needs fairseq."""
 
+from typing import Dict, Type
+
 from .factors import default_factors, parse_factors
 from .kru import KRU
 from .kru_lstm import KRULSTM
 from .nearest import nearest_kronecker
 from .readout import Readout
+from .stack import RecurrentStack
 from .unitary import singular_values, unitary_, unitary_deviation, unitary_penalty
 
+CELLS: Dict[str, Type[RecurrentStack]] = {
+    "kru": KRU,
+    "kru_lstm": KRULSTM,
+}  # by the names of fairseq's --cell
+
 __all__ = [
+    "CELLS",
     "KRU",
     "KRULSTM",
     "Readout",

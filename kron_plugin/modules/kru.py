@@ -1,12 +1,12 @@
 """The Kronecker Recurrent Unit as a layer, used like `torch.nn.LSTM`."""
 
 from math import sqrt
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import ACTIVATIONS, available_backends, kron_rnn
+from ..ops.cells import rnn
 from .arguments import by_name, choice, flag, place
 from .factors import FactorSpec
 from .layer import KronLayer, State
@@ -62,6 +62,8 @@ class KRU(RecurrentStack):
             what would fit.
         TypeError: an argument has another type or lacks its name.
     """
+
+    title = "KRU"
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class KRULayer(GroupedParameters, KronLayer):
     `param_group = "biases"`; `h0` (output_size,).
     """
 
-    state_parts = 1
+    recurrence = rnn.recurrence
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class KRULayer(GroupedParameters, KronLayer):
         **options: Any,
     ) -> None:
         where = place(device, dtype)
-        choice("activation", activation, ACTIVATIONS)
+        choice("activation", activation, list(rnn.ACTIVATIONS))
         if flag("complex", complex) and activation == "tanh":
             raise ValueError("activation='tanh' needs complex=False")
         if not flag("bias", bias) and activation == "modrelu":
@@ -143,9 +145,7 @@ class KRULayer(GroupedParameters, KronLayer):
                 "bias=False: activation='modrelu' is the identity without its bias; choose"
                 " activation='identity'"
             )
-        super().__init__(
-            input_size, hidden_size, factors, products=1, complex=complex, **where, **options
-        )
+        super().__init__(input_size, hidden_size, factors, complex=complex, **where, **options)
         self.activation = activation
         width = self.output_size
         self.weight = nn.Parameter(torch.empty(self.input_size, width, **where))
@@ -175,26 +175,6 @@ class KRULayer(GroupedParameters, KronLayer):
         none = 0 * self.h0.sum().to(state[0].dtype)
         wanted = torch.is_grad_enabled() or torch.jit.is_tracing()
         return (state[0] + none,) if wanted else state
-
-    def run(
-        self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
-    ) -> Tuple[Tensor, State]:
-        output, h_n = kron_rnn(
-            x,
-            self.matrices(),
-            self.offsets(),
-            state[0],
-            lengths,
-            weight=self.weight,
-            activation=self.activation,
-            need_output=need_output,
-            checkpoint_every=self.checkpoint_every,
-            backend=self.backend,
-        )
-        return output, (h_n,)
-
-    def available_backends(self) -> List[str]:
-        return available_backends(str(self.h0.device), self.h0.dtype, self.complex)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..ops import check_backend
+from ..ops.recurrence import Recurrence, State
 from .arguments import choice, flag, place, whole
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
 from .parameters import FactorList
@@ -15,7 +15,6 @@ from .unitary import singular_values, unitary_deviation, unitary_penalty
 from .unitary_map import UnitaryMap
 
 UNITARY = ("none", "soft", "hard")
-State = Tuple[Tensor, ...]  # shape: (B, W) each; the output of a step comes first
 
 
 def without_autocast(method: Callable) -> Callable:
@@ -46,7 +45,7 @@ class KronLayer(nn.Module):
     Every square factor starts exactly unitary; all are marked with `param_group = "factors"`.
 
     Args:
-        products: how many recurrent matrices there are; `factors` gives the sizes of each.
+        factors: the sizes of each product's factors.
         unitary: "soft" counts in `unitary_penalty`, "none" does not, and "hard" keeps every factor
             exactly unitary by training the matrices X_f of `UnitaryMap`.
 
@@ -55,7 +54,8 @@ class KronLayer(nn.Module):
     arguments are those of `KRU`.
     """
 
-    state_parts: int  # how many tensors make up a state
+    recurrence: Recurrence  # what it runs
+    activation = ""
     weight: nn.Parameter
     bias: Optional[nn.Parameter]
     maps: List[UnitaryMap]  # a ModuleList; only with unitary="hard"
@@ -66,7 +66,6 @@ class KronLayer(nn.Module):
         hidden_size: int,
         factors: FactorSpec,
         *,
-        products: int,
         complex: bool,
         unitary: str,
         angle: Optional[float] = None,
@@ -82,7 +81,7 @@ class KronLayer(nn.Module):
         self.complex = flag("complex", complex)
         self.unitary = choice("unitary", unitary, UNITARY)
         self.angle = angle
-        check_backend(backend)
+        self.recurrence.backends.check(backend)
         self.backend = backend
         self.checkpoint_every = whole("checkpoint_every", checkpoint_every)
         self.check_finite = flag("check_finite", check_finite)
@@ -99,7 +98,7 @@ class KronLayer(nn.Module):
                 " a product with rectangular factors has a null space"
             )
         where = place(device, dtype)
-        sizes = self.factor_sizes * products
+        sizes = self.factor_sizes * self.recurrence.cell.products
         tail = (2,) if complex else ()
         made = (nn.Parameter(torch.empty(p, q, *tail, **where)) for p, q in sizes)
         self.factors = FactorList(made, complex=complex, zero=is_hard, angle=angle)
@@ -128,7 +127,11 @@ class KronLayer(nn.Module):
 
     def offsets(self) -> Tensor:
         """The bias, or zeros if the layer has none."""
-        return self.weight.new_zeros(self.weight.shape[1]) if self.bias is None else self.bias
+        if self.bias is not None:
+            return self.bias
+        cell = self.recurrence.cell
+        size = cell.bias_size(self.hidden_size, self.complex, self.activation)
+        return self.weight.new_zeros(size)
 
     def initial_state(self, batch: int) -> State:
         """The first state when the caller gives none."""
@@ -138,15 +141,36 @@ class KronLayer(nn.Module):
         """The first state when the caller gives one."""
         return state
 
+    def products(self) -> List[List[Tensor]]:
+        """The factors of each product, shape (P_f, Q_f) each."""
+        matrices, count = self.matrices(), len(self.factor_sizes)
+        return [matrices[i : i + count] for i in range(0, len(matrices), count)]
+
+    @property
+    def state_parts(self) -> int:
+        """How many tensors make up a state."""
+        return len(self.recurrence.cell.state)
+
     def run(
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
     ) -> Tuple[Tensor, State]:
         """The recurrence from this state on."""
-        raise NotImplementedError
+        return self.recurrence(
+            x,
+            self.products(),
+            self.offsets(),
+            state,
+            lengths,
+            weight=self.weight,
+            activation=self.activation,
+            need_output=need_output,
+            checkpoint_every=self.checkpoint_every,
+            backend=self.backend,
+        )
 
     def available_backends(self) -> List[str]:
-        """The backends that serve the parameters' device and type, fastest first."""
-        raise NotImplementedError
+        """What can run the recurrence where the parameters are, fastest first."""
+        return self.recurrence.available(self.weight.device, self.weight.dtype, self.complex)
 
     @without_autocast
     def forward(
@@ -187,9 +211,7 @@ class KronLayer(nn.Module):
 
     def singular_values(self) -> Tensor:
         """The singular values of each product, largest first, shape (products, N)."""
-        matrices, count = self.matrices(), len(self.factor_sizes)
-        products = [matrices[i : i + count] for i in range(0, len(matrices), count)]
-        return torch.stack([singular_values(product) for product in products])
+        return torch.stack([singular_values(product) for product in self.products()])
 
     def recurrent_parameters(self) -> int:
         """How many real numbers describe the products: 8·log2 N for one of 2x2 complex factors."""

@@ -23,7 +23,7 @@ DEFAULTS = {  # other values are printed, as by `torch.nn.LSTM`
 
 
 class RecurrentStack(nn.Module):
-    """`num_layers` layers, each in one direction or two; the base of `KRU` and `KRULSTM`.
+    """`num_layers` layers, each in one direction or two; the base of `KRU` and its like.
 
     `layers` holds them in torch's order: first layer forwards, first layer backwards, second …
 
@@ -35,6 +35,8 @@ class RecurrentStack(nn.Module):
         ValueError: an argument is out of range.
         TypeError: an argument has another type.
     """
+
+    title: str  # in reports
 
     def __init__(
         self,

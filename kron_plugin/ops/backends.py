@@ -73,7 +73,7 @@ class Backends:
         return name
 
     def _fastest(self, problem: Problem) -> str:
-        reasons = []
+        reasons: List[str] = []
         for name, backend in self.table.items():
             if backend.device not in (None, problem.device.type):
                 continue
@@ -112,7 +112,7 @@ def constant_in_graphs(function: Callable) -> Callable:
     What `torch.compiler.assume_constant_result` does, which would import the compiler: a second for
     everybody, whether they compile or not.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 

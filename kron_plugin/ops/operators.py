@@ -55,7 +55,9 @@ def _untraced(function: Callable) -> Callable:
     return call
 
 
-def _recorded(operator: Callable, differentiate: Callable, setup_context: Callable) -> Callable:
+def _recorded(
+    operator: torch._ops.OpOverload, differentiate: Callable, setup_context: Callable
+) -> Callable:
     """The operator as autograd's dispatch key sees it: itself, with its derivative written down."""
     below = torch._C._after_autograd_keyset
 

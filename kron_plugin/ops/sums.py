@@ -5,6 +5,7 @@ from typing import Optional, Sequence, Tuple
 from torch import Tensor
 
 Parts = Tuple[Optional[Tensor], ...]
+NONE: Parts = (None, None, None)
 
 
 def plus(sums: Parts, parts: Parts) -> Parts:

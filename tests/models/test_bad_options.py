@@ -13,7 +13,13 @@ import kron_plugin
 kron_plugin.register()
 
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import ARGUMENTS, CELLS, KRUConfig, ModelSpec  # noqa: E402
+from kron_plugin.models.options import (  # noqa: E402
+    ARGUMENTS,
+    BASELINES,
+    KRUConfig,
+    ModelSpec,
+)
+from kron_plugin.modules import CELLS  # noqa: E402
 from kron_plugin.ops.backends import BackendError  # noqa: E402
 
 from ..fuzz import ends_well, fuzzed  # noqa: E402
@@ -33,7 +39,7 @@ def build(options):
     st.fixed_dictionaries(
         {"hidden_size": SIZES},
         optional={
-            "cell": st.sampled_from(CELLS),
+            "cell": st.sampled_from([*CELLS, *BASELINES]),
             "kron_factors": st.text("0123456789x, -", max_size=6),
             "kron_real": st.booleans(),
             "kron_activation": st.sampled_from(["modrelu", "tanh", "identity"]),

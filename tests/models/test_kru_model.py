@@ -8,7 +8,8 @@ kron_plugin.register()
 
 from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import KRUConfig, ModelSpec  # noqa: E402
+from kron_plugin.models.options import BASELINES, KRUConfig, ModelSpec  # noqa: E402
+from kron_plugin.modules import CELLS as LAYERS  # noqa: E402
 
 
 class Task:
@@ -16,7 +17,7 @@ class Task:
         self.spec = spec
 
 
-CELLS = ["kru", "kru_lstm", "rnn", "lstm", "gru"]
+CELLS = [*LAYERS, *BASELINES]
 
 
 def build(spec, **options):

@@ -6,10 +6,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from kron_plugin import modules
 from kron_plugin.modules import KRU, KRULSTM
 
 LENGTHS = [4, 1, 6, 4]
-CELLS = [KRU, KRULSTM]
+CELLS = list(modules.CELLS.values())
 
 
 def make(cell, **options):
@@ -163,9 +164,9 @@ def test_dropout_falls_between_layers_in_training_only():
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_layer_counts_and_trains(cell):
     layer = make(cell, num_layers=2, bidirectional=True, unitary="soft")
-    gates = 4 if cell is KRULSTM else 1
+    gates = layer.layers[0].recurrence.cell.products
     assert len(layer.factors) == 2 * 2 * 2 * gates
-    assert layer.recurrent_parameters() == 2 * 2 * 2 * gates * (4 if cell is KRULSTM else 8)
+    assert layer.recurrent_parameters() == 2 * 2 * 2 * gates * (8 if cell is KRU else 4)
     with torch.no_grad():
         layer.layers[3].factors[0].mul_(2)
     assert layer.unitary_penalty().item() == pytest.approx(18)  # ‖3I‖² for a 2x2 matrix

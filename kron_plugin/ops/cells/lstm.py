@@ -56,7 +56,7 @@ def kron_lstm(
         ValueError: sizes or types do not fit together; the message names the argument.
         RuntimeError: the named backend cannot serve.
     """
-    return recurrence(
+    outputs, (h_n, c_n) = recurrence(
         x,
         factors,
         bias,
@@ -67,3 +67,4 @@ def kron_lstm(
         checkpoint_every=checkpoint_every,
         backend=backend,
     )
+    return outputs, (h_n, c_n)

@@ -1,6 +1,6 @@
 """The recurrence of a KRU."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ check_backend = recurrence.backends.check
 
 
 def available_backends(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, is_complex: bool = True
+    device: Union[str, torch.device] = "cpu",
+    dtype: torch.dtype = torch.float32,
+    is_complex: bool = True,
 ) -> List[str]:
     """The backends that can serve here, fastest first. May compile one to find out."""
     return recurrence.available(device, dtype, is_complex)

@@ -164,9 +164,14 @@ def _run(command: Sequence[str]) -> Tuple[int, str]:
         CompileError: it cannot be started, or takes longer than PATIENCE.
     """
     with tempfile.TemporaryFile() as output:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         try:
-            process = subprocess.Popen(command, **streams, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         except OSError as error:
             raise CompileError(f"{command[0]} cannot be run: {error}") from error
         try:

@@ -108,15 +108,15 @@ def run(
         raise MemoryError(f"kron_{cell}_{function}: no memory for the states in progress")
 
 
-def tokens(operation: str, x: Tensor, weight: Tensor) -> Tensor:
+def tokens(operation: str, x: Tensor, symbols: int) -> Tensor:
     """Tokens as a kernel reads them.
 
     Raises:
-        IndexError: one has no row in the weight.
+        IndexError: one is no symbol.
     """
     x = x.to(torch.int64)
-    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < weight.shape[0]:
-        raise IndexError(f"{operation}: tokens must be from 0 to {weight.shape[0] - 1}")
+    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < symbols:
+        raise IndexError(f"{operation}: tokens must be from 0 to {symbols - 1}")
     return x
 
 

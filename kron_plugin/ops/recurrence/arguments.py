@@ -60,11 +60,14 @@ class Arguments(NamedTuple):
         return self.weight is not None and not self.x.is_floating_point()
 
     @property
+    def symbols(self) -> int:
+        """I, rows of the weight; 0 without one."""
+        return 0 if self.weight is None else self.weight.shape[0]
+
+    @property
     def inputs(self) -> int:
         """The form of input, as kernels are told: 0 for u itself, −1 for tokens, else I."""
-        if self.weight is None:
-            return 0
-        return -1 if self.is_tokens else self.weight.shape[0]
+        return -1 if self.is_tokens else self.symbols
 
     @property
     def products(self) -> List[List[int]]:

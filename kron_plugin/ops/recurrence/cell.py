@@ -1,7 +1,8 @@
 """What a recurrent cell is: the definition of its step, and what its backends must know of it."""
 
-from typing import Callable, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Mapping, NamedTuple, Sequence, Tuple
 
+import torch
 from torch import Tensor
 
 State = Tuple[Tensor, ...]  # shape: (B, W) each
@@ -15,7 +16,7 @@ class Activation(NamedTuple):
     moves_moduli: whether the bias is added to moduli, so that it is real for complex factors too.
     """
 
-    function: Optional[Callable[[Tensor, Tensor], Tensor]] = None
+    function: Callable[[Tensor, Tensor], Tensor] = torch.add
     is_real: bool = False
     moves_moduli: bool = False
 

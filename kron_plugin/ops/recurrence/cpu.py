@@ -41,7 +41,8 @@ def backend(cell: Cell) -> Callable:
 
     def run(function: str, given: Arguments, **others) -> None:
         """One of the kernel's two passes; `others` are the fields that are not in both."""
-        tokens = kernel.tokens(cell.operation, given.x, given.weight) if given.is_tokens else None
+        symbols = given.symbols
+        tokens = kernel.tokens(cell.operation, given.x, symbols) if given.is_tokens else None
         kernel.run(
             cell.name,
             function,
@@ -53,7 +54,7 @@ def backend(cell: Cell) -> Callable:
             batch=given.batch,
             size=given.size,
             inputs=given.inputs,
-            token_rows=given.weight.shape[0] if given.is_tokens else 0,
+            token_rows=symbols if given.is_tokens else 0,
             activation=list(cell.activations).index(given.activation),
             every=min(given.every, given.steps),
             counts=torch.tensor(given.counts),

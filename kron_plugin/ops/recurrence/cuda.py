@@ -15,7 +15,7 @@ from ..cuda_geometry import adjoint_shapes, arranged, geometry
 from ..cuda_kernels import FORMS, STORED, Kernels, aligned, kernels_for, launch
 from ..inputs import input_gradient
 from ..kron.cuda import factor_gradients, product
-from ..sums import plus, put
+from ..sums import NONE, plus, put
 from .arguments import Arguments
 from .cell import Cell
 from .operator import define
@@ -53,7 +53,7 @@ def backend(cell: Cell) -> Callable:
         call = _Launches(cell, given)
         d_outputs = None if d_outputs is None else aligned(d_outputs)
         d_later = None if d_last is None else aligned(d_last.to(call.real))
-        length, sums = call.segment_length(d_x), (None, None, None)
+        length, sums = call.segment_length(d_x), NONE
         for first in reversed(range(0, given.steps, length)):
             end = min(first + length, given.steps)
             initial, rows = call.history(first, end, outputs, kept)
@@ -101,7 +101,7 @@ class _Launches:
         self.fields = {
             "batch": given.batch,
             "inputs": given.inputs,
-            "symbols": 0 if given.weight is None else given.weight.shape[0],
+            "symbols": given.symbols,
             "activation": activation,
             "weight": None if given.weight is None else aligned(given.weight),
             "bias": aligned(given.bias.to(self.real)),

@@ -1,6 +1,6 @@
 """The backends of a recurrence, and the one place where a user's arguments are checked."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -30,7 +30,10 @@ class Recurrence:
         )
 
     def available(
-        self, device: str = "cpu", dtype: torch.dtype = torch.float32, is_complex: bool = False
+        self,
+        device: Union[str, torch.device],
+        dtype: torch.dtype,
+        is_complex: bool,
     ) -> List[str]:
         """The backends that can serve here, fastest first. May compile one to find out."""
         return self.backends.available(Problem(torch.device(device), dtype, is_complex))

@@ -108,7 +108,7 @@ def define(
         outputs, _, last = operator(*arguments, need_output, needs_backward(tensors))
         return outputs, tuple(last[s] for s in range(len(state)))
 
-    run.operator = operator
+    vars(run)["operator"] = operator
     return run
 
 
@@ -120,7 +120,8 @@ def _take(function: Callable, before: dict, after: dict) -> None:
         Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
         for name, kind in taken.items()
     ]
-    function.__signature__ = signature(function).replace(parameters=parameters)
+    taken_by = signature(function).replace(parameters=parameters)
+    vars(function)["__signature__"] = taken_by
 
 
 def _has_states(
@@ -168,8 +169,7 @@ def _allocate(cell: Cell, arguments: Arguments, need_output: bool, keep: bool):
 def _allocate_gradients(arguments: Arguments, need_d_x: bool):
     """The gradients of x, factors, bias, state and weight; empty for an x or weight without."""
 
-    def like(tensor: Optional[Tensor], needed: bool) -> Tensor:
-        return tensor.new_empty(tensor.shape) if needed else arguments.state.new_empty(0)
-
-    needed = [need_d_x, True, True, True, arguments.weight is not None]
-    return tuple(like(*pair) for pair in zip(arguments[:GRADIENTS], needed, strict=True))
+    state = arguments.state
+    x = arguments.x if need_d_x else None
+    wanted = (x, arguments.factors, arguments.bias, state, arguments.weight)
+    return tuple(state.new_empty(0) if t is None else t.new_empty(t.shape) for t in wanted)
