@@ -4,6 +4,7 @@ from typing import Dict, Type
 
 from .factors import default_factors, parse_factors
 from .kru import KRU
+from .kru_gru import KRUGRU
 from .kru_lstm import KRULSTM
 from .nearest import nearest_kronecker
 from .readout import Readout
@@ -13,11 +14,13 @@ from .unitary import singular_values, unitary_, unitary_deviation, unitary_penal
 CELLS: Dict[str, Type[RecurrentStack]] = {
     "kru": KRU,
     "kru_lstm": KRULSTM,
+    "kru_gru": KRUGRU,
 }  # by the names of fairseq's --cell
 
 __all__ = [
     "CELLS",
     "KRU",
+    "KRUGRU",
     "KRULSTM",
     "Readout",
     "default_factors",

@@ -115,14 +115,16 @@ def current_stream(device):
 
 def install(monkeypatch, folder):
     """Let `backend="cuda"` serve tensors on the CPU until the test is over."""
-    from kron_plugin.ops.cells import lstm, rnn
     from kron_plugin.ops.kron import dispatch as products
+
+    from .recurrence_cases import RECURRENCES
 
     RawModule.folder = folder
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a real one is left alone
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
-    for backends in (products.BACKENDS, rnn.recurrence.backends, lstm.recurrence.backends):
+    recurrences = [recurrence.backends for recurrence in RECURRENCES.values()]
+    for backends in (products.BACKENDS, *recurrences):
         table = backends.table
         monkeypatch.setitem(table, "cuda", table["cuda"]._replace(device="cpu"))
     cuda_kernels.load.cache_clear()

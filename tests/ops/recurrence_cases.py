@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_map
 
 from kron_plugin.ops import dense, join, modrelu, split
 from kron_plugin.ops.backends import compute_type
-from kron_plugin.ops.cells import lstm, rnn
+from kron_plugin.ops.cells import gru, lstm, rnn
 
-RECURRENCES = {"rnn": rnn.recurrence, "lstm": lstm.recurrence}
+RECURRENCES = {"rnn": rnn.recurrence, "lstm": lstm.recurrence, "gru": gru.recurrence}
 
 
 class Kind(NamedTuple):
@@ -31,8 +31,9 @@ KINDS = {
     "real tanh": Kind("rnn", False, "tanh"),
     "real identity": Kind("rnn", False, "identity"),
     "lstm": LSTM,
+    "gru": Kind("gru"),
 }
-ONE_OF_EACH_CELL = ["kru", "lstm"]
+ONE_OF_EACH_CELL = ["kru", "lstm", "gru"]
 
 SHAPES = {
     "2x2s": [(2, 2)] * 7,
@@ -208,7 +209,15 @@ def lstm_step(case, matrices, u, state):
     return torch.lstm_cell(u, state, same, torch.cat(matrices), case.bias, 0 * case.bias)
 
 
-STEPS = {"rnn": rnn_step, "lstm": lstm_step}
+def gru_step(case, matrices, u, state):
+    """torch's own."""
+    same = torch.eye(u.shape[1]).to(u)
+    *inside, b_h = case.bias.chunk(4)
+    b_hh = torch.cat([torch.zeros_like(b_h), torch.zeros_like(b_h), b_h])
+    return (torch.gru_cell(u, state[0], same, torch.cat(matrices), torch.cat(inside), b_hh),)
+
+
+STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
 
 
 def worst_error(results: List[Tensor], expected: List[Tensor]) -> float:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from kron_plugin.modules import KRU, KRULSTM
+from kron_plugin.modules import CELLS
 
 from .recurrence_cases import (
     KINDS,
@@ -262,7 +262,7 @@ class FusedContract(RecurrenceContract):
             twice(self.backend)
         twice("reference")
 
-    @pytest.mark.parametrize("layer", [KRU, KRULSTM])
+    @pytest.mark.parametrize("layer", CELLS.values())
     @pytest.mark.parametrize("every", [1, 3])
     @pytest.mark.filterwarnings("ignore")
     def test_what_was_exported_without_gradients_has_them(self, layer, every):

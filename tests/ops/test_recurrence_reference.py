@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kron_plugin.ops import available_backends, kron_lstm, kron_rnn
+from kron_plugin.ops import available_backends, kron_gru, kron_lstm, kron_rnn
 
 from .recurrence_cases import worst_error
 from .recurrence_contract import RecurrenceContract
@@ -36,6 +36,19 @@ def test_one_factor_a_gate_is_the_ordinary_lstm(backend):
     bias, weight = theirs.bias_ih_l0 + theirs.bias_hh_l0, theirs.weight_ih_l0.T
     outputs, state = kron_lstm(x, factors, bias, (h0, c0), weight=weight, backend=backend)
     check_equal(theirs, (outputs, *state), (expected, h_n[0], c_n[0]))
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_one_factor_a_gate_is_the_ordinary_gru(backend):
+    theirs = torch.nn.GRU(3, N).double()
+    x, h0 = torch.randn(7, B, 3).double(), torch.randn(B, N).double()
+    expected, h_n = theirs(x, h0[None])
+    factors = [[w] for w in theirs.weight_hh_l0.chunk(3)]
+    b_ih, b_hh = theirs.bias_ih_l0, theirs.bias_hh_l0
+    bias = torch.cat([b_ih[: 2 * N] + b_hh[: 2 * N], b_ih[2 * N :], b_hh[2 * N :]])
+    weight = theirs.weight_ih_l0.T
+    outputs, last = kron_gru(x, factors, bias, h0, weight=weight, backend=backend)
+    check_equal(theirs, (outputs, last), (expected, h_n[0]))
 
 
 def check_equal(layer, ours, theirs):
