@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from kron_plugin.modules import KRU, KRULSTM
+from kron_plugin.modules import KRU, KRUGRU
 
 
 class Model(nn.Module):
@@ -124,7 +124,7 @@ def main():
     rank, meeting = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
-    for cell, unitary in ((KRU, "soft"), (KRU, "hard"), (KRULSTM, "soft")):
+    for cell, unitary in ((KRU, "soft"), (KRU, "hard"), (KRUGRU, "soft")):
         check_training(cell, unitary, rank, mesh)
         check_start(cell, unitary, mesh)
     dist.destroy_process_group()

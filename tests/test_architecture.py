@@ -38,14 +38,13 @@ ROOMS_OF_OPS = {
     "activation": "",
     "backends": "",
     "operators": "",
-    "sums": "",
     "checks": "backends",
     "inputs": "backends",
     "cuda_kernels": "backends",
     "cuda_geometry": "activation cuda_kernels",
     "kron": "activation backends operators cuda_kernels cuda_geometry",
     "native": "backends kron",
-    "recurrence": "activation backends operators sums checks inputs cuda_kernels cuda_geometry"
+    "recurrence": "activation backends operators checks inputs cuda_kernels cuda_geometry"
     " kron native",
     "cells": "activation recurrence",
     "__init__": "activation kron cells",

@@ -138,18 +138,19 @@ class KRULayer(GroupedParameters, KronLayer):
     ) -> None:
         where = place(device, dtype)
         choice("activation", activation, list(rnn.ACTIVATIONS))
-        if flag("complex", complex) and activation == "tanh":
-            raise ValueError("activation='tanh' needs complex=False")
-        if not flag("bias", bias) and activation == "modrelu":
+        row = rnn.ACTIVATIONS[activation]
+        if flag("complex", complex) and row.is_real:
+            raise ValueError(f"activation={activation!r} needs complex=False")
+        if not flag("bias", bias) and row.moves_moduli:
             raise ValueError(
-                "bias=False: activation='modrelu' is the identity without its bias; choose"
+                f"bias=False: activation={activation!r} is the identity without its bias; choose"
                 " activation='identity'"
             )
         super().__init__(input_size, hidden_size, factors, complex=complex, **where, **options)
         self.activation = activation
         width = self.output_size
         self.weight = nn.Parameter(torch.empty(self.input_size, width, **where))
-        size = self.hidden_size if activation == "modrelu" else width
+        size = self.recurrence.cell.bias_size(self.hidden_size, self.complex, activation)
         self.bias = nn.Parameter(torch.empty(size, **where)) if bias else None
         self.h0 = nn.Parameter(torch.empty(width, **where))
         self.reset_parameters()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kron_plugin.modules import KRU, KRULSTM, Readout, parse_factors
+from kron_plugin.modules import CELLS, KRU, KRULSTM, Readout, parse_factors
 
 from ..fuzz import ends_well, fuzzed
 
@@ -103,7 +103,7 @@ WRONG = {  # for every argument, values of a wrong type or out of range
 }
 
 
-@pytest.mark.parametrize("layer", [KRU, KRULSTM, Readout])
+@pytest.mark.parametrize("layer", [*CELLS.values(), Readout])
 def test_every_argument_of_a_wrong_type_or_range_is_named(layer):
     right = {"input_size": 4, "output_size": 4} if layer is Readout else {}
     right = right or {"input_size": 4, "hidden_size": 8}
@@ -117,7 +117,7 @@ def test_every_argument_of_a_wrong_type_or_range_is_named(layer):
             assert "\n" not in message
 
 
-@pytest.mark.parametrize("layer", [KRU, KRULSTM])
+@pytest.mark.parametrize("layer", CELLS.values())
 def test_what_torch_lstm_takes_by_position_is_asked_for_by_name(layer):
     for unnamed, said in (((2,), "num_layers=2 or factors=2"), (("4,2", 1), "factors='4,2'")):
         with pytest.raises(TypeError, match=f"{layer.__name__}: .* by name; write {said} for"):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from kron_plugin.modules import KRU, KRULSTM
+from kron_plugin.modules import CELLS
 
-CELLS = pytest.mark.parametrize("cell", [KRU, KRULSTM])
+cells = pytest.mark.parametrize("cell", CELLS.values())
 UNITARY = pytest.mark.parametrize("unitary", ["soft", "hard"])
 
 
@@ -37,7 +37,7 @@ def odd_view(tensor):
     return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor)
 
 
-@CELLS
+@cells
 @UNITARY
 @pytest.mark.parametrize("skew", [0, 1])
 def test_views_of_one_flat_buffer(cell, unitary, skew):
@@ -55,7 +55,7 @@ def test_views_of_one_flat_buffer(cell, unitary, skew):
     assert layer.unitary_deviation() < 1e-12
 
 
-@CELLS
+@cells
 @UNITARY
 def test_replicas_as_data_parallel_makes_them(cell, unitary, monkeypatch):
     """Their parameters are no leaves, but parts of what was broadcast in one piece."""
@@ -98,7 +98,7 @@ def offload_by_accelerate(layer):
     pytest.importorskip("accelerate").cpu_offload(layer, execution_device="cpu")
 
 
-@CELLS
+@cells
 @UNITARY
 @pytest.mark.parametrize("move", [offload, offload_by_accelerate])
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_parameters_that_are_there_in_calls_only(cell, unitary, move):
     torch.testing.assert_close(everything(layer, x), expected)
 
 
-@CELLS
+@cells
 @UNITARY
 def test_parameters_made_one_module_at_a_time(cell, unitary):
     """From the meta device as FSDP does: from the root down, each module with its own."""
@@ -127,7 +127,7 @@ def test_parameters_made_one_module_at_a_time(cell, unitary):
     assert layer.unitary_deviation() < 1e-5
 
 
-@CELLS
+@cells
 @UNITARY
 @pytest.mark.parametrize("made_inside", [True, False])
 def test_parameters_without_numbers(cell, unitary, made_inside):
@@ -142,7 +142,7 @@ def test_parameters_without_numbers(cell, unitary, made_inside):
     assert [value.shape for value in values] == expected
 
 
-@CELLS
+@cells
 def test_gradients_of_every_example_alone(cell):
     layer, x = make(cell, "soft").double(), torch.randn(4, 5, 3, dtype=torch.float64)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
-from kron_plugin.modules import KRU, KRULSTM
+from kron_plugin.modules import CELLS, KRU, KRULSTM
 
 from .test_kru import copy_to_torch
 
@@ -185,7 +185,7 @@ def test_calls_that_both_refuse(call, message):
         call(ours)
 
 
-@pytest.mark.parametrize("cell", [KRU, KRULSTM])
+@pytest.mark.parametrize("cell", CELLS.values())
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -200,7 +200,7 @@ def test_calls_that_torch_does_not_have(cell, call, message):
         call(cell(3, 4).double())
 
 
-@pytest.mark.parametrize("cell", [KRU, KRULSTM])
+@pytest.mark.parametrize("cell", CELLS.values())
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_one_sequence_needs_no_axis_for_the_batch(cell, batch_first):
     layer = cell(3, 4, num_layers=2, batch_first=batch_first).double()
@@ -210,7 +210,7 @@ def test_one_sequence_needs_no_axis_for_the_batch(cell, batch_first):
         _, start = layer(batch)
         start = start if isinstance(start, tuple) else (start,)
         alone = tuple(h.squeeze(1) for h in start)
-        alone, start = (alone, start) if cell is KRULSTM else (alone[0], start[0])
+        alone, start = (alone, start) if len(start) > 1 else (alone[0], start[0])
         have, want = layer(x, alone), layer(batch, start)
         torch.testing.assert_close(have[0], want[0].squeeze(0 if batch_first else 1))
         torch.testing.assert_close(layer(x, alone, need_output=False)[1], have[1])
@@ -218,7 +218,7 @@ def test_one_sequence_needs_no_axis_for_the_batch(cell, batch_first):
         for x_t in x:
             stepped = layer.step(x_t, stepped)
         torch.testing.assert_close(stepped, have[1])
-        last = stepped if cell is KRU else stepped[0]
+        last = stepped[0] if isinstance(stepped, tuple) else stepped
         torch.testing.assert_close(last[-1], have[0][-1])
 
 
@@ -249,7 +249,7 @@ def trained(layer, x):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("cell", [KRU, KRULSTM])
+@pytest.mark.parametrize("cell", CELLS.values())
 @pytest.mark.parametrize(("unitary", "with_gradients"), [("soft", True), ("hard", False)])
 def test_torch_jit_trace(cell, unitary, with_gradients):
     """What is recorded serves other numbers of steps and sequences, and can be trained."""

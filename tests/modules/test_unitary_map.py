@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kron_plugin.modules import KRU, KRULSTM
+from kron_plugin.modules import CELLS, KRU
 from kron_plugin.modules.unitary_map import UnitaryMap
 
 
@@ -19,7 +19,7 @@ def test_any_matrix_becomes_unitary(rows, columns, complex):
     torch.autograd.gradcheck(unitary_map, x)
 
 
-@pytest.mark.parametrize("cell", [KRU, KRULSTM])
+@pytest.mark.parametrize("cell", CELLS.values())
 def test_hard_factors_stay_unitary_whatever_the_optimiser_does(cell):
     torch.manual_seed(0)
     layer = cell(2, 8, factors="4,2", unitary="hard")

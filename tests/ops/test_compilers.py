@@ -42,7 +42,7 @@ WIDTHS = 15  # sequences: a block of each number of lanes that float64 has, 8, 4
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
-    ("kind", "name"), [("kru", "mixed"), ("kru", "tall first"), ("lstm", "mixed")]
+    ("kind", "name"), [("kru", "mixed"), ("kru", "tall first"), ("lstm", "mixed"), ("gru", "mixed")]
 )
 def test_equals_the_reference(kind, name):
     case = random_case(KINDS[kind], SHAPES[name], WIDTHS, 5, "features", True)

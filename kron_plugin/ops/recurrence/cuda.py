@@ -5,7 +5,7 @@ and weights are sums over steps and batch that follow from it without any order 
 needs W_k h on the way back has it made again for many steps at once (cuda/README.md).
 """
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from ..cuda_geometry import adjoint_shapes, arranged, geometry
 from ..cuda_kernels import FORMS, STORED, Kernels, aligned, kernels_for, launch
 from ..inputs import input_gradient
 from ..kron.cuda import factor_gradients, product
-from ..sums import NONE, plus, put
 from .arguments import Arguments
 from .cell import Cell
 from .operator import define
@@ -53,7 +52,8 @@ def backend(cell: Cell) -> Callable:
         call = _Launches(cell, given)
         d_outputs = None if d_outputs is None else aligned(d_outputs)
         d_later = None if d_last is None else aligned(d_last.to(call.real))
-        length, sums = call.segment_length(d_x), NONE
+        length = call.segment_length(d_x)
+        sums: List[Optional[Tensor]] = [None, None, None]
         for first in reversed(range(0, given.steps, length)):
             end = min(first + length, given.steps)
             initial, rows = call.history(first, end, outputs, kept)
@@ -63,8 +63,16 @@ def backend(cell: Cell) -> Callable:
             d_later, d_bias_here = call.backward(first, rows, upstream, d_later, delta, d_input)
             d_factors_here = call.factor_gradients(delta, initial, rows)
             d_weight_here = input_gradient(given.x[first:end], given.weight, d_input, d_x_here)
-            sums = plus(sums, (d_factors_here, d_bias_here, d_weight_here))
-        put((d_factors, d_bias, d_weight, d_state), (*sums, d_later))
+            here = (d_factors_here, d_bias_here, d_weight_here)
+            sums = [
+                a if b is None else b if a is None else a + b
+                for a, b in zip(sums, here, strict=True)
+            ]
+        for result, total in zip(
+            (d_factors, d_bias, d_weight, d_state), (*sums, d_later), strict=True
+        ):
+            if total is not None:
+                result.copy_(total)
 
     return define(cell, "cuda", forward, backward)
 
