@@ -6,9 +6,9 @@
     python benchmarks/gpu.py bench [PART …]     recurrence: KRU beside cuDNN and others; product:
                                                 W x alone; scaling: over N and B, with a picture
 
-All parts unless some are named. `bench` writes benchmarks/results/<gpu>.json anew whenever it knows
-more. `make gpu-test` and `make gpu-bench` set up what these need and call them. Without a GPU both
-say what is missing and end with status 2.
+All parts run unless some are named. `bench` rewrites benchmarks/results/<gpu>.json after each new
+result. `make gpu-test` and `make gpu-bench` set up the environment and call these. Without a GPU
+both say what is missing and end with status 2.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from kron_plugin.ops.cuda_kernels import FUNCTIONS, missing
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
 SANITIZERS = {"memcheck": ["--padding", "32"], "racecheck": []}
-# Ours alone: torch's kernels are not what is checked, and what it asks the driver for as it starts
-# would count as errors.
+# Only our kernels are checked, not torch's. Some of torch's calls to the driver at its start would
+# count as errors.
 OURS = [word for kind in FUNCTIONS for word in ("--kernel-name", f"kns={kind}_")]
 OF_EVERY_SANITIZER = [*OURS, "--report-api-errors", "no", "--error-exitcode", "1"]
 
 
 def obstacle() -> str:
-    """What keeps this from running here; empty if nothing does."""
+    """The reason why this cannot run here; empty if it can."""
     if not torch.cuda.is_available():
         build = torch.version.cuda or "none: a CPU build"
         return (
@@ -47,7 +47,7 @@ def obstacle() -> str:
 
 
 def test_commands() -> Dict[str, Union[str, List[Any]]]:
-    """The command of each part, or what it lacks here."""
+    """The command of each part, or what is missing for it here."""
     several = ["-n", "6"] if importlib.util.find_spec("xdist") else []
     pytest = [sys.executable, "-m", "pytest", "-q", *several, "-k"]
     kernels = ["test_cuda.py", "test_cuda_gpu.py"]
@@ -65,7 +65,7 @@ def test_commands() -> Dict[str, Union[str, List[Any]]]:
 
 
 def run_tests(parts: List[str]) -> int:
-    """All parts, though some fail; 0 if none does, else 1."""
+    """Run all parts, even if some fail; 0 if none fails, else 1."""
     failures = []
     for part, command in test_commands().items():
         if part not in parts:
@@ -75,7 +75,7 @@ def run_tests(parts: List[str]) -> int:
             continue
         words = list(map(str, command))
         print("+", *words, flush=True)
-        # Out of a larger block of torch's an overrun would stay unseen.
+        # Within one of torch's larger blocks an overrun would go unseen.
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part in SANITIZERS else {}
         run = subprocess.run(words, cwd=HERE.parent, env={**os.environ, **alone})
         if run.returncode != 0:
@@ -85,7 +85,7 @@ def run_tests(parts: List[str]) -> int:
 
 
 def run_benchmark(parts: List[str], folder: Path) -> int:
-    """Times the parts; what is known is written after each table, and each size."""
+    """Time the parts, and write the results after each table and each size."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(folder)

@@ -1,4 +1,4 @@
-"""What `gpu.py bench` times: KRU beside cuDNN and others, the product alone, and the scaling."""
+"""The parts of `gpu.py bench`: KRU beside cuDNN and others, the product alone, and the scaling."""
 
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ OTHERS = {"N": "B={batch}", "B": "N={size}"}
 
 
 def attempt(name: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, or None, and why it is printed, where it fails, as a peer may."""
+    """The result of `make`; None, after the reason is printed, if it fails, as a peer may."""
     try:
         return make()
     except Exception as error:
@@ -36,7 +36,7 @@ def attempt(name: str, make: Callable[[], Any]) -> Any:
 
 
 def graphed(run: Callable[[], None]) -> Callable[[], None]:
-    """The launches of a call as a CUDA graph, so that Python's time for each does not count."""
+    """A call as a CUDA graph, so that Python's time for each launch does not count."""
     before = torch.cuda.current_stream()
     side = torch.cuda.Stream()
     side.wait_stream(before)
@@ -47,7 +47,7 @@ def graphed(run: Callable[[], None]) -> Callable[[], None]:
     try:
         with torch.cuda.graph(graph):
             run()
-    finally:  # where capturing fails, torch may stay on the stream of it
+    finally:  # after a failed capture torch may stay on its stream
         torch.cuda.set_stream(before)
 
     def replay(reads_from: Callable[[], None] = run) -> None:
@@ -57,7 +57,7 @@ def graphed(run: Callable[[], None]) -> Callable[[], None]:
 
 
 def per_factor(setting: Setting) -> Callable[[], None]:
-    """One launch for each factor of each step; that it computes the same is made sure first."""
+    """One launch for each factor of each step; its result is compared with ours first."""
     from per_factor import PerFactor
 
     from kron_plugin.ops import kron_rnn
@@ -85,10 +85,10 @@ def per_factor(setting: Setting) -> Callable[[], None]:
 
 
 def peers(setting: Setting) -> Dict[str, Callable[[], None]]:
-    """What `recurrences` times, KRU and cuDNN's LSTM as graphs too, KRU in bf16, the LSTM with TF32
-    and in bf16; those that run here."""
+    """The candidates of `recurrences` that run here. There are also KRU and cuDNN's LSTM as graphs,
+    KRU in bf16, and the LSTM with TF32 and in bf16."""
     candidates = recurrences(setting, "cuda")
-    candidates["KRU"]()  # which has to
+    candidates["KRU"]()  # KRU has to run
     sizes = sorted({setting.size, 128}, reverse=True)
     in_graphs = ["KRU", *(f"LSTM({size})" for size in sizes)]
     more = {
@@ -130,7 +130,7 @@ def those_that_run(candidates: Dict[str, Callable[[], None]]) -> Dict[str, Calla
 
 
 def bandwidth() -> float:
-    """Bytes a second, read and written, of a large copy."""
+    """Bytes a second that a large copy reads and writes."""
     source = torch.empty(1 << 28, device="cuda")
     target = torch.empty_like(source)
     seconds = interleave({"copy": lambda: target.copy_(source)}, 10, seconds=by_events)["copy"]
@@ -138,8 +138,8 @@ def bandwidth() -> float:
 
 
 def floors(setting: Setting, rate: float) -> Dict[str, float]:
-    """Milliseconds below which the kernels cannot be, as GPU.md counts them: seven passes over the
-    states at the measured bandwidth, and the steps one sequence takes, alone on the GPU."""
+    """Lower bounds of the kernels' milliseconds, as GPU.md counts them: seven passes over the
+    states at the measured bandwidth, and the steps of one sequence, alone on the GPU."""
     passes = 7 * 8 * setting.batch * setting.steps * setting.size
     alone = {"step": graphed(kru_step(setting._replace(batch=1), "cuda", "cuda"))}
     latency = interleave(alone, 5, seconds=by_events)["step"]
@@ -157,7 +157,7 @@ def kernel_times(run: Callable[[], None]) -> Dict[str, float]:
 
 
 def bench_recurrences(record: Record) -> None:
-    """The two settings beside all peers, with floors, and where the time of KRU goes."""
+    """The two settings beside all peers, with floors, and KRU's time in each kernel."""
     rate, rows = bandwidth(), []
     print(f"a large copy: {rate / 1e12:.2f} TB/s", flush=True)
     for setting in SETTINGS:

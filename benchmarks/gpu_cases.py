@@ -1,4 +1,4 @@
-"""Kernels of every kind on small problems, for compute-sanitizer to watch (gpu.py calls this)."""
+"""Run kernels of every kind on small problems, for compute-sanitizer (gpu.py calls this)."""
 
 from itertools import product
 from math import prod
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from kron_plugin.ops import kron_lstm, kron_matmul, kron_rnn
 
-# Factor sizes to go through all types and forms of input with.
+# Factor sizes for all types and forms of input.
 EVERY_WAY = [[2] * 6, [2] * 9, [3, 5]]
 SHAPES = [[2] * 2, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
 STORED = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FORMS = ["dense", "features", "tokens"]
 STEPS, BATCH, INPUTS = 3, 5, 4
-MANY = 400  # of which every block has several to sum
+MANY = 400  # every block has several of these to sum
 
 
 def random_input(form: str, batch: int, width: int, dtype: torch.dtype) -> dict:

@@ -1,10 +1,10 @@
-"""Permuted pixel MNIST in a plain loop of PyTorch on a GPU, with what `pixel_mnist.sh paper` sets.
+"""Permuted pixel MNIST in a plain PyTorch loop on a GPU, set like `pixel_mnist.sh paper`.
 
     python benchmarks/gpu_mnist.py DATA [--seeds 3] [--epochs 16] [--results FOLDER]
 
-DATA has MNIST's four IDX files. Validation, after every epoch, chooses the weights that read the
-test images, once. An update is one CUDA graph. Updates a second of torch's LSTM stand beside. What
-is known after each seed is written to FOLDER/<gpu>.json.
+DATA has MNIST's four IDX files. Validation after every epoch chooses the weights, which then read
+the test images once. An update is one CUDA graph. The updates a second of torch's LSTM are measured
+too. The results are written to FOLDER/<gpu>.json after each seed.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from kron_plugin.modules import KRU
 from kron_plugin.modules.readout import Readout
 from kron_plugin.tasks.idx import VALID_IMAGES, load_images
 
-ORDER = 92916  # seed of the order of pixels, as uRNN and expRNN have it
+ORDER = 92916  # seed of the order of pixels, the one of uRNN and expRNN
 BATCH, RATE, PENALTY, DROPOUT = 32, 2e-3, 0.01, 0.2
-SCALES = {"factors": 0.01, "biases": 0.3}  # of the rate, by group
+SCALES = {"factors": 0.01, "biases": 0.3}  # factors of the rate, by group
 
 
 class Classifier(nn.Module):
-    """A recurrent layer over the pixels and a linear one on what it ends with."""
+    """A recurrent layer over the pixels and a linear one on its last output."""
 
     def __init__(self, cell: nn.Module, readout: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Data:
 
 
 class Training:
-    """One model from its start; `update` is what is repeated."""
+    """The training of one model; `step` is one update."""
 
     def __init__(self, model: Classifier, data: Data, total: int, seed: int) -> None:
         self.model, self.data, self.total, self.done = model.cuda().train(), data, total, 0
@@ -93,7 +93,7 @@ class Training:
         self.step = self._update
 
     def _batches(self, seed: int) -> Iterator[Tensor]:
-        """Every image once, in random order, over and over; no batch is a short one."""
+        """Endless epochs of all images in random order; every batch is full."""
         generator = torch.Generator().manual_seed(seed)
         count, left = len(self.data.train[0]), torch.empty(0, dtype=torch.int64).cuda()
         while True:
@@ -112,7 +112,7 @@ class Training:
         self.loss.copy_(loss.detach())
 
     def run(self, updates: int) -> None:
-        """So many updates, at rates that fall with the square of what is left."""
+        """Do this many updates; the rates fall with the square of the remaining share."""
         for _ in range(updates):
             self.index.copy_(next(self.batches))
             rate = RATE * (1 - self.done / self.total) ** 2
@@ -122,7 +122,7 @@ class Training:
             self.done += 1
 
     def capture(self) -> None:
-        """Makes an update one graph; the updates that this takes are undone."""
+        """Capture an update as one graph, and undo the updates that the capture takes."""
         before = copy.deepcopy(self.model.state_dict())
         replay = attempt("a graph of an update", lambda: graphed(self._update))
         if replay is not None:
@@ -178,7 +178,7 @@ def train(data: Data, seed: int, epochs: int) -> dict:
 
 
 def speed(name: str, model: Classifier, data: Data, graph: bool, updates: int = 100) -> dict:
-    """Updates a second, after ten."""
+    """Updates a second, after ten that are not timed."""
     training = Training(model, data, 10**6, seed=0)
     if graph:
         training.capture()

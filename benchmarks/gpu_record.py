@@ -1,4 +1,4 @@
-"""Where what a GPU showed is written: one file of JSON a GPU, a list of rows a part."""
+"""Write the results of a GPU: one JSON file for each GPU, with a list of rows for each part."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from kron_plugin.files import atomic_write
 
 
 def machine() -> Dict[str, Any]:
-    """The GPU and the versions of all that its numbers depend on."""
+    """The GPU and the versions that its numbers depend on."""
     import cupy
 
     return {
@@ -32,9 +32,9 @@ def _driver() -> str:
 
 
 class Record:
-    """`FOLDER/<gpu>.json`, rewritten whenever rows of a part are known.
+    """`FOLDER/<gpu>.json`, rewritten for each part with new rows.
 
-    Rows of other parts that are there already stay if the machine and the versions are the same.
+    Earlier rows of other parts stay if the machine and the versions are the same.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Record:
                 self.facts = before
 
     def keep(self, part: str, rows: List[dict]) -> None:
-        """Write the rows of a part, in place of those that it had."""
+        """Write the rows of a part, in place of its earlier ones."""
         self.facts["parts"][part] = rows
         with atomic_write(self.path) as unfinished:
             unfinished.write_text(json.dumps(self.facts, indent=1), encoding="utf-8")

@@ -32,7 +32,7 @@ class PerFactor(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, factors: Tensor, bias: Tensor, h0: Tensor) -> Tensor:
         steps, count = x.shape[0], factors.shape[0]
-        inputs = x.new_empty(steps, count, *h0.shape)  # what enters each stage
+        inputs = x.new_empty(steps, count, *h0.shape)  # inputs of each stage
         states = x.new_empty(steps, *h0.shape)
         z, h = torch.empty_like(h0), h0
         for t in range(steps):

@@ -1,11 +1,11 @@
 """KRU beside its peers: seconds forward and backward, side by side in one process.
 
-    python benchmarks/recurrence.py [--json FILE]      on the CPU; gpu.py has the GPU's
+    python benchmarks/recurrence.py [--json FILE]      on the CPU; gpu.py times the GPU
 
-Each recurrent layer reads one scalar a step and takes back a random gradient at every output: one
-from the last state alone shrinks on its way, and some processors compute a hundred times slower
-with numbers that are almost 0. The Kronecker product alone is timed on a batch of vectors, against
-linear_operator and pyfastkron where they are installed (`pip install -e .[bench]`).
+Each recurrent layer reads one scalar a step and receives a random gradient at every output. A
+gradient from the last state alone shrinks on its way, and some processors compute a hundred times
+slower with numbers that are almost 0. The Kronecker product alone is timed on a batch of vectors,
+against linear_operator and pyfastkron where they are installed (`pip install -e .[bench]`).
 """
 
 import argparse
@@ -96,12 +96,12 @@ def recurrences(setting: Setting, device: str) -> Dict[str, Callable[[], None]]:
 
 
 def kru_cost(setting: Setting) -> Dict[str, float]:
-    """What one forward and backward pass has to do, as cpu.cpp derives it.
+    """The work of one forward and backward pass, as cpu.cpp derives it.
 
-    multiply_adds: real ones, of W h, W^H and the factors' gradients: a complex one is four, and a
-    2x2 stage needs one an element (and one more for all of the diagonals); textbook: the same
-    without the two shortcuts, with stages computed again. bytes: states written and read again,
-    and their gradients read.
+    multiply_adds: real ones, for W h, W^H and the factors' gradients. A complex one is four real
+    ones; a 2x2 stage needs one complex one an element (and one more for all of the diagonals).
+    textbook: the same without the two shortcuts, with stages computed again. bytes: of states,
+    written and read again, and of their gradients, read.
     """
     states = setting.batch * setting.steps * setting.size
     count = setting.size.bit_length() - 1
@@ -113,7 +113,7 @@ def kru_cost(setting: Setting) -> Dict[str, float]:
 
 
 def products(device: str) -> Dict[str, Callable[[], None]]:
-    """The real Kronecker product W x alone, forward, for those of our peers that are installed."""
+    """The real Kronecker product W x alone, forward, for us and the installed peers."""
     vectors, size = PRODUCT
     factors = [torch.randn(2, 2, device=device) for _ in range(size.bit_length() - 1)]
     x = torch.randn(vectors, size, device=device)
@@ -137,7 +137,7 @@ def products(device: str) -> Dict[str, Callable[[], None]]:
 
         transposed = [w.T.contiguous() for w in factors]
         candidates["pyfastkron"] = lambda: fastkrontorch.gemkm(x, transposed)
-    except (ImportError, OSError) as error:  # OSError: it lacks a library of CUDA's
+    except (ImportError, OSError) as error:  # OSError: a CUDA library is missing
         print(f"pyfastkron is left out: {error}")
 
     def without_gradient(run: Callable[[], object]) -> Callable[[], None]:
@@ -151,7 +151,7 @@ def products(device: str) -> Dict[str, Callable[[], None]]:
 
 
 def table(title: str, seconds: Dict[str, float]) -> List[dict]:
-    """Prints and returns a row for each candidate, with its time against the first one's."""
+    """Print and return a row for each candidate, with its time relative to the first one's."""
     first = next(iter(seconds.values()))
     rows = [
         {"setting": title, "what": name, "ms": 1000 * time, "times KRU": time / first}

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--plot FILE.png] [--json FILE]
 
-Every size does the same B T N, so that N log N growth is a straight line in log N. At the end, one
-training step at N = 2^20 with the memory it took.
+Every size has the same B T N, so that N log N growth is a straight line in log N. The last number
+is one training step at N = 2^20, with the memory that it takes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def measure(rounds: int) -> Dict[int, float]:
 
 
 def rows_of(seconds: Dict[int, float]) -> List[dict]:
-    """Each size with its time per N log2 N, and that against the geometric mean of all: the fit."""
+    """Each size with its time per N log2 N, and the fit: its ratio to the geometric mean of all."""
     unit = {n: time / (n * math.log2(n)) for n, time in seconds.items()}
     mean = math.exp(sum(map(math.log, unit.values())) / len(unit))
     return [

@@ -1,4 +1,4 @@
-"""Timing several things fairly in one process, and what the machine could do at best."""
+"""Time several candidates fairly in one process, and measure the machine's limits."""
 
 import platform
 import resource
@@ -13,7 +13,7 @@ from kron_plugin.ops.native import compile as compiling
 
 
 def by_clock(run: Callable[[], None]) -> float:
-    """Seconds that a call takes."""
+    """The seconds of a call."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
@@ -35,12 +35,12 @@ def interleave(
     budget: float = 40.0,
     seconds: Callable[[Callable[[], None]], float] = by_clock,
 ) -> Dict[str, float]:
-    """Median seconds of each candidate: one warm-up, then rounds in which all take their turn.
+    """Median seconds of each candidate: one warm-up, then rounds in which each runs once.
 
-    What disturbs the machine for a while thus disturbs all. A candidate whose runs take less than
-    a second runs once more, untimed, at each turn: the caches and pages it finds are then its own.
-    One that has taken `budget` seconds sits out further rounds; if its warm-up took as long, that
-    is its time.
+    A temporary disturbance of the machine thus affects all candidates. A candidate whose runs take
+    less than a second runs once more, untimed, before each timed run, so that it finds its own
+    caches and pages. A candidate that has taken `budget` seconds skips further rounds; if its
+    warm-up took that long, the warm-up is its time.
     """
     times: Dict[str, List[float]] = {name: [] for name in candidates}
     for _ in range(rounds + 1):
@@ -53,7 +53,7 @@ def interleave(
 
 
 def peak_multiply_adds() -> float:
-    """Scalar float32 multiply-adds a second that all threads together can do, measured."""
+    """Scalar float32 multiply-adds a second of all threads together, as measured."""
     library = compiling.load(Path(__file__).with_name("peak.cpp"))
     steps, threads = 20_000_000, torch.get_num_threads()
     best = 0.0
@@ -65,7 +65,7 @@ def peak_multiply_adds() -> float:
 
 
 def peak_memory() -> float:
-    """The most memory this process has held so far, in MiB."""
+    """The peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

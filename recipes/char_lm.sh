@@ -4,10 +4,10 @@
 #   bash recipes/char_lm.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
 # quick: 512 units in 2x2 factors, 72 recurrent parameters. paper: a KRU-LSTM of 1,216 units with
-# 2,532, which does as well as an LSTM with a hundred times as many.
+# 2,532, as good as an LSTM with a hundred times as many.
 #
-# Wants $KRON_DATA/ptb with train.txt, valid.txt and test.txt; Mikolov's files ptb.*.txt are prepared
-# into a folder of the run's first.
+# It needs $KRON_DATA/ptb with train.txt, valid.txt and test.txt. Mikolov's files ptb.*.txt are first
+# prepared into a folder of the run.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
 need_data ptb '*train.txt' ptb

@@ -1,22 +1,21 @@
-# What the recipes share; sourced, with the recipe's arguments, as `. common.sh "$@"`.
+# The shared part of the recipes. A recipe sources it with its arguments, as `. common.sh "$@"`.
 #
 # Every recipe is called as  bash recipes/NAME.sh [smoke|quick|paper] [OPTION …]:
 #   smoke   seconds, on small data that the recipe makes itself
 #   quick   minutes on two cores, on the real data (the default)
-#   paper   an experiment of the literature, by the setting that did best here
-# and OPTIONs of fairseq-train, which override the recipe's own; `--no-SWITCH` takes a switch of the
-# recipe's away.
+#   paper   an experiment of the literature, with the setting that did best here
+# OPTIONs of fairseq-train override the recipe's own; `--no-SWITCH` removes a switch of the recipe.
 #
 # Sets up the environment and defines
 #   $profile, $options      what the recipe was called with
-#   need_data FOLDER FILE SET   the folder to train from, one in $KRON_DATA that holds such a file
+#   need_data FOLDER FILE SET   the folder to train from: one in $KRON_DATA that holds such a file
 #                           of a set that kron-data knows, or one made by the smoke profile
 #   train NAME ARGS…        fairseq-train with the plugin, into $out, with its log beside it
-#   report METRIC TITLE     write down the run, scores of the best checkpoint and all, for
+#   report METRIC TITLE     record the run, with the scores of the best checkpoint, for
 #                           `kron-eval report`, and draw the learning curve
 #
-# Environment: KRON_RUNS, where runs are kept (default: runs/ in the checkout); KRON_DATA, where the
-# data sets lie (default: ../shared/data where it exists, else data/ in the checkout).
+# Environment: KRON_RUNS, the folder of the runs (default: runs/ in the checkout); KRON_DATA, the
+# folder of the data sets (default: ../shared/data if it exists, else data/ in the checkout).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 recipe=$(basename "$0" .sh)
@@ -33,7 +32,7 @@ esac
 options=("$@")
 
 bash recipes/setup.sh
-# Relative where they can be, so that logs read the same on every machine.
+# Paths are relative if possible, so that logs are the same on every machine.
 venv=${KRON_VENV:-.venv}
 runs=${KRON_RUNS:-runs}
 data=${KRON_DATA:-$([ -d ../shared/data ] && echo ../shared/data || echo data)}
@@ -50,13 +49,13 @@ or set KRON_DATA to the folder that holds '$1'"
     fi
 }
 
-# distributed.sh brings one of its own.
+# distributed.sh defines its own.
 declare -F launch > /dev/null || launch() { "$venv/bin/fairseq-train" "$@"; }
-# A bar instead of fairseq's lines, which go into the log.
+# The terminal shows a bar; fairseq's lines go into the log.
 export LOGLEVEL=${LOGLEVEL:-WARNING}
 
 train() {
-    # A folder for each set of options: fairseq would go on from the checkpoint of another.
+    # Each set of options has a folder: fairseq would go on from the checkpoint of another set.
     out=$runs/${1}_$profile
     if [ ${#options[@]} -gt 0 ]; then
         out+=$(printf '_%s' "${options[@]}" | tr -c 'A-Za-z0-9._-' _)
@@ -84,7 +83,7 @@ report() {
     [ "${KRON_NODE:-0}" = 0 ] || return 0
     local script=("recipes/$recipe.sh") place=(${folder:+--data "$folder"})
     [ -z "${KRON_PROCESSES:-}" ] || script=(recipes/distributed.sh "$KRON_PROCESSES" "$recipe")
-    if [ -e "$out/result.json" ]; then  # it tells of the machine and the commit that trained
+    if [ -e "$out/result.json" ]; then  # it names the machine and the commit that trained
         "$venv/bin/kron-eval" "$out/checkpoint_best.pt" "${place[@]}"
     else
         command=$(printf '%q ' bash "${script[@]}" "$profile" "${options[@]}")

@@ -3,8 +3,8 @@
 #
 #   bash recipes/copy_memory.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# quick: T = 100. paper: T = 1000; for the paper's other one add `--delay 2000 --factor-lr-scale 0.03`
-# (with the 0.1 of the others the factors move too fast for it).
+# quick: T = 100. paper: T = 1000. For the paper's T = 2000 add `--delay 2000 --factor-lr-scale 0.03`
+# (with 0.1, as for the others, the factors move too fast).
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
 

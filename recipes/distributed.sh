@@ -3,15 +3,15 @@
 #
 #   bash recipes/distributed.sh N RECIPE [smoke|quick|paper] [OPTION …]
 #
-# Every process takes batches of --batch-size, so that N of them take N times as much an update.
-# `--cpu` leaves the GPUs alone. On several machines call it on each, the first being number 0:
+# Every process takes batches of --batch-size, so that an update takes N times as many examples.
+# `--cpu` uses no GPU. On several machines call it on each; the first is number 0:
 #
 #   KRON_NODES=2 KRON_NODE=0 KRON_MASTER=HOST:PORT bash recipes/distributed.sh N RECIPE …
 #
 # with a free port of the first machine, and KRON_RUNS in a folder that all of them see.
 #
-# KRON_TIMEOUT, 600 unless set, is how many seconds a process waits for another at any point; then
-# it says which one does not answer, and all of them end.
+# A process waits at most KRON_TIMEOUT seconds (default: 600) for another. Then it says which one
+# does not answer, and all of them end.
 set -euo pipefail
 die() { printf 'distributed: %s\n' "$*" >&2; exit 2; }
 
@@ -26,7 +26,7 @@ if [ "$KRON_NODES" != 1 ] && [[ ${KRON_MASTER:-} != *:* ]]; then
     die "KRON_NODES=$KRON_NODES wants KRON_MASTER=HOST:PORT"
 fi
 
-# Instead of fairseq-train in common.sh, whose names it uses.
+# This replaces fairseq-train in common.sh and uses its names.
 launch() {
     local gpus place meeting=(--standalone)
     gpus=$("$venv/bin/python" -c 'import torch; print(torch.cuda.device_count())')
@@ -45,12 +45,12 @@ launch() {
         meeting=(--nnodes "$KRON_NODES" --node-rank "$KRON_NODE")
         meeting+=(--master-addr "${KRON_MASTER%:*}" --master-port "${KRON_MASTER##*:}")
     fi
-    local told=0  # a resumed run's log begins with what the one before it said
+    local told=0  # a resumed run's log begins with the lines of the run before
     [ ! -e "$out/train.log" ] || told=$(wc -c < "$out/train.log")
-    # Cores that are asked for twice are many times slower.
+    # Cores that two processes share are many times slower.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + KRON_PROCESSES - 1) / KRON_PROCESSES))}
-    # Without any one of these fairseq trains copies that know nothing of each other, fails, or
-    # does nothing and calls it success.
+    # If any of these is missing, fairseq trains separate copies, fails, or does nothing and reports
+    # success.
     "$venv/bin/python" recipes/torchrun.py --nproc-per-node "$KRON_PROCESSES" "${meeting[@]}" --no-python bash -c '
         exec "$0" "$@" --distributed-world-size "$WORLD_SIZE" --distributed-rank "$RANK" \
             --device-id "$LOCAL_RANK" --distributed-init-method env:// --distributed-no-spawn' \

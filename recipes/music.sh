@@ -3,8 +3,8 @@
 #
 #   bash recipes/music.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# `--music-set MuseData` takes another of the sets in $KRON_DATA/music, where `kron-data prepare muse`
-# puts it beside the others; their pieces are long, so add `--segment-steps 200`. RESULTS.md tells the
+# `--music-set MuseData` takes another of the sets in $KRON_DATA/music; `kron-data prepare muse` puts
+# it there. Its pieces are long, so add `--segment-steps 200`. RESULTS.md has, for each set, the
 # settings that were best for each.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"

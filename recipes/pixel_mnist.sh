@@ -3,9 +3,9 @@
 #
 #   bash recipes/pixel_mnist.sh [smoke|quick|paper] [OPTION …]     (see common.sh)
 #
-# quick: two epochs. paper: sixteen with 7,762 parameters, as the moduli of the state are read, in 40
-# minutes. `--no-permute` leaves the pixels in reading order, for which paper reads the parts and is
-# forty epochs, in 80 minutes.
+# quick: two epochs. paper: sixteen epochs in 40 minutes, with 7,762 parameters, because it reads the
+# moduli of the state. `--no-permute` leaves the pixels in reading order; paper then reads the parts
+# and takes forty epochs, in 80 minutes.
 set -euo pipefail
 . "$(dirname "$0")/common.sh" "$@"
 need_data mnist 'train-images-idx3-ubyte*' mnist
@@ -24,7 +24,7 @@ case $profile in
             sizes+=(--dropout 0.2)
             angle=0.5 reads=moduli
         fi
-        # Other cells have no such start, and real states no moduli.
+        # Other cells have no such start, and real states have no moduli.
         [[ $given == *" --cell "* ]] || sizes+=(--angle-init "$angle")
         [[ $given == *" --cell "* || $given == *" --kron-real "* ]] || sizes+=(--readout "$reads")
         ;;

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Make the virtual environment that the recipes and the tests use, or find it already made.
+# Make the virtual environment of the recipes and the tests, or find it already made.
 #
 #   bash recipes/setup.sh [EXTRA]      EXTRA: an extra of setup.py, such as `test`
 #
 # Environment:
-#   KRON_VENV   where it lies (default: .venv in the checkout)
-#   PYTHON      what makes it (default: python3, 3.11 or newer)
+#   KRON_VENV   its folder (default: .venv in the checkout)
+#   PYTHON      the Python that makes it (default: python3, 3.11 or newer)
 #   KRON_TORCH  the torch to install: a wheel file, or the address of a package index that has it.
-#               By default it comes from pip's own index, which on Linux means one with CUDA.
+#               By default it comes from pip's own index; on Linux that one has CUDA.
 set -euo pipefail
 trap 'printf "setup: interrupted\n" >&2; exit 130' INT
 case ${KRON_TORCH:-} in
-    *.whl) KRON_TORCH=$(realpath -m "$KRON_TORCH") ;;  # from where the user stands
+    *.whl) KRON_TORCH=$(realpath -m "$KRON_TORCH") ;;  # relative to the user's folder
 esac
 cd "$(dirname "$0")/.."
 
@@ -22,7 +22,7 @@ python=${PYTHON:-python3}
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 say() { printf 'setup: %s\n' "$*"; }
 
-# One stamp per extra: what was asked of pip, by content, so that a second run has nothing to do.
+# One stamp per extra holds pip's input, by content, so that a second run has nothing to do.
 stamp=$venv/.kron-setup${extra:+-$extra}
 wanted=$(cat setup.py constraints.txt recipes/setup.sh | cksum; echo "$PWD")
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
@@ -41,11 +41,11 @@ case ${KRON_TORCH:-} in
     *.whl) [ -f "$KRON_TORCH" ] || die "KRON_TORCH is $KRON_TORCH, which is no file" ;;
 esac
 
-# An environment whose making was interrupted may lack pip.
+# An interrupted setup may leave an environment without pip.
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     share=()
-    # A torch that is installed already, with its CUDA, is better than any we would choose; one in
-    # another virtual environment cannot be shared.
+    # An installed torch, with its CUDA, is better than any we would choose. A torch in another
+    # virtual environment cannot be shared.
     if "$python" -c 'import sys, torch; sys.exit(sys.prefix != sys.base_prefix)' 2>/dev/null; then
         say "reusing the torch of $("$python" -c 'import sys; print(sys.executable)')"
         share=(--system-site-packages)
@@ -54,14 +54,14 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv "${share[@]}" "$venv"
 fi
 
-# The log's last line, for as long as somebody watches and this script runs.
+# Show the log's last line on a terminal while this script runs.
 follow() {
     [ -t 2 ] || return 0
     while sleep 1 && kill -0 $$ 2>/dev/null; do
         printf '\r\033[K  %s' "$(tail -n 1 "$log" | cut -c "1-$((${COLUMNS:-80} - 4))")" >&2
     done
 }
-# What pip says goes into the log. If it fails, the end of that is shown.
+# pip's output goes into the log. If pip fails, the end of the log is shown.
 pip() {
     local follower status=0
     follow &
@@ -92,8 +92,7 @@ if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
 elif [ -n "${KRON_TORCH:-}" ]; then
     say "a torch is installed already, so KRON_TORCH is not looked at; remove $venv to change it"
 fi
-# The torch at hand is what pip has to keep, whichever it is; one for CUDA asks for a compiler of
-# its version.
+# pip must keep the present torch, whichever it is. A torch for CUDA needs a compiler of its version.
 unpinned='^torch=='
 if "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
     unpinned='^(torch|nvidia-cuda-nvrtc)=='
@@ -109,18 +108,18 @@ say "installing the build tools"
 pip install -c "$keep" setuptools wheel cython numpy
 if ! "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("fairseq") is None)'; then
     say "building fairseq (a minute or two)"
-    # Isolation would download a second torch to build with; -O0 spares minutes in a library of
-    # fairseq that KRU does not use, its Cython modules set -O3 themselves.
+    # Isolation would download a second torch for the build. -O0 saves minutes in a library of
+    # fairseq that KRU does not use; its Cython modules set -O3 themselves.
     printf '[build_ext]\nparallel=2\n' > "$config"
     DIST_EXTRA_CONFIG=$config CFLAGS="-O0 -g0" pip install -c "$keep" --no-build-isolation fairseq-fixed
 fi
-# The tests compile the CUDA kernels, with a GPU or without; CuPy has to fit torch's CUDA.
+# The tests compile the CUDA kernels, with or without a GPU; CuPy must fit torch's CUDA.
 extras=$extra
 if [ "$extra" = test ] && [ "$(uname -s)" = Linux ]; then
     extras=$extra,cuda$("$venv/bin/python" -c 'import torch; print((torch.version.cuda or "13").split(".")[0])')
 fi
 say "installing the plugin${extras:+ with its extras $extras}"
 pip install -c "$keep" --no-build-isolation -e ".${extras:+[$extras]}"
-# Who asks for less later has it already.
+# A later request for less finds it done.
 printf '%s\n' "$wanted" | tee "$venv/.kron-setup" > "$stamp"
 say "done"

@@ -1,8 +1,8 @@
 """Adding: the sum of two marked numbers in a long sequence (Hochreiter, Schmidhuber 1997; uRNN
 section 5.2).
 
-Each of the T steps shows a number, uniform in [0, 1], and a marker; one step in each half of the
-sequence is marked, and the answer after the last step is the sum of the two marked numbers.
+Each of the T steps shows a number, uniform in [0, 1], and a marker. One step in each half of the
+sequence is marked. The answer after the last step is the sum of the two marked numbers.
 """
 
 from dataclasses import dataclass, field
@@ -65,6 +65,6 @@ class AddingTask(SequenceTask):
         return [Metric("mse", value, "mean squared error")]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """Always answering 1, the mean: 1/6 in expectation."""
+        """A constant answer of 1, the mean: 1/6 in expectation."""
         value = sums["baseline_squared_error"] / max(sums["sample_size"], 1)
         return Metric("mse", value, "mean squared error")

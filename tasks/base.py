@@ -1,8 +1,8 @@
-"""What our tasks share: the contract with models and criterions, and data that is never dropped.
+"""The base of our tasks: the contract with models and criterions, and data sets that drop nothing.
 
 A task says what model it needs (`spec`), computes its own loss (`compute_loss`) and turns the sums
 that the criterion logs into the field's metrics (`metrics`). The training log and `kron-eval` both
-go through the same three.
+use these three.
 """
 
 import os
@@ -34,7 +34,7 @@ class Metric(NamedTuple):
 class Loss:
     """A batch's loss before any regulariser, as sums.
 
-    total: what is minimised, summed over `count` terms. sums: further sums to log, plain floats.
+    total: the loss to minimise, summed over `count` terms. sums: other sums to log, plain floats.
     """
 
     total: Tensor
@@ -49,9 +49,9 @@ class SequenceTask(FairseqTask):
     for `kron-eval report`.
 
     spec: the model that the task needs.
-    title: of the task's section in the report; by default its registered name.
+    title: the heading of the task's section in the report; by default its registered name.
     larger_is_better: whether the headline metric grows as a model learns, as accuracy does.
-    learning_curves: whether the report has a picture of them.
+    learning_curves: whether the report has a picture of the learning curves.
     """
 
     spec: ModelSpec
@@ -61,11 +61,11 @@ class SequenceTask(FairseqTask):
 
     @staticmethod
     def setting(options: Dict[str, Any]) -> str:
-        """What the report calls a task with these options, such as "copy memory, T = 1000".
+        """The report's name for the task with these options, such as "copy memory, T = 1000".
 
         Args:
-            options: those of a record: by name, with the task's own name as "_name"; without those
-                that are None. Of a data folder they have the last part alone.
+            options: the task's options in a record, by name; "_name" is the task's own name.
+                Options that are None are absent. A data folder is the last part of its path.
         """
         return options["_name"]
 
@@ -78,8 +78,7 @@ class SequenceTask(FairseqTask):
         raise NotImplementedError
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """What a model that has learned nothing of interest reaches on the headline metric, over
-        the same data."""
+        """The headline metric of a model that has learned nothing of interest, on the same data."""
         raise NotImplementedError
 
     def build_criterion(self, cfg, from_checkpoint: bool = False):
@@ -90,29 +89,29 @@ class SequenceTask(FairseqTask):
         )
         require(
             not getattr(cfg, "sentence_avg", False),
-            "--sentence-avg: our tasks are scored, and trained, by the mean over all they predict;"
-            " leave it away",
+            "--sentence-avg: our tasks train and score by the mean over all predictions; leave this"
+            " option out",
         )
         return super().build_criterion(cfg, from_checkpoint)
 
     def build_generator(self, *args, **kwargs):
         raise ValueError(
             f"--task {self.cfg._name}: fairseq has no generator for it; `kron-eval sample"
-            " CHECKPOINT` goes on with text and music, `kron-eval CHECKPOINT` scores"
+            " CHECKPOINT` continues text and music, `kron-eval CHECKPOINT` scores"
         )
 
     def eval_lm_dataloader(self, *args, **kwargs):
         raise ValueError(
-            f"--task {self.cfg._name}: is no language model of fairseq's; `kron-eval CHECKPOINT`"
-            " scores, and so does fairseq-validate"
+            f"--task {self.cfg._name}: is not a language model of fairseq; `kron-eval CHECKPOINT`"
+            " scores it, and so does fairseq-validate"
         )
 
     def begin_epoch(self, epoch: int, model) -> None:
         started = int(os.environ.get("WORLD_SIZE", 1))
         require(
             started == 1 or torch.distributed.is_initialized(),
-            f"$WORLD_SIZE={started}: as many processes were started, and each would train a model"
-            " of its own; start them by recipes/distributed.sh, or with --distributed-world-size"
+            f"$WORLD_SIZE={started}: this many processes run, and each would train its own model;"
+            " start them by recipes/distributed.sh, or with --distributed-world-size"
             f" {started} --distributed-init-method env:// --distributed-no-spawn"
             " --distributed-rank $RANK",
         )
@@ -129,7 +128,7 @@ class SequenceTask(FairseqTask):
         return _uncounted(*result) if sample.get("is_filler", False) else result
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
-        """Log the metrics of all batches together, which are no means of those of each."""
+        """Log the metrics of all batches together; they are not means over the batches."""
         super().reduce_metrics(logging_outputs, criterion)
         for key, value in add_up(logging_outputs).items():
             fairseq_metrics.log_scalar_sum(f"_{key}", value)
@@ -147,7 +146,7 @@ class SequenceTask(FairseqTask):
 
 
 def _uncounted(loss: Tensor, count: int, log: Dict) -> Tuple[Tensor, int, Dict]:
-    """A step's result as it would be of no examples."""
+    """The result of the same step on no examples."""
     return loss * 0, 0, dict.fromkeys(log, 0)
 
 
@@ -157,14 +156,14 @@ def _sums_in(meters) -> Dict[str, float]:
 
 
 def add_up(logging_outputs: List[Dict[str, float]]) -> Dict[str, float]:
-    """Key by key, the sums of the logged numbers as plain floats."""
+    """The sum of the logged numbers for each key, as a plain float."""
     keys = {key for log in logging_outputs for key in log}
     return {key: float(sum(log.get(key, 0) for log in logging_outputs)) for key in keys}
 
 
 class SequenceDataset(FairseqDataset):
-    """A dataset that fairseq batches without dropping the rest of an epoch, and whose training
-    split is shuffled anew each epoch, members of a batch included."""
+    """A dataset that drops no examples of an epoch. Each epoch shuffles the training split again,
+    so that its batches have other members."""
 
     def __init__(self, shuffle: bool) -> None:
         super().__init__()
@@ -175,7 +174,7 @@ class SequenceDataset(FairseqDataset):
         return not self.shuffle
 
     def ordered_indices(self) -> np.ndarray:
-        # fairseq seeds numpy with its own seed plus the epoch around this call.
+        # fairseq seeds numpy for this call, with its own seed plus the epoch.
         return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
 
     def collate(self, samples: List[Dict]) -> Dict:
@@ -183,9 +182,9 @@ class SequenceDataset(FairseqDataset):
         raise NotImplementedError
 
     def collater(self, samples: List[Dict]) -> Dict:
-        """A batch; of no examples, for a worker that has none left, one that does not count.
+        """A batch. A worker that has no examples left gets one that does not count.
 
-        Where it is the second of an update fairseq would forget the first, if left to itself.
+        If the second batch of an update were empty, fairseq would forget the first.
         """
         return self.collate(samples) if samples else {**self.collate([self[0]]), "is_filler": True}
 
@@ -195,12 +194,12 @@ class SequenceDataset(FairseqDataset):
     def batch_by_size(
         self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1
     ):
-        # fairseq's default multiple of 8 would cut batches short and drop what is left over.
+        # fairseq's default multiple of 8 would shorten batches and drop the remaining examples.
         return super().batch_by_size(indices, max_tokens, max_sentences, 1)
 
 
 def stack(samples: List[Dict]) -> Dict:
-    """A batch of examples of one length; each has an id, a source and a target."""
+    """A batch of examples of equal length; each has an id, a source and a target."""
     source = torch.stack([s["source"] for s in samples])
     return {
         "id": torch.tensor([s["id"] for s in samples]),
@@ -213,13 +212,13 @@ def stack(samples: List[Dict]) -> Dict:
 
 @dataclass
 class GeneratedConfig(FairseqDataclass):
-    """Options of a task that makes its data itself."""
+    """Options of a task that generates its data."""
 
     train_examples: int = field(
         default=3200, metadata={"help": "new training examples in each epoch; they never repeat"}
     )
     eval_examples: int = field(
-        default=1000, metadata={"help": "examples in the fixed valid and test sets, each"}
+        default=1000, metadata={"help": "examples in each of the fixed valid and test sets"}
     )
     data_seed: int = field(default=1, metadata={"help": "seed of the data"})
 
@@ -227,8 +226,8 @@ class GeneratedConfig(FairseqDataclass):
 class GeneratedDataset(SequenceDataset):
     """Examples made on demand by `make(rng) -> (source, target)`, all of `steps` steps.
 
-    Example i of epoch e is the same in every run and process; training examples change with the
-    epoch, those of the other splits never.
+    Example i of epoch e is the same in every run and process. Training examples change with the
+    epoch; examples of the other splits do not.
     """
 
     def __init__(

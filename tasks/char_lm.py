@@ -1,9 +1,9 @@
 """Language modelling over one long text, by characters or by pieces of words.
 
-Training cuts the text into as many contiguous streams as a batch has rows and reads them window by
-window; the state is carried from each window to the next, and back-propagation ends at the window's
-edge. Evaluation reads the whole text as one stream, so its bits per character depend on nothing but
-the model.
+Training cuts the text into one contiguous stream for each row of a batch and reads the streams
+window by window. The state is carried from each window to the next; back-propagation ends at the
+window's edge. Evaluation reads the whole text as one stream, so that its bits per character depend
+on the model alone.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from .base import Loss, Metric, SequenceDataset, SequenceTask
 from .text import VOCAB_TYPES, load_text, load_tokenizer
 
 IGNORED = -100
-EVAL_WINDOW = 4096  # only memory depends on it
-TEXTS = {"ptb": "Penn Treebank"}  # by the folder of a text
+EVAL_WINDOW = 4096  # steps; it affects only memory
+TEXTS = {"ptb": "Penn Treebank"}  # titles of texts, by folder
 
 
 @dataclass
@@ -80,7 +80,7 @@ class CharLMTask(SequenceTask):
     def load_dataset(
         self, split: str, combine: bool = False, whole: bool = False, **kwargs
     ) -> None:
-        """`whole`: the training text as one stream too, to be scored as the others are."""
+        """`whole`: read the training text as one stream, to score it like the other splits."""
         require_split(split)
         tokens, end_of_line = self._tokens(split), self.tokenizer.piece_to_id("\n")
         workers = distributed.get_data_parallel_world_size()
@@ -97,11 +97,11 @@ class CharLMTask(SequenceTask):
         )
         dataset = StreamDataset(tokens, end_of_line, split, streams, window, own)
         if split != "train" and rank > 0:
-            dataset.target.fill_(IGNORED)  # every worker reads the text, the first one counts
+            dataset.target.fill_(IGNORED)  # every worker reads the text; only the first counts
         self.datasets[split] = dataset
 
     def get_batch_iterator(self, dataset, epoch: int = 1, num_workers: int = 0, **kwargs):
-        """The windows in their order: an item of the dataset is a batch already."""
+        """The windows in order; an item of the dataset is a whole batch."""
         return iterators.EpochBatchIterator(
             dataset=dataset,
             collate_fn=dataset.collater,
@@ -120,7 +120,7 @@ class CharLMTask(SequenceTask):
         return super().valid_step(sample, model, criterion)
 
     def _carry(self, sample: Dict) -> None:
-        """Start the window where the one before it ended, and the first one afresh."""
+        """Start a window from the last state of the previous one; the first starts afresh."""
         state = None if sample["is_first"] else self.carried.get(sample["split"])
         require(
             state is not None or sample["is_first"],
@@ -150,12 +150,12 @@ class CharLMTask(SequenceTask):
         return [Metric("bpc", sums["nll_sum"] / log(2) / characters, "bits per character")]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """The symbols' frequencies in the training text, whatever came before."""
+        """The symbols' frequencies in the training text, without any context."""
         value = sums["baseline_sum"] / log(2) / max(sums["characters"], 1)
         return Metric("bpc", value, "bits per character")
 
     def gather_states(self) -> None:
-        """Before a checkpoint is written: bring the streams of all workers together."""
+        """Gather the states of all workers' streams before a checkpoint is written."""
         state = _map(self.carried.get("train"), Tensor.cpu)
         states = [state]
         workers = distributed.get_data_parallel_world_size()
@@ -172,24 +172,24 @@ class CharLMTask(SequenceTask):
         super().load_state_dict(state)
 
     def _require_vocabulary(self, state: Dict[str, Any]) -> None:
-        """Raise a ValueError if a checkpoint's symbols were others; its parameters might fit."""
+        """Raise a ValueError if a checkpoint has other symbols; its parameters might still fit."""
         require(
             state.get("vocabulary", self.vocabulary) == self.vocabulary,
-            f"{self.cfg.data}: the text has changed since the checkpoint was trained, and with it"
-            " the vocabulary; restore the text, or put the tokenizer of then beside it",
+            f"{self.cfg.data}: the text has changed since the checkpoint was trained, and so has"
+            " the vocabulary; restore the text, or put the old tokenizer beside it",
         )
 
     def get_checkpoint_dict(self) -> Dict[str, Any]:
-        """The carried training state, so that a run resumed amid an epoch goes on exactly."""
+        """The carried training state; a run resumed within an epoch needs it to go on exactly."""
         window = self.cfg.tokens_per_sample
         carried = {"tokens_per_sample": window, "carried": self.gathered}
         return {type(self).__name__: {**carried, "vocabulary": self.vocabulary}}
 
     def set_checkpoint_dict(self, state: Dict[str, Any]) -> None:
-        """This worker's rows of the carried state, if it was carried over the same windows."""
+        """Take this worker's rows of the carried state, if streams and windows are the same."""
         self._require_vocabulary(state)
         dataset, carried = self.dataset("train"), state["carried"]
-        if isinstance(carried, Tensor):  # what older checkpoints have for a state of one part
+        if isinstance(carried, Tensor):  # older checkpoints store a state of one part so
             carried = (carried,)
         fits = (
             carried is not None
@@ -200,15 +200,15 @@ class CharLMTask(SequenceTask):
 
 
 def _map(state: Optional[State], function: Callable[[Tensor], Tensor]) -> Optional[State]:
-    """Apply to every part of a state, if there is one."""
+    """Apply a function to every part of a state; None stays None."""
     return state and tuple(function(part) for part in state)
 
 
 class StreamDataset(SequenceDataset):
-    """A text as parallel streams; item i is window i of all of them, a batch by itself.
+    """A text as parallel streams; item i is window i of all of them, a whole batch.
 
-    Every symbol is predicted exactly once: the first from an end of line, the others from all that
-    came before them in their stream. Streams that are a step too long are padded with `IGNORED`.
+    Every symbol is predicted exactly once: the first from an end of line, the others from all the
+    symbols before them in their stream. `IGNORED` pads the streams to equal length.
     """
 
     def __init__(

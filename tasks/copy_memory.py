@@ -1,7 +1,7 @@
 """Copy memory: repeat ten symbols after T blanks (Hochreiter, Schmidhuber 1997; uRNN section 5.1).
 
-A sequence of T + 2L steps shows L symbols, then T − 1 blanks, a signal to answer, and L blanks,
-over which the symbols are to be repeated; everywhere else the answer is blank.
+A sequence of T + 2L steps shows L symbols, T − 1 blanks, a signal to answer, and L blanks. The
+answer repeats the symbols over the last L steps and is blank before them.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Reading MNIST's IDX files, plain or compressed, and checking that they are the published ones."""
+"""Read MNIST's IDX files, plain or compressed, and check that they are the published ones."""
 
 import hashlib
 from math import prod
@@ -10,7 +10,7 @@ import numpy as np
 from kron_plugin.checks import require
 from kron_plugin.packed import blocks
 
-# MD5 of the decompressed files. The published archives have others, as gzip keeps a date.
+# MD5 of the decompressed files. The archives' own checksums vary, because gzip stores a date.
 PUBLISHED = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -18,7 +18,7 @@ PUBLISHED = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 UNSIGNED_BYTE = 8
-VALID_IMAGES = 5000  # of the training files, kept to validate unless an option says otherwise
+VALID_IMAGES = 5000  # of the training files, kept to validate by default
 
 
 def load_images(folder: Path, part: str, verify: bool = True) -> Tuple[np.ndarray, np.ndarray]:
@@ -26,10 +26,10 @@ def load_images(folder: Path, part: str, verify: bool = True) -> Tuple[np.ndarra
 
     Args:
         part: "train" or "t10k", as the files are called.
-        verify: insist on the published files, by checksum.
+        verify: accept only the published files, by checksum.
 
     Raises:
-        ValueError: a file is missing, damaged or another one; the message names it.
+        ValueError: a file is missing, damaged or not the published one; the message names it.
     """
     require(folder.is_dir(), f"{folder}: no such folder; expected MNIST's four IDX files in it")
     images_path, images = _read(folder, f"{part}-images-idx3-ubyte", 3, verify)
@@ -65,8 +65,8 @@ def _parse(path: Path, content: bytes, dimensions: int) -> np.ndarray:
     expected = bytes([0, 0, UNSIGNED_BYTE, dimensions])
     require(
         magic == expected,
-        f"{path}: begins with {content[:4].hex(' ') or 'nothing'}, an IDX file of this kind with"
-        f" {expected.hex(' ')} and a header of {header} bytes",
+        f"{path}: begins with {content[:4].hex(' ') or 'nothing'}; expected an IDX file that begins"
+        f" with {expected.hex(' ')} and has a header of {header} bytes",
     )
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", dimensions, 4))
     require(

@@ -14,16 +14,16 @@ from .midi_notes import Notes, read_notes
 from .rolls import KEYS, LOWEST_NOTE
 
 SUFFIXES = (".mid", ".midi")
-MAX_BYTES = 1 << 20  # scores take some thousand bytes
-MAX_BEATS = 36_000  # two hours at 300 beats a minute: rolls stay small
+MAX_BYTES = 1 << 20  # a score takes a few thousand bytes
+MAX_BEATS = 36_000  # two hours at 300 beats a minute; it keeps rolls small
 MAX_STEPS_PER_BEAT = 96
-TICKS_PER_STEP = 120  # in what is written; a beat has at most 32,767
+TICKS_PER_STEP = 120  # in written files; a beat has at most 32,767 ticks
 
 
 class Reading(NamedTuple):
-    """What a MIDI file gave.
+    """The content of a MIDI file.
 
-    roll: shape (T, 88), uint8, 0 or 1. remark: what was left out, or nothing.
+    roll: shape (T, 88), uint8, 0 or 1. remark: a message on what was left out, or "".
     """
 
     roll: np.ndarray
@@ -34,7 +34,7 @@ def midi_files(folder: Path) -> List[Path]:
     """The MIDI files in a folder and all folders below it, always in the same order."""
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:  # linked from elsewhere, or from below itself
+        if os.path.realpath(place) in seen:  # a link leads here again
             folders.clear()
             continue
         seen.add(os.path.realpath(place))
@@ -47,7 +47,7 @@ def read_midi(path: Path, steps_per_beat: int) -> Reading:
     """The piano roll of a MIDI file, from its beginning to the end of its last note.
 
     A note sounds from the grid point nearest to its beginning to the one nearest to its end, and at
-    least one step. Drums do not count, nor does the pedal.
+    least one step. Drums and the pedal are ignored.
 
     Args:
         steps_per_beat: time steps in a quarter note.
@@ -62,13 +62,13 @@ def read_midi(path: Path, steps_per_beat: int) -> Reading:
 
 
 def head(path: Path) -> bytes:
-    """As much of a file as is ever read; more than the limit only tells that it is too large."""
+    """A file's first `MAX_BYTES` + 1 bytes; the last of them shows that the file is too large."""
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
 
 
 def parse_midi(content: bytes, steps_per_beat: int) -> Reading:
-    """Like `read_midi`, for the content of a file; the message of its errors does not name it."""
+    """Like `read_midi`, for the content of a file; its error messages do not name the file."""
     require(len(content) > 0, "the file is empty")
     require(len(content) <= MAX_BYTES, f"the file is larger than {MAX_BYTES:,} bytes, the limit")
     found = read_notes(content)
@@ -87,7 +87,7 @@ def parse_midi(content: bytes, steps_per_beat: int) -> Reading:
 def _roll(found: Notes, steps_per_beat: int) -> np.ndarray:
     beats = int(found.notes[:, 2].max()) / found.ticks_per_beat
     require(beats <= MAX_BEATS, f"lasts {beats:,.0f} beats; the limit is {MAX_BEATS:,}")
-    # In whole numbers, so that what lies in the middle between two steps always goes up.
+    # Whole numbers, so that the middle between two steps always rounds up.
     halves = found.notes[:, 1:] * (2 * steps_per_beat) + found.ticks_per_beat
     first, last = (halves // (2 * found.ticks_per_beat)).T
     last = np.maximum(last, first + 1)
@@ -100,8 +100,8 @@ def _roll(found: Notes, steps_per_beat: int) -> np.ndarray:
 
 
 def write_midi(roll: np.ndarray, steps_per_beat: int, path: Path) -> int:
-    """Write a roll, shape (T, 88), as a MIDI file of a piano at 120 beats a minute, and return how
-    many notes it has. A key that sounds in steps on end is one note."""
+    """Write a roll, shape (T, 88), as a MIDI file of a piano at 120 beats a minute, and return its
+    number of notes. Consecutive steps of a key are one note."""
     song = PrettyMIDI(resolution=steps_per_beat * TICKS_PER_STEP, initial_tempo=120)
     piano = Instrument(program=0)
     changes = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0)

@@ -1,8 +1,8 @@
 """The notes in a MIDI file, read as tolerantly as players read it (Standard MIDI Files 1.0).
 
-Everything but notes is stepped over by its length and never interpreted, so that nothing else can
-cost a piece: mido refuses files for the values of events that no roll needs, and pretty_midi ends
-overlapping notes of a key together.
+The reader skips all other events by their length and never interprets them, so that they cannot
+make a file unreadable: mido refuses files for the values of events that no roll needs. pretty_midi
+ends overlapping notes of a key together.
 """
 
 import re
@@ -19,16 +19,16 @@ DRUM_CHANNEL = 9  # counted from 0, as in General MIDI
 NOTE_OFF, NOTE_ON, PROGRAM, PRESSURE = 0x8, 0x9, 0xC, 0xD  # upper halves of status bytes
 META, END_OF_TRACK = 0xFF, 0x2F
 SYSTEM_EXCLUSIVE = (0xF0, 0xF7)
-SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of data behind other system messages; else none
-LARGEST = (1 << 28) - 1  # number that a file may state
+SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of other system messages; else 0
+LARGEST = (1 << 28) - 1  # the largest number that a file may have
 
 Strokes = Dict[Tuple[int, int], List[Tuple[int, bool]]]  # (channel, key) -> (tick, whether struck)
 
 
 class Notes(NamedTuple):
-    """What was found in a file.
+    """The notes of a file.
 
-    notes: shape (notes, 3): key, first tick, last tick. left_out: what else there was, as a message
+    notes: shape (notes, 3): key, first tick, last tick. left_out: the other content, as a message
     lists it.
     """
 
@@ -38,10 +38,10 @@ class Notes(NamedTuple):
 
 
 def read_notes(content: bytes) -> Notes:
-    """All notes of a file but those of drums, which last at least a tick.
+    """All notes of a file that last at least a tick, except those of drums.
 
     Raises:
-        ValueError: it is no MIDI file, or has no beats.
+        ValueError: it is not a MIDI file, or has no beats.
     """
     if content[:4] == b"RIFF" and content[8:12] == b"RMID":
         content = content[max(content.find(b"MThd"), 0) :]
@@ -71,10 +71,10 @@ def read_notes(content: bytes) -> Notes:
 
 
 def _chunks(content: bytes) -> Iterator[Tuple[bytes, bytes]]:
-    """Names and data of the parts of a file.
+    """Names and data of the chunks of a file.
 
-    One that does not end where the file does or another begins states a wrong length; it reaches
-    to the next track.
+    A chunk has a wrong length if neither the file ends nor another chunk begins at its end. Such a
+    chunk extends to the next track.
     """
     begin = 0
     while begin + 8 <= len(content):
@@ -95,7 +95,7 @@ def _begins_chunk(head: bytes, space: int) -> bool:
 
 
 class _Track:
-    """The strokes and releases of keys in a track, as far as it can be read.
+    """The strokes and releases of keys in a track, as far as the track can be read.
 
     ended: whether its end is marked. rest: how many bytes were not read.
     """
@@ -103,7 +103,7 @@ class _Track:
     def __init__(self, data: bytes) -> None:
         self.strokes: Strokes = defaultdict(list)
         self.ended, self.rest = False, 0
-        with suppress(IndexError, OverflowError):  # it ends amid an event, or states no number
+        with suppress(IndexError, OverflowError):  # an event breaks off, or a number is too large
             self._read(data)
 
     def _read(self, data: bytes) -> None:
@@ -120,7 +120,7 @@ class _Track:
                 at += 1 + SYSTEM_BYTES.get(byte, 0)
             else:
                 if byte >= 0x80:
-                    status, at = byte, at + 1  # else it is that of the message before
+                    status, at = byte, at + 1  # else the last message's status holds
                 kind, channel = status >> 4, status & 0xF
                 if kind == 0:
                     return
@@ -144,7 +144,7 @@ def _number(data: bytes, at: int) -> Tuple[int, int]:
 
 
 def _spans(strokes: List[Tuple[int, bool]]) -> List[Tuple[int, int]]:
-    """First and last ticks of the notes of one key; each stroke has a release of its own."""
+    """First and last ticks of the notes of one key, with one release for each stroke."""
     held: Deque[int] = deque()
     spans: List[Tuple[int, int]] = []
     for tick, struck in strokes:
@@ -157,7 +157,7 @@ def _spans(strokes: List[Tuple[int, bool]]) -> List[Tuple[int, int]]:
 
 
 def _ended_together(strokes: List[Tuple[int, bool]]) -> List[Tuple[int, int]]:
-    """The same where releases are missing: one ends all notes that began before it."""
+    """The same where releases are missing: a release ends all notes that began before it."""
     held, spans = [], []
     for tick, struck in strokes:
         if struck:

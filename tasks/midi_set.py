@@ -17,13 +17,13 @@ from .rolls import KEYS, Rolls
 
 logger = logging.getLogger(__name__)
 
-# What the options of the task are by default, and `kron-data` counts.
+# The defaults of the task's options; `kron-data` counts by them.
 STEPS_PER_BEAT, MIDI_SPLIT, MIDI_SEED = 2, (0.7, 0.15, 0.15), 1
-FORMAT = "2"  # of the cached files, and of the way in which rolls are made
+FORMAT = "2"  # version of the cached files, and of how rolls are made
 
 
 class Prepared(NamedTuple):
-    """The rolls of the MIDI files that gave one, and (file, remark) for all there is to say."""
+    """The rolls of the MIDI files that give one, and the remarks on files as (file, remark)."""
 
     rolls: List[np.ndarray]
     remarks: List[Tuple[str, str]]
@@ -38,7 +38,7 @@ def load_midi(folder: Path, steps_per_beat: int, fractions: Sequence[float], see
     """The sequences of every split, from MIDI files.
 
     Args:
-        folder: has the folders train, valid and test; or else its files are split at random.
+        folder: has the folders train, valid and test, or files that are split at random.
         steps_per_beat: time steps in a quarter note.
         fractions, seed: how to split one folder: the shares of train, valid and test.
 
@@ -62,7 +62,7 @@ def load_midi(folder: Path, steps_per_beat: int, fractions: Sequence[float], see
 def split_rolls(
     rolls: List[np.ndarray], fractions: Sequence[float], seed: int, folder: Path
 ) -> Rolls:
-    """The rolls in three parts; the same in every run for a folder and a seed."""
+    """The rolls in three parts. A folder and a seed give the same parts in every run."""
     shares = ",".join(f"{f:g}" for f in fractions)
     require(
         len(fractions) == len(SPLITS) and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6,
@@ -82,7 +82,7 @@ def split_rolls(
 
 
 def prepare_midi(folder: Path, steps_per_beat: int) -> Prepared:
-    """The rolls of all MIDI files in and below a folder, from the cache if they are there.
+    """The rolls of all MIDI files in and below a folder, from the cache if it has them.
 
     Raises:
         ValueError: no file gives a roll.
@@ -111,7 +111,7 @@ def prepare_midi(folder: Path, steps_per_beat: int) -> Prepared:
 
 
 def _key(folder: Path, paths: List[Path], steps_per_beat: int) -> str:
-    """A hash of all that the rolls depend on."""
+    """A hash of everything that the rolls depend on."""
     digest = hashlib.sha256(f"{FORMAT} {steps_per_beat}".encode())
     for path in paths:
         name = path.relative_to(folder).as_posix().encode(errors="surrogateescape")
@@ -160,7 +160,7 @@ def _load(cached: Path) -> Optional[Prepared]:
             packed, lengths, remarks = (stored[k] for k in ("packed", "lengths", "remarks"))
             steps = np.unpackbits(packed, axis=1)[:, :KEYS]
             rolls = np.split(steps, np.cumsum(lengths)[:-1]) if len(lengths) else []
-    except Exception as error:  # a damaged archive can raise nearly anything
+    except Exception as error:  # a damaged archive can raise nearly any error
         logger.warning("%s: damaged, made anew: %s", cached, error)
         return None
     return Prepared(rolls, [(str(name), str(remark)) for name, remark in remarks])

@@ -1,8 +1,8 @@
 """Polyphonic music: which keys sound next? (Boulanger-Lewandowski, Bengio, Vincent 2012)
 
-The keys of the next time step are predicted from all steps before it, each key by a probability of
-its own. The metric is the negative log-likelihood in nats per predicted time step, summed over the
-88 keys; the first step of a sequence is given, not predicted.
+The model predicts the keys of the next time step from all steps before it, with a probability for
+each key. The metric is the negative log-likelihood in nats per predicted time step, summed over the
+88 keys. The first step of a sequence is given, not predicted.
 """
 
 from dataclasses import dataclass, field
@@ -39,8 +39,8 @@ class MusicConfig(FairseqDataclass):
     segment_steps: Optional[int] = field(
         default=None,
         metadata={
-            "help": "training: cut sequences into segments of at most so many predicted steps, each"
-            " from the initial state on (default: whole sequences)"
+            "help": "training: cut sequences into segments of at most this many predicted steps;"
+            " each begins with the initial state (default: whole sequences)"
         },
     )
     steps_per_beat: int = field(
@@ -49,8 +49,8 @@ class MusicConfig(FairseqDataclass):
     midi_split: List[float] = field(
         default_factory=lambda: list(MIDI_SPLIT),
         metadata={
-            "help": "MIDI files in no folders train, valid and test: the share of each, such as"
-            " 0.7,0.15,0.15"
+            "help": "MIDI files without folders train, valid and test: the share of each split,"
+            " such as 0.7,0.15,0.15"
         },
     )
     midi_seed: int = field(default=MIDI_SEED, metadata={"help": "seed of that split"})
@@ -72,13 +72,13 @@ class MusicTask(SequenceTask):
             require_positive(cfg, "segment_steps")
         self.rolls = _load(cfg)
         steps = np.concatenate(self.rolls["train"])
-        # How often each key sounds in the training set, never quite 0 or 1.
+        # How often each key sounds in the training set, strictly between 0 and 1.
         self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
 
     def load_dataset(
         self, split: str, combine: bool = False, whole: bool = False, **kwargs
     ) -> None:
-        """`whole`: the training set uncut and in its order too, to be scored as the others are."""
+        """`whole`: keep the training set uncut and in order, to score it like the other splits."""
         require_split(split)
         training = split == "train" and not whole
         rolls = self.rolls[split]
@@ -114,7 +114,7 @@ class MusicTask(SequenceTask):
         ]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """Always the training set's key frequencies."""
+        """The training set's key frequencies at every step."""
         value = sums["baseline_sum"] / max(sums["sample_size"], 1)
         return Metric("nll", value, "nats per time step")
 
@@ -131,17 +131,17 @@ def segments(
     roll: np.ndarray,  # shape: (T, 88)
     steps: int,
 ) -> List[np.ndarray]:  # shape: (up to steps + 1, 88) each
-    """Pieces of a roll that predict each of its steps but the first once: one begins with the step
-    that the one before has predicted last."""
+    """Pieces of a roll that predict each of its steps once, except the first. A piece begins with
+    the last step that the previous piece predicts."""
     return [roll[start : start + steps + 1] for start in range(0, len(roll) - 1, steps)]
 
 
 class MusicDataset(SequenceDataset):
-    """Piano rolls, each step the target of the one before; padded to the longest of a batch."""
+    """Piano rolls; each step is the target of the previous one. Batches are padded at the end."""
 
     def __init__(self, rolls: List[np.ndarray], shuffle: bool) -> None:
         super().__init__(shuffle)
-        # One step alone predicts nothing.
+        # A roll of one step has nothing to predict.
         self.rolls = [roll for roll in rolls if len(roll) > 1]
 
     def __len__(self) -> int:

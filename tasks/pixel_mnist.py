@@ -89,7 +89,7 @@ class PixelMNISTTask(SequenceTask):
         ]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """Always answering 1, the commonest digit."""
+        """A constant answer of 1, the most frequent digit."""
         return Metric("accuracy", 100 * sums["ones"] / max(sums["sample_size"], 1), "%")
 
 

@@ -1,4 +1,4 @@
-"""Reading piano rolls: which of the 88 keys sound at each time step."""
+"""Read piano rolls: which of the 88 keys sound at each time step."""
 
 import io
 import pickle
@@ -10,8 +10,8 @@ import numpy as np
 from kron_plugin.checks import SPLITS, require
 
 KEYS = 88
-LOWEST_NOTE = 21  # the A0 of a piano, as MIDI numbers it
-SHARED_STEPS = 1 << 16  # that a pickle may have, however small it is
+LOWEST_NOTE = 21  # MIDI's number of a piano's A0
+SHARED_STEPS = 1 << 16  # time steps that even a small pickle may have
 
 Rolls = Dict[str, List[np.ndarray]]  # split -> sequences of shape (T, 88), 0 or 1
 
@@ -20,11 +20,11 @@ def load_rolls(folder: Path, name: Optional[str] = None) -> Rolls:
     """The sequences of every split, from one of Boulanger-Lewandowski's pickles.
 
     Args:
-        folder: where the pickles lie.
-        name: which one, without its ending; may be left out if there is only one.
+        folder: the folder of the pickles.
+        name: a pickle's name without its ending; None if there is only one.
 
     Raises:
-        ValueError: the data are missing or something else; the message names the file and says
+        ValueError: the data are missing or of another kind; the message names the file and says
             what was expected.
     """
     require(
@@ -60,7 +60,7 @@ def _sequences(path: Path) -> Dict[str, list]:
             f"{path}: the split '{split}' has no sequences; expected {splits}, each a list",
         )
     steps = sum(len(s) for split in SPLITS for s in data[split] if isinstance(s, (list, tuple)))
-    # In a file they take a byte each, unless it refers to the same sequence very often.
+    # A step takes at least a byte, unless the file refers to the same sequence many times.
     most = max(SHARED_STEPS, path.stat().st_size)
     require(
         steps <= most, f"{path}: has {steps:,} time steps in so few bytes; the limit is {most:,}"
@@ -78,7 +78,7 @@ def _roll(steps: Any, where: str) -> np.ndarray:
         )
         for note in notes:
             if not isinstance(note, int) or not 0 <= note - LOWEST_NOTE < KEYS:
-                # Not at any length: it may be nested or have any number of digits.
+                # The message must stay short: a value may be nested or have any number of digits.
                 small = isinstance(note, int) and abs(note) < 1 << 16
                 shown = note if small else f"a {type(note).__name__}"
                 raise ValueError(
@@ -93,23 +93,23 @@ def _load_set(unpickler: pickle._Unpickler) -> None:
 
 
 def _load_keys(opcode: bytes, keys: slice) -> Callable[[Any], None]:
-    """What loads keys of a dict, from this part of the stack; they have to be strings."""
+    """A loader of a dict's keys, in this slice of the stack; it refuses keys other than strings."""
     load = pickle._Unpickler.dispatch[opcode[0]]
 
     def checked(unpickler: Any) -> None:
         if not all(isinstance(key, str) for key in unpickler.stack[keys]):
-            raise pickle.UnpicklingError("it holds a dict whose keys are no strings")
+            raise pickle.UnpicklingError("it holds a dict whose keys are not strings")
         load(unpickler)
 
     return checked
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Admits containers, numbers and strings; whatever names a class or function is refused.
+    """Accepts containers, numbers and strings; refuses any name of a class or function.
 
-    The one written in Python, which takes a second for the largest of the published files: the one
-    in C has nine damaged bytes fill gigabytes of memory (CPython issue 115952). Nothing is hashed
-    but strings: a hundred bytes make a tuple that takes for ever.
+    It extends the unpickler written in Python, which takes a second for the largest published file.
+    In the one written in C nine damaged bytes can fill gigabytes of memory (CPython issue 115952).
+    Only strings are hashed: a hundred bytes can make a tuple whose hash takes for ever.
     """
 
     dispatch: ClassVar[Dict[int, Any]] = {
@@ -125,13 +125,13 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """The data in a pickle of plain Python containers; nothing in it is ever run.
+    """The data in a pickle of plain Python containers; no code in it is ever run.
 
     Raises:
-        ValueError: the file is no pickle, or holds more than plain data.
+        ValueError: the file is not a pickle, or holds more than plain data.
     """
     content = path.read_bytes()
     try:
         return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise nearly any error
         raise ValueError(f"{path}: not a pickle of plain data: {error}") from error

@@ -1,4 +1,4 @@
-"""Reading text, and its SentencePiece tokenizer, which is trained once and kept in the cache."""
+"""Read text, and train its SentencePiece tokenizer, which is kept in the cache."""
 
 import hashlib
 import logging
@@ -14,11 +14,11 @@ from kron_plugin.checks import SPLITS, require
 logger = logging.getLogger(__name__)
 
 VOCAB_TYPES = ("char", "unigram", "bpe")
-LONGEST = 1000  # characters of a line that it trains on at once; longer than 4192 bytes it drops
-FORMAT = "1"  # of the way in which tokenizers are trained
+LONGEST = 1000  # characters of a training line; SentencePiece drops lines above 4192 bytes
+FORMAT = "1"  # version of how tokenizers are trained
 
-# What SentencePiece writes for a blank, for what it does not know, and between sentences. Texts
-# that have these characters come to it with the last ones of Unicode's private use instead.
+# SentencePiece writes these for a blank, for an unknown symbol and between sentences. In texts they
+# are replaced by the last characters of Unicode's private use.
 KEPT = "▁▅\x1f"
 STAND_INS = "\U0010fffb\U0010fffc\U0010fffd"
 _hidden, _shown = str.maketrans(KEPT, STAND_INS), str.maketrans(STAND_INS, KEPT)
@@ -38,7 +38,7 @@ class Tokenizer(sentencepiece.SentencePieceProcessor):
         except RuntimeError as error:
             raise ValueError("not a SentencePiece model") from error
 
-    # SentencePiece's own take more types of arguments.
+    # SentencePiece's own methods take more types of arguments.
     def encode(self, text: str, **kwargs: Any) -> List[int]:  # type: ignore[override]
         return super().encode(text.translate(_hidden), **kwargs)
 
@@ -46,7 +46,7 @@ class Tokenizer(sentencepiece.SentencePieceProcessor):
         return super().decode(symbols, **kwargs).translate(_shown)
 
     def unknown(self, text: str) -> str:
-        """The characters of a text that it cannot represent, for a message; or nothing."""
+        """The characters of a text that it cannot represent, as a message lists them, or ""."""
         found = [repr(c) for c in sorted(set(text)) if self.unk_id() in self.encode(c)]
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         return ", ".join(found[:10]) + more
@@ -56,13 +56,13 @@ def load_text(folder: Path) -> Dict[str, str]:
     """The text of every split, exactly as `train.txt`, `valid.txt` and `test.txt` hold it.
 
     Raises:
-        ValueError: a file is missing, empty or no text; the message names it.
+        ValueError: a file is missing, empty or not text; the message names it.
     """
     require(folder.is_dir(), f"{folder}: no such folder; expected one with train.txt, valid.txt …")
     if (folder / "ptb.train.txt").is_file() and not (folder / "train.txt").is_file():
         raise ValueError(
             f"{folder}: holds Mikolov's ptb.*.txt, whose lines are padded with blanks; clean them"
-            f" by `kron-data prepare ptb --source {folder} --dest FOLDER` and give that folder"
+            f" by `kron-data prepare ptb --source {folder} --dest FOLDER` and use that folder"
         )
     return {split: read_text(folder / f"{split}.txt") for split in SPLITS}
 
@@ -71,7 +71,7 @@ def read_text(path: Path) -> str:
     """A text file's content.
 
     Raises:
-        ValueError: the file is missing, empty or no UTF-8 text.
+        ValueError: the file is missing, empty or not UTF-8 text.
     """
     require(path.is_file(), f"{path}: no such file")
     content = path.read_bytes()
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
     for symbol in STAND_INS:
         require(
             symbol not in text,
-            f"{path}: holds the character {symbol!r}, which stands for another here",
+            f"{path}: holds the character {symbol!r}, which is reserved",
         )
     return text
 
@@ -92,14 +92,14 @@ def read_text(path: Path) -> str:
 def load_tokenizer(
     folder: Path, texts: Dict[str, str], vocab_type: str = "char", vocab_size: Optional[int] = None
 ) -> Tokenizer:
-    """The tokenizer of these texts: trained when it is first asked for, then from the cache.
+    """The tokenizer of these texts, trained on the first call and then read from the cache.
 
-    It is reversible: blanks and ends of line are kept, the latter as a symbol of their own, and
-    every character of any split is in the vocabulary. A model that lies in the folder itself, such
-    as `char.model` or `bpe-500.model`, is taken instead: checkpoints may depend on it.
+    It is reversible: it keeps blanks and ends of line, which are a symbol of their own, and its
+    vocabulary has every character of every split. A model in the folder itself, such as
+    `char.model` or `bpe-500.model`, is used instead: checkpoints may depend on it.
 
     Raises:
-        ValueError: it cannot be trained, kept, or does not fit the text.
+        ValueError: the tokenizer cannot be trained or kept, or does not fit the text.
     """
     require(vocab_type in VOCAB_TYPES, f"--vocab-type={vocab_type}: choose one of {VOCAB_TYPES}")
     if vocab_type == "char":
@@ -116,7 +116,7 @@ def load_tokenizer(
             return _fitting(own, texts)
         except ValueError as error:
             raise ValueError(
-                f"{own}: {error}; checkpoints may depend on it; without it another is trained"
+                f"{own}: {error}; checkpoints may depend on it; once it is gone, another is trained"
             ) from error
     cached = cache_folder() / "tokenizers" / f"{_key(texts, name)}.model"
     if cached.exists():
@@ -131,7 +131,7 @@ def load_tokenizer(
 
 
 def _fitting(path: Path, texts: Dict[str, str]) -> Tokenizer:
-    """The tokenizer in a file, which has to know all characters of the texts."""
+    """The tokenizer in a file; it must know all characters of the texts."""
     try:
         tokenizer = Tokenizer(path.read_bytes())
     except OSError as error:
@@ -143,7 +143,7 @@ def _fitting(path: Path, texts: Dict[str, str]) -> Tokenizer:
 
 
 def _key(texts: Dict[str, str], name: str) -> str:
-    """A hash of all that a tokenizer depends on."""
+    """A hash of everything that a tokenizer depends on."""
     alphabet = "".join(sorted(set().union(*texts.values())))
     parts = (FORMAT, name, texts["train"], alphabet)
     hashes = (hashlib.sha256(part.encode()).digest() for part in parts)
@@ -154,7 +154,7 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
     texts = {split: text.translate(_hidden) for split, text in texts.items()}
     alphabet = set().union(*texts.values()) - {"\n"}
     lines = [line for line in texts["train"].split("\n") if line]
-    # The vocabulary has only what is trained on.
+    # The vocabulary has only characters of the training lines.
     lines += sorted(alphabet.difference(texts["train"]))
     least = len(alphabet) + 2  # with the end of line and the unknown symbol
     require(
@@ -172,11 +172,11 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
             model_type=vocab_type,
             vocab_size=vocab_size or least + 1,
             hard_vocab_limit=False,
-            character_coverage=1.0,  # however rare
-            # It drops carriage returns from the ends of lines.
+            character_coverage=1.0,  # keep rare characters
+            # SentencePiece drops carriage returns at the ends of lines.
             user_defined_symbols=["\n"] + ["\r"] * ("\r" in alphabet),
-            # Nothing added, dropped or changed, so that text comes back as it was; and no symbol
-            # that could be mistaken for text ("<unk>" stands in PTB itself).
+            # Decoding must restore the text, so nothing is added, dropped or changed. No symbol may
+            # look like text (PTB itself contains "<unk>").
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -186,7 +186,7 @@ def _train(texts: Dict[str, str], vocab_type: str, vocab_size: Optional[int]) ->
             pad_id=-1,
             minloglevel=2,
         )
-    except (RuntimeError, ValueError) as error:  # the latter for what is no number to it
+    except (RuntimeError, ValueError) as error:  # ValueError: not a number for SentencePiece
         reason = str(error).splitlines()[0]
         culprit = f"--vocab-size={vocab_size}" if vocab_size else f"--vocab-type={vocab_type}"
         raise ValueError(f"{culprit}: SentencePiece says {reason}") from error

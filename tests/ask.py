@@ -1,4 +1,4 @@
-"""Have forked.py run a command here: `python -IS ask.py SOCKET MODULE ARGUMENT …`."""
+"""Ask forked.py to run a command here: `python -IS ask.py SOCKET MODULE ARGUMENT …`."""
 
 import json
 import os

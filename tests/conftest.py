@@ -17,9 +17,9 @@ import torch
 import kron_plugin
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores out
+    torch.set_num_threads(1)  # the workers share the cores
 
-# A shell has its background jobs ignore Ctrl-C, and so would all that the tests start.
+# Background jobs of a shell ignore Ctrl-C, and so would the processes that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ PACKAGE = Path(kron_plugin.__file__).parent  # in ROOT, or where it is installed
 
 
 def ledger(profile=None):
-    """The rows of the recipes' ledger; those of one profile are one a task."""
+    """The rows of the recipes' ledger; a profile has one row for each task."""
     with open(ROOT / "recipes" / "ledger.csv", newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if profile in (None, row["profile"])]
 
@@ -48,8 +48,8 @@ def run(*command, cwd, env=None, stdin=None):
 
 @pytest.fixture(scope="session")
 def listener():
-    """A socket at which commands are asked for, as soon as it is there."""
-    # Not in pytest's folders: the name of a socket has to be short.
+    """A socket that takes requests for commands, as soon as it exists."""
+    # It is outside pytest's folders, because a socket's name must be short.
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as made:
         made.bind(f"{folder}/socket")
         made.listen()
@@ -74,7 +74,7 @@ def server(listener):
 
 @pytest.fixture(scope="session")
 def quick_venv(server, listener, tmp_path_factory):
-    """An environment for recipes, as set up as the one at hand, whose commands are forked."""
+    """A copy of the present environment for recipes; its commands are forked."""
     folder = tmp_path_factory.mktemp("venv")
     (folder / "bin").mkdir()
     commands = {"fairseq-train": "fairseq_cli.train", "kron-eval": "kron_plugin.cli.main"}
@@ -90,7 +90,7 @@ def quick_venv(server, listener, tmp_path_factory):
 
 
 def venv():
-    """The environment at hand."""
+    """The present environment."""
     return Path(os.environ.get("KRON_VENV", Path(sys.executable).parent.parent))
 
 
@@ -122,7 +122,7 @@ def forked(forked_in, tmp_path):
 
 @pytest.fixture
 def train(forked, tmp_path):
-    """Run fairseq-train with the plugin; returns the folder of its checkpoints and log."""
+    """Run fairseq-train with the plugin; return the folder of its checkpoints and log."""
 
     def call(*args, user_dir=PACKAGE, expect=0):
         out = tmp_path / "run"
@@ -139,11 +139,11 @@ def train(forked, tmp_path):
 
 @pytest.fixture(scope="session")
 def train_on(server):
-    """Run fairseq-train into a folder, on as many workers as asked; returns the folder.
+    """Run fairseq-train into a folder, on `workers` workers; return the folder.
 
-    `kill` is the name of a function and the number of its call that the run does not survive;
-    `stop` and `fail` are the same for the last worker alone, which stops or raises an error;
-    `limit` the bytes that a file may have.
+    `kill` is the name of a function and the number of the call that kills the run. `stop` and
+    `fail` are the same for the last worker alone, which stops or raises an error. `limit` is the
+    number of bytes that a file may have.
     """
 
     def call(
@@ -189,7 +189,7 @@ def train_on(server):
 
 @pytest.fixture
 def kron_eval(forked):
-    """Run kron-eval from another folder; returns the finished process."""
+    """Run kron-eval from another folder; return the finished process."""
 
     def call(*args):
         return forked("kron_plugin.cli.main", *args)

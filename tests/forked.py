@@ -1,5 +1,5 @@
-"""Commands of fairseq and of ours without their five seconds of start-up: forked from a process
-that has imported fairseq.
+"""Run commands of fairseq and of ours without their five seconds of start-up: a process that has
+imported fairseq forks them.
 
 A JSON line of standard input is a list of commands to run at once, each with `module`, `args`,
 `cwd`, `env` and `output`, the file for what it prints. A line of standard output answers with their
@@ -19,17 +19,17 @@ import socket
 import sys
 
 answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what imports and commands say is no answer
+os.dup2(2, 1)  # output of imports and commands is not an answer
 
 import fairseq_cli.train  # noqa: E402, F401
 import matplotlib.figure  # noqa: E402, F401
 import torch._dynamo  # noqa: E402
 
-SECONDS = 300  # after which a command that hangs ends
+SECONDS = 300  # a command that hangs ends after them
 
 
 def work(module, args, cwd, env, output=None, streams=()):
-    """The life of a command; does not return."""
+    """Run a command to its end; this does not return."""
     signal.alarm(SECONDS)
     if output:
         stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -38,10 +38,10 @@ def work(module, args, cwd, env, output=None, streams=()):
         os.dup2(stream, number)
     os.chdir(cwd)
     os.environ.update(env)
-    # Which fairseq reads as it is imported.
+    # fairseq reads this when it is imported.
     logging.getLogger().setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
     if not module.startswith("fairseq_cli."):
-        logging.getLogger().handlers.clear()  # fairseq's, which it makes on import
+        logging.getLogger().handlers.clear()  # made by fairseq's import
     main = {"fairseq_cli": "cli_main"}.get(module.partition(".")[0], "main")
     sys.argv = [module, *args]
     status = 1
@@ -71,7 +71,7 @@ def run(commands):
 
 
 def answer(connection):
-    """Run what a connection asks for."""
+    """Run the command that a connection asks for."""
     content, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while part := connection.recv(1 << 20):
         content += part
@@ -89,7 +89,7 @@ if __name__ == "__main__":
             if listener in ready:
                 with listener.accept()[0] as connection:
                     answer(connection)
-            elif line := sys.stdin.readline():  # one at a time is sent, so that none waits unseen
+            elif line := sys.stdin.readline():  # one at a time, so that none waits unseen
                 print(json.dumps(run(json.loads(line))), file=answers, flush=True)
             else:
                 break

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Try the README's two commands in systems made from nothing: a fresh clone of the last commit, an
-# unprivileged user, a path with a space, a home elsewhere, pip's own index alone.
+# Try the README's two commands in new systems: a fresh clone of the last commit, an unprivileged
+# user, a path with a space, a home elsewhere, only pip's own index.
 #
 #   bash tests/fresh.sh FOLDER [SUITE …]     SUITEs of Debian (default: bookworm trixie)
 #
-# Each becomes FOLDER/SUITE, which stays there; one of that name must not exist yet. It needs root,
-# debootstrap and the network, 8 GB of disk a suite and some ten minutes each.
+# Each suite becomes FOLDER/SUITE, which must not exist yet and stays there. The script needs root,
+# debootstrap and the network, and for each suite 8 GB of disk and some ten minutes.
 #
-# Environment: KRON_TORCH as in recipes/setup.sh, which has to be the address of an index here;
-# proxies and certificates (https_proxy, SSL_CERT_FILE …) are taken into the new system.
+# Environment: KRON_TORCH as in recipes/setup.sh, but it must be the address of an index; the new
+# system gets the proxies and certificates (https_proxy, SSL_CERT_FILE …).
 set -euo pipefail
 
 die() { printf 'fresh: %s\n' "$*" >&2; exit 2; }
@@ -17,7 +17,7 @@ say() { printf 'fresh: %s\n' "$*"; }
 [ $# -ge 1 ] || die "first the folder to make the systems in: bash tests/fresh.sh FOLDER [SUITE …]"
 [ "$(id -u)" = 0 ] || die "only root can make a system and enter it (chroot); try it with sudo"
 command -v debootstrap >/dev/null || die "no debootstrap found (Debian, Ubuntu: apt install debootstrap)"
-# In a mount namespace of its own, so that all that it mounts goes away with it.
+# The script runs in its own mount namespace, so that its mounts end with it.
 [ -n "${KRON_FRESH_APART:-}" ] || KRON_FRESH_APART=1 exec unshare --mount --propagation private bash "$0" "$@"
 trap 'exit 130' INT
 mkdir -p "$1"
@@ -29,7 +29,7 @@ bundle=$folder/kron.bundle
 git bundle create --quiet "$bundle" HEAD
 [ -z "$(git status --porcelain)" ] || say "what is not committed is not tried"
 
-# What the README names as needed, and certificates, which every desktop has.
+# The README's requirements, and certificates, which every desktop has.
 NEEDS=python3,python3-venv,python3-dev,g++,make,git,ca-certificates
 
 enter() { chroot "$root" env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8 "${network[@]}" "$@"; }
@@ -63,7 +63,7 @@ make_system() {
 as_user() { enter setpriv --reuid reader --regid reader --clear-groups \
     env HOME=/srv/elsewhere bash -c "cd '/srv/a folder/kron' 2>/dev/null || cd; $1"; }
 
-# A command, its output into a log; sets `outcome` to what happened.
+# Run a command with its output in a log, and set `outcome` to its result.
 try() {
     local log=$folder/$suite-$1.log started=$SECONDS
     say "$suite: $2"

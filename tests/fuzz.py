@@ -1,4 +1,4 @@
-"""Bad input for the tests: damaged files, and the judgement that it ended as it should."""
+"""Bad input for the tests: damaged files, and a check that it ends as it should."""
 
 import resource
 import time
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from .conftest import PACKAGE
 
-# The same few examples in every run; what takes too long is told by `ends_well`, in processor time.
+# Every run has the same few examples. `ends_well` limits the time of each, in processor time.
 fuzzed = settings(
     derandomize=True,
     max_examples=40,
@@ -22,7 +22,7 @@ fuzzed = settings(
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """The content with some bytes replaced, left out or put in, or with its end cut off."""
+    """The content with some bytes replaced, removed or inserted, or with its end cut off."""
     damaged = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(damaged)))
@@ -32,17 +32,16 @@ def damaged(draw, content: bytes) -> bytes:
 
 @st.composite
 def swollen(draw, content: bytes, size: int = 1 << 17) -> bytes:
-    """The content with a few of its bytes repeated very often, as small files can hold them when
-    they are packed."""
+    """The content with a few of its bytes repeated very often; a small packed file can hold it."""
     begin = draw(st.integers(0, len(content) - 1))
     part = content[begin : begin + draw(st.integers(1, 32))]
     return content[:begin] + part * (size // len(part)) + content[begin + len(part) :]
 
 
 def ends_well(function, *args, says=None):
-    """Call it: the result, or None where it ended in an error of ours, within a second and 512 MiB.
+    """Call it, within a second and 512 MiB: the result, or None if it ended in an error of ours.
 
-    An error is ours if it is a ValueError that our code raised; `says` has to stand in it.
+    An error is ours if our code raised it as a ValueError; its message must contain `says`.
     """
     memory, started = _most_memory(), time.process_time()
     result = error = None
@@ -60,16 +59,16 @@ def ends_well(function, *args, says=None):
 
 
 def _most_memory() -> int:
-    """The most that this process has ever held, in KiB."""
+    """The peak memory of this process, in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-GONE = object()  # in the place of a value: its key is left out
+GONE = object()  # as a value: the key is left out
 OTHERS = (GONE, None, -5, 2**40, 1.5, "x", [], {}, True)
 
 
 def places(content, place=()):
-    """The keys and indices that lead to every value in nested dicts, lists and tuples."""
+    """The path of keys and indices to every value in nested dicts, lists and tuples."""
     items = ()
     if isinstance(content, dict):
         items = content.items()

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Test the plugin as it is installed: a wheel made from the source distribution, in a new FOLDER.
+# Test the installed plugin: a wheel made from the source distribution, in a new FOLDER.
 #
 #   bash tests/installed.sh FOLDER PYTHON [ARGUMENT …]      ARGUMENTs of pytest, such as tests/ops
 #
-# The tests, recipes and all else come from the source distribution, in FOLDER/source; there the
-# package is replaced by a link to the one that the wheel has installed into FOLDER/site.
+# The tests, recipes and all else come from the source distribution, in FOLDER/source. There a link
+# replaces the package; it leads to FOLDER/site, where the wheel is installed.
 set -euo pipefail
 
 folder=$1
@@ -22,7 +22,7 @@ pip install --target site kron_plugin-*.whl
 rm -r source/kron_plugin
 ln -s ../site/kron_plugin source/kron_plugin
 cd source
-# Recipes set up an environment for the clone that they are in: they are not to change this one.
+# Recipes set up an environment for their own clone; they must not change this one.
 export PYTHON=false KRON_VENV=$folder/none
 PYTHONPATH=$folder/site exec "$python" -P -m pytest -p no:cacheprovider "${@:3}" \
     --deselect tests/test_recipes.py::test_smoke_profile_beats_the_trivial_baseline \

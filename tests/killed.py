@@ -1,7 +1,7 @@
-"""fairseq-train that does not survive a call of a function: `killed HOW FUNCTION NUMBER OPTION …`.
+"""fairseq-train that ends at a call of a function: `killed HOW FUNCTION NUMBER OPTION …`.
 
-In the so many-th call SIGKILL ends it, with the file that the function writes half written; if HOW
-is `stop`, SIGSTOP halts it, and SIGKILL ends it when the others have long had to notice; if it is
+In call NUMBER, SIGKILL ends it, and the file that the function writes is half written. If HOW is
+`stop`, SIGSTOP halts it, and SIGKILL ends it long after the others must have noticed. If HOW is
 `fail`, it raises an error.
 """
 
@@ -19,7 +19,7 @@ from fairseq_cli.train import cli_main
 
 torch_save = torch.save
 
-STOPPED = 12  # seconds
+STOPPED = 12  # seconds from SIGSTOP to SIGKILL
 
 
 def _half_a_copy(source, target):

@@ -1,4 +1,4 @@
-"""fairseq-train on a disk that takes no file beyond so many bytes: `limited BYTES OPTION …`."""
+"""fairseq-train on a disk that takes no file larger than BYTES: `limited BYTES OPTION …`."""
 
 import resource
 import sys

@@ -1,9 +1,8 @@
 """fairseq-train, once straight and once killed and resumed: `resumed STOPS OPTION …`.
 
-STOPS are numbers of updates, as `3,8`. $CHANGES has, as JSON, what takes the place of parts of the
-configuration, for what has no options of the command line. The folder of --save-dir gets the two
-runs, `straight` and `resumed`. All are forked when the options have been read, which takes longer
-than to train.
+STOPS are numbers of updates, as `3,8`. $CHANGES is JSON that replaces parts of the configuration
+that have no command-line options. The folder of --save-dir gets the two runs, `straight` and
+`resumed`. All runs are forked after the options are read, because that takes longer than training.
 """
 
 import json
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 
 
 def kill_at(updates):
-    """Let the process not survive an update after so many."""
+    """Kill the process at its next update after this many."""
     train_step = Trainer.train_step
 
     def train_until(trainer, *args, **kwargs):
@@ -32,7 +31,7 @@ def kill_at(updates):
 
 
 def run(cfg, name, stop=None):
-    """Train in a process of its own; its exit status."""
+    """Train in a separate process; return its exit status."""
     pid = os.fork()
     if pid == 0:
         signal.alarm(300)

@@ -6,9 +6,9 @@
 # A read or write beyond a tensor, or an undefined operation, ends the process with a report.
 set -euo pipefail
 
-# What goes through a null pointer ends the process in any case; to check for it takes long.
+# A null pointer ends the process in any case, and its check takes long.
 sanitizers="-fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all"
-# A command of its own, as what follows on the line counts: -O3 would take minutes and hide reads.
+# A wrapper, because later options win: -O3 would take minutes and hide reads.
 export CXX="sh -c 'exec g++ \"\$@\" -O0 -g0 $sanitizers' g++"
 export KRON_CACHE_DIR=${KRON_CACHE_DIR:-${TMPDIR:-/tmp}/kron-sanitized-$UID}
 export ASAN_OPTIONS=detect_leaks=0  # the interpreter's own

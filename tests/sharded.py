@@ -1,7 +1,7 @@
 """One of two processes that share a model: `sharded RANK MEETING`.
 
-However its parameters lie in shards, they are after two steps what they are in one process on both
-halves of the batch.
+After two steps its parameters equal those of one process on both halves of the batch, for every way
+to shard them.
 """
 
 import contextlib
@@ -20,8 +20,10 @@ from kron_plugin.modules import KRU, KRUGRU
 
 
 class Model(nn.Module):
-    """Ends the sequence in one number; the parameter in front skews what lies behind it in a flat
-    buffer. Its forward returns the penalty too if it is asked "inside"."""
+    """Maps a sequence to one number. Its first parameter shifts the others in a flat buffer.
+
+    Its forward also returns the penalty if `asked` is "inside".
+    """
 
     def __init__(self, cell, unitary, asked):
         super().__init__()
@@ -76,7 +78,7 @@ def whole(model):
 
 
 def check_training(cell, unitary, rank, mesh):
-    ways = {  # and where the penalty can be asked for
+    ways = {  # and where to ask for the penalty
         "data parallel": (nn.parallel.DistributedDataParallel, "anywhere"),
         "fsdp": (fsdp, "after forward"),
         "fsdp, own parameters": (lambda model: fsdp(model, use_orig_params=True), "inside"),
@@ -105,7 +107,7 @@ def check_training(cell, unitary, rank, mesh):
 
 
 def check_start(cell, unitary, mesh):
-    """From the meta device."""
+    """The parameters start on the meta device."""
     for wrap in (fsdp, lambda layer: fully_shard(layer, mesh=mesh)):
         torch.manual_seed(0)
         layer = cell(3, 6, unitary=unitary, device="meta")

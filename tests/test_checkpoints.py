@@ -1,4 +1,4 @@
-"""Checkpoints are loaded as data, by fairseq's commands as by ours."""
+"""fairseq's commands and ours load checkpoints as data."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ TRAIN = (
 )
 EVALUATE = (*TASK, "--path", "run/checkpoint_last.pt", "--batch-size", "4", "--cpu")
 
-# Several of fairseq's commands in one process, which takes five seconds to start.
+# Several of fairseq's commands share a process, because its start takes five seconds.
 SESSION = """
 import importlib, pathlib, sys, torch
 
@@ -61,7 +61,7 @@ importlib.import_module(TRAIN[0]).cli_main()
 
 
 def test_no_command_runs_what_is_in_a_checkpoint(tmp_path):
-    """Not even when the environment asks for it; and what fairseq writes is taken."""
+    """Not even if the environment asks for it. fairseq's own checkpoints are loaded."""
     values = f"TRAIN, EVALUATE, USER_DIR = {TRAIN}, {EVALUATE}, {str(PACKAGE)!r}\n"
     env = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     result = run(sys.executable, "-c", values + SESSION, cwd=tmp_path, env=env)
@@ -140,7 +140,7 @@ def test_numbers_of_numpy_come_back_and_are_saved_again(tmp_path, value):
 
 
 class Claim:
-    """Pickled as what a function makes of arguments, and a state."""
+    """Its pickle calls a function with arguments and sets a state."""
 
     def __init__(self, function, *args, state=None):
         self.parts = (function, args, state)
@@ -150,8 +150,8 @@ class Claim:
 
 
 _reconstruct = numpy.zeros(1).__reduce__()[0]
-# A dtype of objects that claims to hold none, as no honest one does: with it eight bytes would be
-# taken for the address of an object.
+# A dtype of objects that claims to hold none, as no honest one does. It would make eight bytes the
+# address of an object.
 NO_OBJECTS = Claim(numpy.dtype, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 0))
 
 
@@ -187,7 +187,7 @@ def test_arrays_of_anything_but_numbers_are_refused(tmp_path, monkeypatch, conte
 
 @pytest.fixture
 def texts(forked, tmp_path):
-    """A few lines and the same backwards, as fairseq-preprocess leaves them."""
+    """A few lines and the same lines backwards, in the form of fairseq-preprocess."""
     words = ["a b c d e", "b c d e f", "f e d c b a", "c a f e b"]
     for split in ("train", "valid", "test"):
         for side, step in (("src", 1), ("tgt", -1)):
@@ -228,7 +228,7 @@ def test_what_would_not_load_is_not_saved(tmp_path):
 
 
 def test_dictionaries_in_the_state_of_a_task(tmp_path):
-    """As fairseq's tasks of speech have them."""
+    """fairseq's speech tasks keep dictionaries in their state."""
     dictionary = Dictionary()
     dictionary.add_symbol("word")
     kron_plugin.register()
@@ -238,7 +238,7 @@ def test_dictionaries_in_the_state_of_a_task(tmp_path):
 
 
 def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
-    """Those of living ones are kept, whatever number a process has, and where it runs."""
+    """Files of living processes are kept, for any process number and machine."""
     dead = tmp_path / f".model.pt.{os.getpid()}.1.part"
     dead.write_bytes(b"half")
     with files.atomic_write(tmp_path / "slow.pt") as slow:
@@ -251,7 +251,7 @@ def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
 
 
 def test_altered_checkpoints_are_not_resumed(train_on, tmp_path):
-    """One line says of which file, and what is wrong with it."""
+    """One line names the file and says what is wrong with it."""
     out = tmp_path / "run"
     args = (*TRAIN[1:-6], "--max-update", 4)
     path = train_on(out, *args, "--max-update", 2) / "checkpoint_last.pt"

@@ -20,20 +20,20 @@ WAYS = {
     "one batch": (1, "--batch-size", 6),
     "accumulated": (1, "--batch-size", 2, "--update-freq", 3),
     "two workers": (2, "--batch-size", 3),
-    # Batches 0 and 2 on one worker; batch 1, then none on the other.
+    # One worker has batches 0 and 2; the other has batch 1, then none.
     "two workers, accumulated": (2, "--batch-size", 2, "--update-freq", 2),
 }
 
 
 def numbers(out, tag):
-    """What a run's log says last of "train" or "valid", as numbers."""
+    """The last numbers of "train" or "valid" in a run's log."""
     lines = (out / "train.log").read_text().splitlines()
     (*_, last) = [json.loads(line) for line in lines if f'"{tag}_loss"' in line]
     return {key.removeprefix(f"{tag}_"): float(value) for key, value in last.items()}
 
 
 def test_every_way_to_take_the_same_examples_is_the_same(train_on, tmp_path):
-    """Parameters after five updates, with a penalty that weighs much; and the metrics."""
+    """Parameters after five updates, with a large penalty, and the metrics."""
     outs = {}
     for way, (workers, *sizes) in WAYS.items():
         outs[way] = train_on(
@@ -56,7 +56,7 @@ def test_every_way_to_take_the_same_examples_is_the_same(train_on, tmp_path):
 
 
 def test_a_worker_without_a_last_batch_counts_those_it_had(train_on, forked_in, tmp_path):
-    """In a task of fairseq's own, whose batches are counted by fairseq."""
+    """The task is one of fairseq's, and fairseq counts its batches."""
     for split in ("train", "valid"):
         lines = [f"{i} {i % 3} {i % 5} {i % 7}" for i in range(6)]
         (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
@@ -76,7 +76,7 @@ def test_a_worker_without_a_last_batch_counts_those_it_had(train_on, forked_in, 
 
 @pytest.mark.parametrize("task", [row["recipe"] for row in ledger("smoke")])
 def test_metrics_count_every_example_once(task, train_on, tmp_path):
-    """On one worker and on two, in batches that do not come out even, with a model that stays."""
+    """On one worker and on two, in batches of unequal size, with a model that does not change."""
     args = (*command(task, tmp_path), "--max-update", 1, "--lr", 1e-12, "--unitary-penalty", 0)
     one = numbers(train_on(tmp_path / "one", *args), "valid")
     two = numbers(train_on(tmp_path / "two", *args, "--batch-size-valid", 3, workers=2), "valid")
@@ -113,11 +113,11 @@ def test_a_worker_that_stops_is_named_in_time(train_on, tmp_path):
             .splitlines()[-1]
             .endswith(": worker 2 does not answer (limit 2 s, $KRON_TIMEOUT)")
         )
-        assert output.stat().st_mtime < outputs[2].stat().st_mtime  # when it was killed
+        assert output.stat().st_mtime < outputs[2].stat().st_mtime  # the time of the kill
 
 
 def test_a_worker_that_fails_is_named_by_the_others(train_on, tmp_path):
-    """Whatever ends it, the others say."""
+    """The others say what ended it."""
     args = (*command("copy_memory", tmp_path), "--train-examples", 3)
     fail = ("fairseq.trainer.Trainer.train_step", 3)
     out = train_on(tmp_path / "run", *args, workers=2, fail=fail, expect=1)

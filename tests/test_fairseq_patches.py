@@ -1,4 +1,4 @@
-"""fairseq drops nothing in silence, and its commands do not end for want of an older numpy."""
+"""fairseq drops nothing in silence, and its commands run with a newer numpy."""
 
 import random
 import re
@@ -29,7 +29,7 @@ SHORT = ("--beam", 1, "--max-len-b", 5)
 LINES = ("lines", "--task", "language_modeling", "--path", "lm/checkpoint_best.pt")
 EVAL_LM = ("lines", "--path", "lm/checkpoint_best.pt", "--batch-size", 4)
 NO_MULTIPLE = ("--batch-size", 4, "--tokens-per-sample", 10)
-# Sentences: 21 to train on, 13 to validate and to test, and test1 with 5. Symbols: 6 a sentence.
+# Sentences: 21 for training, 13 for validation and test each, 5 in test1. Symbols: 6 a sentence.
 COMMANDS = {
     "generate": (*TEXTS, *SHORT, r"Translated (\d+) sentences", 13),
     "generate --batch-size 1": (*TEXTS, *SHORT, r"Translated (\d+) sentences", 13),
@@ -54,7 +54,7 @@ def run(forked_in, folder, name, *args, status=0):
 
 @pytest.fixture(scope="module")
 def folder(forked_in, tmp_path_factory):
-    """A folder with texts of five letters, binarised, and two models that were trained on them."""
+    """A folder with binarised texts of five letters, and two models trained on them."""
     folder, rng = tmp_path_factory.mktemp("commands"), random.Random(1)
     for split, count in {"train": 21, "valid": 13, "test": 13, "five": 5}.items():
         lines = [" ".join(rng.choices("abcdefgh", k=5)) for _ in range(count)]
@@ -111,7 +111,7 @@ def test_what_is_left_out_on_demand_is_said(folder, forked_in):
 
 @pytest.mark.parametrize("command", ["generate", "interactive", "eval_lm"])
 def test_commands_that_do_not_serve_our_tasks_say_so(command, text, folder, forked_in):
-    """In one line that names what to use instead."""
+    """One line names what to use instead."""
     args = (text, "--task", "char_lm", "--path", "char_lm/checkpoint_best.pt")
     if not (folder / "char_lm").is_dir():
         lm = ("--arch", "kru_lm", "--batch-size", 2, "--save-dir", "char_lm")

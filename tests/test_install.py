@@ -14,10 +14,10 @@ TRAIN = (
     *("--optimizer", "kron_adam", "--lr", "1e-3", "--batch-size", "4", "--max-epoch", "1"),
     *("--cpu", "--num-workers", "0", "--save-dir", "out"),
 )
-# Of the tests, those that read sources of kernels, recipes and results.
+# The tests that read sources of kernels, recipes and results.
 TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_recurrence_cpu.py")
 
-# Run inside fairseq, after it imported --user-dir: where did things come from?
+# This runs in fairseq after it has imported --user-dir, and checks where modules come from.
 PROBE = """
 import importlib.util, runpy, sys
 sys.argv[0] = "fairseq-train"
@@ -41,7 +41,7 @@ print("FOUND", kron_plugin.__file__)
 
 
 def probe(user_dir, home, cwd, env=None):
-    """Train a moment with this --user-dir; where kron_plugin came from."""
+    """Train a moment with this --user-dir; return where kron_plugin came from."""
     code = PROBE.replace("@HOME@", str(home))
     command = (sys.executable, "-c", code, *TRAIN, "--user-dir", user_dir)
     result = run(*command, cwd=cwd, env=env)
@@ -51,7 +51,7 @@ def probe(user_dir, home, cwd, env=None):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the files that git would give to somebody else."""
+    """A copy of the files that a git clone would have."""
     if not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout to copy")
     copy = tmp_path_factory.mktemp("a checkout") / "kron"
@@ -82,7 +82,7 @@ def test_editable_install(tmp_path):
 
 
 def test_wheel_in_another_place(checkout, tmp_path):
-    """By way of a source distribution; `make installed-test` runs all tests so."""
+    """The wheel comes from a source distribution; `make installed-test` runs all tests on one."""
     folder = tmp_path / "a folder"
     command = ("bash", checkout / "tests" / "installed.sh", folder, sys.executable)
     tested = run(*command, *TESTS, "-k", "not hydra and not opcheck", cwd=tmp_path)
@@ -98,12 +98,12 @@ def test_wheel_in_another_place(checkout, tmp_path):
     assert "ModuleNotFoundError" in result.stdout
 
 
-# All that setup.py asks for, but torch and numpy.
+# All requirements of setup.py except torch and numpy.
 ABSENT = [
     *("fairseq", "omegaconf", "hydra", "sentencepiece", "matplotlib", "mido", "pretty_midi"),
     *("tabulate", "tqdm", "cupy"),
 ]
-# What Python has on Linux and macOS, and not on Windows.
+# Modules that Python has on Linux and macOS, but not on Windows.
 UNIX = ["fcntl", "grp", "pwd", "resource"]
 BLOCKED = """
 import sys

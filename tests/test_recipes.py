@@ -21,7 +21,7 @@ from .conftest import PACKAGE, ROOT, ledger, run, venv
 
 COLUMNS = ["recipe", "profile", "data", "metric"]
 RESULTS = ROOT / "recipes" / "results"
-OURS = "kron_plugin.tasks."  # where the classes of our tasks are
+OURS = "kron_plugin.tasks."  # modules of our tasks
 
 
 def command_of(row):
@@ -37,7 +37,7 @@ def run_on_terminal(*command, cwd, env):
     ) as process:
         os.close(theirs)
         said = b""
-        with contextlib.suppress(OSError):  # what the end of a terminal is to its reader
+        with contextlib.suppress(OSError):  # the reader's error at the end of a terminal
             while part := os.read(ours, 1 << 16):
                 said += part
     os.close(ours)
@@ -67,7 +67,7 @@ def test_records_are_of_recipes_in_the_ledger():
 
 @pytest.mark.parametrize("row", ledger("smoke"), ids=lambda row: row["recipe"])
 def test_smoke_profile_beats_the_trivial_baseline(row, quick_venv, tmp_path):
-    """One of them with the commands that a user has, on a terminal."""
+    """One recipe runs with a user's commands, on a terminal."""
     runs = tmp_path / "runs"
     watch, place = run, quick_venv
     if row["recipe"] == "copy_memory":
@@ -90,15 +90,15 @@ def test_smoke_profile_beats_the_trivial_baseline(row, quick_venv, tmp_path):
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert str(out / "curve.png") in result.stdout
     if row["recipe"] == "music":
-        moved = runs.rename(tmp_path / "moved")  # and with it the data
+        moved = runs.rename(tmp_path / "moved")  # the data are in it
         again = run(*command_of(row), cwd=ROOT, env={**env, "KRON_RUNS": str(moved)})
         assert again.returncode == 0, again.stdout
         assert f"trained already; remove {moved / out.name}" in again.stdout
 
 
 def test_two_machines_train_one_model(tmp_path):
-    """Which both are this one; only the first writes. Two processes of one machine are begun, and
-    interrupted, in cli/test_interrupts.py."""
+    """This machine is both; only the first writes. cli/test_interrupts.py starts and interrupts two
+    processes of one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,7 +145,7 @@ def test_a_gpu_for_each_process(tmp_path):
 
 
 def test_processes_that_trained_models_of_their_own_are_an_error(tmp_path):
-    """A fairseq that says so, where the log of an earlier call of the recipe is without fault."""
+    """A false fairseq reports one device; the log of an earlier call is without fault."""
     setup = "cat setup.py constraints.txt recipes/setup.sh | cksum; echo $PWD"
     log = tmp_path / "copy_memory_smoke_on_2_workers" / "train.log"
     log.parent.mkdir()

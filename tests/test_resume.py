@@ -1,4 +1,4 @@
-"""A run that was killed and started again ends as the run that was never stopped, bit for bit."""
+"""A killed and restarted run ends like a run that was never stopped, bit for bit."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from .conftest import ROOT, ledger, run
 GENERATED = [row["recipe"] for row in ledger("quick") if row["data"] == "generated"]
 SIZES = ("--hidden-size", 8, "--batch-size", 4, "--batch-size-valid", 1050)
 EXAMPLES = ("--train-examples", 22, "--eval-examples", 5)
-OPTIONS = {  # beside those of every task, for six to ten updates an epoch
+OPTIONS = {  # added to every task's, for six to ten updates an epoch
     "pixel_mnist": ("--unverified", "--valid-images", 1028),
     "char_lm": ("--arch", "kru_lm", "--tokens-per-sample", 1900),
 }
@@ -30,7 +30,7 @@ TRAINING = (
 
 
 def command(task, tmp_path):
-    """What trains a small model for nine updates of a few epochs, with a checkpoint every two."""
+    """A command that trains a small model for nine updates, with a checkpoint every two."""
     data = EXAMPLES
     if task not in GENERATED:
         data = (tmp_path / "data",)
@@ -43,7 +43,7 @@ def load(out, name="last"):
 
 
 def assert_same_end(out, expected):
-    """Parameters and optimiser are those of a run never stopped."""
+    """Parameters and optimiser equal those of a run that was never stopped."""
     have, want = load(out), load(expected)
     assert have["optimizer_history"][-1]["num_updates"] == 9
     assert all(torch.equal(have["model"][k], v) for k, v in want["model"].items())
@@ -76,7 +76,7 @@ def test_killed_while_a_checkpoint_is_written(function, number, straight, train_
 
 
 def test_a_full_disk(straight, train_on, tmp_path):
-    """It ends in one line, and leaves whole checkpoints alone."""
+    """The run ends in one line and keeps the whole checkpoints."""
     args, expected = straight
     out = train_on(tmp_path / "full", *args, "--max-update", 2)
     before = {path.name: path.read_bytes() for path in out.glob("*.pt")}
@@ -106,7 +106,7 @@ def test_one_training_at_a_time_saves_into_a_folder(straight, train_on, tmp_path
 
 
 def test_truncated_last_checkpoint(straight, train_on, tmp_path):
-    """The one before it is taken, at the end of training too; the file is made whole again."""
+    """The one before it is used, also at the end of training. The file is made whole again."""
     args, expected = straight
     out = tmp_path / "damaged"
     train_on(out, *args, "--max-update", 6)
@@ -143,7 +143,7 @@ def test_killed_on_two_workers(straight, train_on, tmp_path):
     expected = train_on(tmp_path / "two", *args, workers=2)
     train_on(tmp_path / "killed", *args, workers=2, kill=("fairseq.trainer.Trainer.train_step", 3))
     assert_same_end(train_on(tmp_path / "killed", *args, workers=2), expected)
-    # Called again, both find that they are done; one that did not load would wait for the other.
+    # Both workers find that they are done; one that did not load would wait for the other.
     train_on(expected, *args, workers=2)
     assert "nothing is left to train" in (expected / "train.log").read_text()
 

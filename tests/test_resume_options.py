@@ -1,4 +1,4 @@
-"""A run that was killed and resumed ends as the run never stopped, whatever options it has."""
+"""A killed and resumed run ends like a run that was never stopped, with any options."""
 
 import json
 
@@ -10,7 +10,7 @@ from kron_plugin.checkpoints import load
 
 from .conftest import PACKAGE
 
-STOPS = "3,6"  # updates: amid an epoch, and at the end of one
+STOPS = "3,6"  # updates: within an epoch, and at the end of one
 TRAINING = (
     *("--hidden-size", 4, "--criterion", "soft_unitary", "--optimizer", "kron_adam"),
     *("--lr", "1e-2", "--clip-norm", 1, "--max-epoch", 5, "--no-epoch-checkpoints", "--cpu"),
@@ -21,9 +21,9 @@ COPY = (  # two batches an epoch
     *("--task", "copy_memory", "--delay", 2, "--copy-length", 2, "--train-examples", 7),
     *("--eval-examples", 3, "--batch-size", 4, "--arch", "kru"),
 )
-WORSE = ("--maximize-best-checkpoint-metric",)  # as the loss falls, every epoch is worse
+WORSE = ("--maximize-best-checkpoint-metric",)  # every epoch is worse, because the loss falls
 PLATEAU = ("--lr-scheduler", "reduce_lr_on_plateau", "--lr-shrink", 0.5, *WORSE)
-# One for each scheduler, along with what else a run may count or be told.
+# One for each scheduler, with other options and counters of a run.
 OPTIONS = {
     "cosine": (
         *("--warmup-updates", 2, "--lr-period-updates", 3, "--t-mult", 1.5),
@@ -48,7 +48,7 @@ OPTIONS = {
     "plateau after a warm-up": (*PLATEAU, "--warmup-updates", 3),
     "--stop-min-lr": (*PLATEAU, "--stop-min-lr", "2e-3"),
 }
-# What has no options of the command line: each group of parameters has an optimiser of its own.
+# Each group of parameters has its own optimiser; the command line has no options for that.
 GROUP = {
     "lr_float": 1e-2,
     "optimizer": {"_name": "adam"},
@@ -89,19 +89,19 @@ def test_batches_that_fairseq_keeps_for_all_epochs(forked_in, tmp_path):
 
 
 def assert_same_end(forked_in, folder, *args, env=None):
-    """Of a run never stopped and of one that was killed: numbers, states and parameters."""
+    """A killed run has the numbers, states and parameters of a run that was never stopped."""
     done = forked_in(folder, "resumed", STOPS, *args, "--save-dir", folder, env=env)
     assert done.returncode == 0, done.stdout[-3000:]
     have, want = (load(folder / run / "checkpoint_last.pt") for run in ("resumed", "straight"))
     for state in (have, want):
-        state["optimizer_history"] = state["optimizer_history"][-1]  # one for each start
+        state["optimizer_history"] = state["optimizer_history"][-1]  # it has one for each start
     assert want["optimizer_history"]["num_updates"] > 6
     for part in ("optimizer_history", "extra_state", "last_optimizer_state", "model"):
         assert_same(have[part], want[part], part)
 
 
 def assert_same(have, want, where):
-    """The same, but for times."""
+    """The values are the same, except times."""
     if isinstance(want, dict):
         assert have.keys() == want.keys(), where
         for key in want.keys() - {"metrics", "previous_training_time"}:

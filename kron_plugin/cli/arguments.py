@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and what is checked of files before any work starts."""
+"""Arguments that several commands share, and checks of their files before any work starts."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def add_checkpoint(parser: ArgumentParser) -> None:
 
 def add_data(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="FOLDER", help="where the data lie, if not where training found them"
+        "--data", metavar="FOLDER", help="folder of the data, if not where training found them"
     )
 
 
@@ -36,16 +36,16 @@ def add_user_dir(parser: ArgumentParser) -> None:
 
 
 def add_cpu(parser: ArgumentParser) -> None:
-    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
 def add_output(parser: ArgumentParser, what: str, **options: Any) -> None:
-    """`--output`, the file that a command writes, and `what` it holds."""
+    """Add `--output`, the file that a command writes; `what` is its help."""
     parser.add_argument("--output", type=Path, metavar="FILE", help=what, **options)
 
 
 def check_files(args: Namespace) -> None:
-    """Raise a ValueError unless the files to read are there and the one to write can be made."""
+    """Raise a ValueError unless the files to read exist and the file to write can be made."""
     for name in READ:
         path = getattr(args, name, None)
         if path is not None:
@@ -69,7 +69,7 @@ def check_files(args: Namespace) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Like `atomic_write`; standard error then tells that the file is there."""
+    """Like `atomic_write`; then report the file on standard error."""
     with atomic_write(path) as unfinished:
         yield unfinished
     say_written(path)

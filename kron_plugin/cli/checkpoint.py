@@ -1,4 +1,4 @@
-"""Reading a checkpoint file, and saying in one line why it cannot be read."""
+"""Read a checkpoint file, or say in one line why it cannot be read."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ ARCHITECTURES = ("kru", "kru_lm")
 
 
 def read(path: Path) -> Dict[str, Any]:
-    """The content of a checkpoint of this plugin; nothing in it is ever run.
+    """The content of a checkpoint of this plugin; no code in it is ever run.
 
     Raises:
-        ValueError: the file is missing, damaged, or no checkpoint of ours.
+        ValueError: the file is missing, damaged, or not a checkpoint of ours.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
@@ -47,12 +47,12 @@ def read_known(path: Path) -> Dict[str, Any]:
 
 
 def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, Any, Any]:
-    """The model of a checkpoint in evaluation, its options and its task.
+    """A checkpoint's model in evaluation mode, its options and its task.
 
-    It runs on the fastest backend of this machine, whatever another was trained with.
+    The model runs on the fastest backend of this machine, not on the one of its training.
 
     Args:
-        data: where the data lie, if not where training found them.
+        data: the folder of the data, if not where training found them.
 
     Raises:
         ValueError, OSError: the data cannot be used; the message says why.
@@ -74,15 +74,15 @@ def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, 
 
 
 def require_known_options(path: Path, state: Dict[str, Any]) -> None:
-    """Make sure that this version knows all options of the model in a checkpoint, and give it those
-    that it lacks, with their defaults.
+    """Check that this version knows all model options of a checkpoint, and add missing options with
+    their defaults.
 
-    fairseq leaves out those it does not know, and would build another model.
+    fairseq ignores unknown options and would build another model.
 
     Raises:
-        ValueError: an option is unknown, or has a value that is; the message names it.
+        ValueError: an option or its value is unknown; the message names it.
     """
-    from fairseq.models import MODEL_DATACLASS_REGISTRY  # takes fairseq's five seconds
+    from fairseq.models import MODEL_DATACLASS_REGISTRY  # fairseq takes five seconds
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -108,7 +108,7 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
 
 
 def _name(state: Any, part: str) -> Optional[str]:
-    """What a checkpoint's options call its model or task; None if it holds something else."""
+    """The name of a checkpoint's model or task; None if the content is something else."""
     try:
         return state["cfg"][part]["_name"]
     except (TypeError, KeyError, IndexError):

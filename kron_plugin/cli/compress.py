@@ -1,4 +1,4 @@
-"""A trained LSTM or RNN with its recurrent matrices replaced by the nearest Kronecker products."""
+"""Replace the recurrent matrices of a trained LSTM or RNN by the nearest Kronecker products."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..ops import dense
 
 # The recurrent matrices of torch's layers, in the order in which they are stacked.
 MATRICES = {"lstm": ("input", "forget", "cell", "output"), "rnn": ("recurrent",)}
-# What a cell becomes. No penalty: what was learned is not unitary, nor is it to be made so.
+# The new cell's options. No penalty: the learned matrices are not and need not become unitary.
 OPTIONS: Dict[str, Dict[str, Any]] = {
     "lstm": {"cell": "kru_lstm", "unitary": "none"},
     "rnn": {"cell": "kru", "kron_real": True, "kron_activation": "tanh", "unitary": "none"},
@@ -27,7 +27,7 @@ class Matrix(NamedTuple):
     """A recurrent matrix W beside its factors.
 
     error: ‖W − W_0 ⊗ …‖_F / ‖W‖_F.
-    before, after: how many numbers describe it.
+    before, after: the count of numbers that describe it.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Matrix(NamedTuple):
 def compress(
     checkpoint: Path, state: Dict[str, Any], factors: str
 ) -> Tuple[Dict[str, Any], List[Matrix]]:
-    """The content of a checkpoint with factors for recurrent matrices, and how well they fit.
+    """A checkpoint's content with factors for its recurrent matrices, and how well they fit.
 
-    What the optimiser had gathered is left out; training that goes on starts it anew.
+    The optimiser's state is left out; further training starts a new one.
 
     Args:
         checkpoint, state: a checkpoint's path and its content.
         factors: sizes whose products are its --hidden-size.
 
     Raises:
-        ValueError: its cell is another, or the sizes do not fit.
+        ValueError: the cell cannot be compressed, or the sizes do not fit.
     """
     options = state["cfg"]["model"]
     with named(checkpoint, "cannot be compressed"):
@@ -63,7 +63,7 @@ def compress(
 
 
 def _sizes(factors: str, hidden_size: int) -> str:
-    """The sizes as an option of the model has them."""
+    """The sizes in the form of the model's option."""
     try:
         return format_factors(parse_factors(factors, hidden_size))
     except (ValueError, TypeError) as error:
@@ -74,7 +74,7 @@ def _sizes(factors: str, hidden_size: int) -> str:
 def _compress_layers(
     model: Dict[str, Tensor], cell: str, factors: str
 ) -> Tuple[Dict[str, Tensor], List[Matrix]]:
-    """The parameters under the names that the new cell has for them."""
+    """The parameters under the new cell's names."""
     directions = 2 if any(name.endswith("_reverse") for name in model) else 1
     changed = {name: value for name, value in model.items() if ".rnn." not in f".{name}"}
     matrices: List[Matrix] = []
@@ -109,13 +109,13 @@ def _compress_layer(
     new = {f"factors.{f}": w for f, w in enumerate(found)}
     new["weight"] = weight_ih.t().contiguous()
     new["bias"] = bias_ih + bias_hh
-    if len(names) == 1:  # KRU learns where to start; torch's RNN starts at 0
+    if len(names) == 1:  # KRU learns its initial state; torch's RNN starts at 0
         new["h0"] = torch.zeros_like(bias_ih)
     return new, fits
 
 
 def table(state: Dict[str, Any], new: Dict[str, Any], matrices: List[Matrix], output: Path) -> str:
-    """What `compress` did to a checkpoint, as people read it, and how to go on from `output`."""
+    """A readable summary of what `compress` did, and of how to train `output` further."""
     rows = [(m.name, f"{m.error:.4f}", m.before, m.after) for m in matrices]
     totals = [sum(p.numel() for p in content["model"].values()) for content in (state, new)]
     rows.append(("all parameters", "", *totals))

@@ -1,4 +1,4 @@
-"""What a training log tells: records, and from them the curve of a metric."""
+"""The records of a training log, and the curves of a metric in them."""
 
 import json
 from math import inf, isfinite
@@ -35,7 +35,7 @@ def _is_number(value: Any) -> bool:
 
 
 def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple[int, float]]]:
-    """The metric over the updates, each update once, by "training" and "validation".
+    """The points (update, metric) of "training" and "validation", one for each update.
 
     Raises:
         ValueError: the log has no such metric.
@@ -45,7 +45,7 @@ def curves(records: List[Dict[str, float]], metric: str) -> Dict[str, List[Tuple
         ("training", metric, "num_updates"),
         ("validation", f"valid_{metric}", "valid_num_updates"),
     ):
-        # Without the plugin fairseq repeats lines; a run that resumes tells some anew.
+        # fairseq without the plugin repeats lines; so does a resumed run.
         values = {
             int(r[update]): r[key] for r in records if key in r and isfinite(r.get(update, inf))
         }

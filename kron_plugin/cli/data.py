@@ -1,4 +1,4 @@
-"""`kron-data`: the published data sets, verified and put into folders for training."""
+"""`kron-data`: verify the published data sets and put them into folders for training."""
 
 import sys
 from typing import List, Optional

@@ -1,8 +1,8 @@
-"""The data sets that `kron-data` knows: where they are published, and how to tell that they are.
+"""The data sets that `kron-data` knows: where they are published, and how to verify them.
 
-What reads MIDI files and texts is imported where it is needed: the list needs no such package.
-Checksums are MD5 of the content: of decompressed bytes, of the notes in a pickle, of the files in
-an archive. The same content is published in several wrappings, whose own checksums differ.
+The readers of MIDI files and texts are imported where they are needed, because the list needs no
+such package. Checksums are MD5 of the content: of decompressed bytes, of the notes in a pickle, of
+the files in an archive. The same content is published in several archives with other checksums.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from ..packed import blocks
 from ..tasks.idx import PUBLISHED, VALID_IMAGES, load_images
 from ..tasks.rolls import load_rolls
 
-Row = Tuple[str, int, str, str]  # split, how many, of what, where
+Row = Tuple[str, int, str, str]  # split, count, unit, file
 
 
 class File(NamedTuple):
@@ -31,9 +31,9 @@ class File(NamedTuple):
 class Dataset(NamedTuple):
     """A data set.
 
-    checksum: of a file's content. place: puts a verified file into a folder, in the form in which
-    the task reads it. finish: makes the rest in that folder, and tells what it holds. shares: may
-    be put beside others, from which the task tells it apart.
+    checksum: gives the checksum of a file's content. place: puts a verified file into a folder, in
+    the form in which the task reads it. finish: makes the other files of that folder and returns
+    its rows. shares: whether the folder may hold other sets, which the task can tell apart.
     """
 
     title: str
@@ -53,19 +53,19 @@ def _md5(chunks: Iterable[bytes]) -> str:
 
 
 def _bytes_checksum(path: Path) -> str:
-    """Of a file's bytes, decompressed."""
+    """The checksum of a file's decompressed bytes."""
     return _md5(blocks(path))
 
 
 def _notes_checksum(path: Path) -> str:
-    """Of the notes in a pickle, whatever its protocol: each sequence's length, then its roll."""
+    """The checksum of a pickle's notes, for any protocol: each sequence's length, then its roll."""
     rolls = load_rolls(path.parent, path.stem)
     return _md5(b"%d:%b" % (len(r), r.tobytes()) for split in SPLITS for r in rolls[split])
 
 
 def _songs(path: Path) -> List[Tuple[str, bytes]]:
-    """Name without folders and content of the MIDI files in an archive, but not of the separate
-    voices that the published one has too."""
+    """The MIDI files in an archive: name without folders, content. The published archive also has
+    separate voices, which are left out."""
     from ..tasks.midi import MAX_BYTES
 
     songs = []
@@ -82,9 +82,9 @@ def _songs(path: Path) -> List[Tuple[str, bytes]]:
 
 
 def _members(path: Path, archive: bytes) -> Iterator[Tuple[tarfile.TarInfo, bytes]]:
-    """What a tar archive holds, each with its content.
+    """The members of a tar archive, each with its content.
 
-    What extends a header is stepped over: `tarfile` takes minutes over digits in it.
+    Header extensions are skipped: `tarfile` takes minutes to parse digits in them.
     """
     begin = 0
     while archive[begin : begin + tarfile.BLOCKSIZE].strip(b"\0"):
@@ -101,7 +101,7 @@ def _members(path: Path, archive: bytes) -> Iterator[Tuple[tarfile.TarInfo, byte
 
 
 def _songs_checksum(path: Path) -> str:
-    """Of the MIDI files in an archive: each one's name without folders, then its bytes."""
+    """The checksum of an archive's MIDI files: each one's name without folders, then its bytes."""
     return _md5(name.encode(errors="surrogateescape") + b":" + song for name, song in _songs(path))
 
 
@@ -111,7 +111,7 @@ def _unpack_songs(path: Path, folder: Path) -> None:
 
 
 def _copy(path: Path, folder: Path) -> None:
-    shutil.copyfile(path, folder / path.name)  # not the permissions: sources may be read-only
+    shutil.copyfile(path, folder / path.name)  # without permissions: sources may be read-only
 
 
 def _finish_images(folder: Path) -> List[Row]:
@@ -125,15 +125,15 @@ def _finish_images(folder: Path) -> List[Row]:
 
 
 def _clean_text(path: Path, folder: Path) -> None:
-    """Lines without the blanks that pad them, as the field counts characters: ptb.train.txt to
-    train.txt."""
+    """Write ptb.train.txt as train.txt, its lines without padding blanks, as the field counts
+    characters."""
     lines = path.read_text(encoding="utf-8").splitlines()
     split = path.name.removeprefix("ptb.")
     (folder / split).write_text("".join(f"{line.strip()}\n" for line in lines), encoding="utf-8")
 
 
 def _finish_text(folder: Path) -> List[Row]:
-    """Trains the tokenizer by characters, so that the first run finds it in the cache."""
+    """Train the character tokenizer, so that the first run finds it in the cache."""
     from ..tasks.text import load_text, load_tokenizer
 
     texts = load_text(folder)
@@ -148,7 +148,7 @@ def _finish_rolls(folder: Path) -> List[Row]:
 
 
 def _finish_songs(folder: Path) -> List[Row]:
-    """Reads them once as the task does, so that its first run finds them in the cache."""
+    """Read the songs as the task does, so that its first run finds them in the cache."""
     from ..tasks.midi_set import MIDI_SEED, MIDI_SPLIT, STEPS_PER_BEAT, load_midi
 
     rolls = load_midi(folder, STEPS_PER_BEAT, MIDI_SPLIT, MIDI_SEED)
@@ -243,7 +243,7 @@ DATASETS = {
 
 
 def overview() -> str:
-    """The data sets, with files, locations and licences, as people read them."""
+    """A readable list of the data sets, with files, addresses and licences."""
     lines = []
     for name, dataset in DATASETS.items():
         lines.append(f"{name}: {dataset.title}\n  licence: {dataset.licence}")

@@ -1,4 +1,4 @@
-"""Downloads that go on where they broke off, and appear under their name only when whole."""
+"""Download files: continue where a transfer broke off, and name a file only when it is whole."""
 
 import os
 from http.client import HTTPException
@@ -14,10 +14,10 @@ CHUNK = 1 << 16
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch `url` into `path`, going on with what an earlier call left in `path`.part.
+    """Fetch `url` into `path`, and continue from the `path`.part of an earlier call.
 
-    A transfer that breaks off is taken up again as long as that brings something; then its part is
-    kept for the next call.
+    A broken transfer is continued as long as that brings new bytes. After that its part is kept for
+    the next call.
 
     Raises:
         OSError, HTTPException: the host cannot be reached, has no such file, or broke off.
@@ -36,7 +36,7 @@ def download(url: str, path: Path) -> None:
 
 
 def part_of(path: Path) -> Path:
-    """Where an unfinished download lies."""
+    """The path of an unfinished download."""
     return path.with_name(f"{path.name}.part")
 
 
@@ -54,10 +54,10 @@ def _transfer(url: str, part: Path, name: str) -> None:
     except HTTPError as error:
         if error.code != 416 or not start:
             raise
-        part.unlink()  # nothing comes after it: it is whole, or of another file; begin again
+        part.unlink()  # nothing follows the part: it is whole, or of another file; begin again
         return _transfer(url, part, name)
     with response:
-        if response.status != 206:  # the host begins again
+        if response.status != 206:  # the host sends the whole file
             start = 0
         length = int(response.headers.get("Content-Length", 0))
         total = start + length if length else 0

@@ -21,7 +21,7 @@ from .checkpoint import build
 
 kron_plugin.register()
 
-from ..models.cells import unitary_deviation  # noqa: E402  (there once registered)
+from ..models.cells import unitary_deviation  # noqa: E402  (needs register)
 from ..tasks.base import add_up  # noqa: E402
 from .language_model import SymbolScores  # noqa: E402
 
@@ -34,11 +34,11 @@ def evaluate(
     batch_size: int = 64,
     cpu: bool = False,
 ) -> Dict[str, Any]:
-    """Every example of a split once, in batches of any size; the numbers of the table.
+    """The numbers of the table, from every example of a split once, in batches of any size.
 
     Args:
         checkpoint, state: a checkpoint's path and its content.
-        data: where the data lie, if not where training found them.
+        data: the folder of the data, if not where training found them.
 
     Raises:
         ValueError, OSError: the data cannot be used; the message says why.
@@ -73,7 +73,7 @@ def evaluate(
 def _run(
     model, task, criterion, split: str, batch_size: int, device: torch.device
 ) -> Dict[str, float]:
-    """The sums of what the criterion logs over all batches."""
+    """The sums over all batches of the numbers that the criterion logs."""
     dataset = task.dataset(split)
     batches = dataset.batch_by_size(np.arange(len(dataset)), max_sentences=batch_size)
     logs = []
@@ -98,7 +98,7 @@ def _require_room(width: int, dataset, batch: Sequence[int]) -> None:
 
 
 def _factors(model) -> Dict[str, Any]:
-    """What only a cell with factors has."""
+    """The numbers of a cell with factors; empty for other cells."""
     layer = next((m for m in model.modules() if isinstance(m, KronLayer)), None)
     if layer is None:
         return {}
@@ -113,7 +113,7 @@ def _factors(model) -> Dict[str, Any]:
 
 
 def table(result: Dict[str, Any]) -> str:
-    """The result of `evaluate` as people read it."""
+    """The result of `evaluate` as a readable table."""
     rows: List[Tuple[str, str]] = []
     for key, value in result.items():
         if key == "metrics":

@@ -1,4 +1,4 @@
-"""What the report says of a run: its task, its setting and its model."""
+"""The names of a run's setting and model in the report, and comparisons of runs."""
 
 import re
 from typing import Any, Dict, List, Tuple
@@ -9,12 +9,12 @@ READS = {"moduli": "moduli read", "both": "parts and moduli read"}
 
 
 def setting_name(run: Dict[str, Any]) -> str:
-    """What was learned, such as "copy memory, T = 1000"; published.csv uses the same names."""
+    """The setting's name, such as "copy memory, T = 1000"; published.csv uses the same names."""
     return tasks()[run["task"]].setting(run["options"]["task"])
 
 
 def model_name(run: Dict[str, Any]) -> str:
-    """The cell with its units, such as "KRU(512)", and what of its structure is unusual."""
+    """The cell with its units, such as "KRU(512)", and the unusual parts of its structure."""
     from ..modules import CELLS  # torch takes two seconds
 
     options = run["options"]["model"]
@@ -35,21 +35,23 @@ def model_name(run: Dict[str, Any]) -> str:
 
 
 def improvement(run: Dict[str, Any], split: str = "test") -> float:
-    """By which share of the trivial baseline the headline metric is better; comparable between
-    runs of one setting, larger is better."""
+    """The gain of the headline metric over the trivial baseline, as a share of the baseline.
+
+    It is comparable between runs of one setting; larger is better.
+    """
     metric, baseline = run[split]["metrics"][0], run[split]["baseline"]["value"]
     gain = (metric["value"] - baseline) / (baseline or 1)
     return gain if tasks()[run["task"]].larger_is_better else -gain
 
 
 def recipe(run: Dict[str, Any]) -> str:
-    """The command without the seed, and without what is the same in all recipes."""
+    """The command without its seed and without the beginning that all recipes share."""
     return re.sub(r" --seed[ =]\d+", "", run["command"]).removeprefix("bash recipes/")
 
 
 def differing(first: Dict[str, Any], second: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """Section and name of the options in which two runs differ; one that a version of the recipe
-    lacks does not count."""
+    """Section and name of the options in which two runs differ. An option that a version of the
+    recipe lacks does not count."""
     one, other = first["options"], second["options"]
     return [
         (section, name)
@@ -61,5 +63,5 @@ def differing(first: Dict[str, Any], second: Dict[str, Any]) -> List[Tuple[str, 
 
 def natural(text: str) -> List[Tuple[int, str]]:
     """A key by which T = 200 comes before T = 1000."""
-    parts = re.split(r"(\d+)", text)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    pieces = re.split(r"(\d+)", text)
+    return [(int(piece), "") if piece.isdigit() else (0, piece) for piece in pieces]

@@ -1,4 +1,4 @@
-"""fairseq's task `language_modeling` as `kron-eval` scores it: like one of ours."""
+"""Score fairseq's task `language_modeling` like one of our tasks."""
 
 from math import log
 from typing import Dict, List
@@ -13,17 +13,17 @@ from ..tasks.base import Metric
 
 
 class SymbolScores:
-    """The metrics and the trivial baseline of a text of symbols, cut as training cut it.
+    """The metrics and the trivial baseline of a text of symbols, cut as in training.
 
-    Every symbol counts, ends of lines included, as for `fairseq-eval-lm`, whose "Loss (base 2)" is
-    the same number. Where symbols are characters it is the bits per character.
+    Every symbol counts, ends of lines included. `bits` equals the "Loss (base 2)" of
+    `fairseq-eval-lm`; if the symbols are characters, it is the bits per character.
     """
 
     def __init__(self, task: LanguageModelingTask, split: str) -> None:
         self.task, self.split = task, split
 
     def criterion(self) -> SoftUnitaryCriterion:
-        """The cross-entropy alone, whatever the model was trained with."""
+        """The cross-entropy alone, for any criterion of the training."""
         return SoftUnitaryCriterion(self.task, unitary_penalty=0.0)
 
     def metrics(self, sums: Dict[str, float]) -> List[Metric]:
@@ -31,7 +31,7 @@ class SymbolScores:
         return [Metric("bits", bits, "per symbol"), Metric("perplexity", float(np.exp2(bits)), "")]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """The symbols' frequencies in the training text, whatever came before."""
+        """The symbols' frequencies in the training text, without any context."""
         size = len(self.task.target_dictionary)
         self.task.load_dataset("train")
         counts = torch.bincount(self._symbols("train"), minlength=size) + 1.0

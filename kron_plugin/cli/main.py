@@ -1,4 +1,4 @@
-"""`kron-eval`: what can be done with a trained model, its log and its record."""
+"""`kron-eval`: commands for a trained model, its log and its record."""
 
 import sys
 from typing import List, Optional
@@ -17,7 +17,7 @@ COMMANDS = {
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command line, in which `kron-eval CHECKPOINT …` is short for scoring."""
+    """Run the command line; `kron-eval CHECKPOINT …` is short for `kron-eval score …`."""
     return run("kron-eval", COMMANDS, argv, short_for="score")
 
 

@@ -1,4 +1,4 @@
-"""Every picture: of a training log, of many runs, of music."""
+"""Draw every picture: of a training log, of many runs, of music."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -43,8 +43,8 @@ def draw_roll(
     given: int,
     output: Path,
 ) -> None:
-    """Write a PNG of a piano roll, time to the right and keys upwards; a line marks the end of the
-    `given` steps of the prompt."""
+    """Write a PNG of a piano roll, with time to the right and keys upwards. A line marks the end of
+    the `given` steps of the prompt."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     extent = (0, len(roll), LOWEST_NOTE, LOWEST_NOTE + KEYS)
@@ -59,8 +59,8 @@ def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
     """Write a PNG of the learning curves in training and the trivial baseline.
 
     Args:
-        settings: the runs of one task, by setting; those of a setting have one colour. What has the
-            same `setting_name` shares a panel.
+        settings: the runs of one task, by setting. A setting has one colour. Settings with the same
+            `setting_name` share a panel.
     """
     titles = sorted({setting_name(runs[0]) for runs in settings}, key=natural)
     figure = Figure(figsize=(4.2 * len(titles), 4), layout="constrained")
@@ -78,17 +78,17 @@ def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
         for run in runs:
             points = run["curve"]["training"]
             axes.plot(*zip(*points, strict=True), color=f"C{i}", label=label, linewidth=1)
-            label = None  # one entry for all seeds
+            label = None  # one legend entry for all seeds
     baseline = settings[0][0]["test"]["baseline"]
     axes.axhline(baseline["value"], color="grey", linestyle="--", label="trivial baseline")
     axes.set(xlabel="updates", ylabel=baseline["unit"], yscale="log")
     axes.grid(alpha=0.3)
-    # Below the panel: above it the curves of many settings would be hidden.
+    # The legend is below the panel: on the panel it would hide the curves of many settings.
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize="small")
 
 
 def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path) -> None:
-    """Write a PNG of the curves of an option, a mark for every run."""
+    """Write a PNG of the curves of an option, with a mark for every run."""
     runs = [run for same in settings for run in same]
     metric = runs[0]["test"]["metrics"][0]
     figure = Figure(figsize=(4.2 * len(sweep.panels), 3.2), layout="constrained")
@@ -102,9 +102,9 @@ def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path)
         axes.set(
             xlabel=x.label, xscale="log", ylabel=y.label or f"{metric['name']}, {metric['unit']}"
         )
-        if y.label:  # a range of its own would make much of nothing
+        if y.label:  # a tight range would magnify small differences
             axes.set(yscale="log", ylim=(min(values) / 3, max(values) * 3))
-        axes.margins(x=0.12)  # for what is written beside the last point
+        axes.margins(x=0.12)  # room for the text beside the last point
         axes.grid(alpha=0.3)
     figure.suptitle(setting_name(runs[0]), fontsize=10)
     _save(figure, output)
@@ -112,5 +112,5 @@ def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path)
 
 def _save(figure: Figure, output: Path, dpi: int = 100) -> None:
     with written(output) as unfinished:
-        # Without the version of the library in the file, the same data give the same bytes.
+        # The library's version is left out, so that the same data give the same bytes.
         figure.savefig(unfinished, dpi=dpi, format="png", metadata={"Software": None})

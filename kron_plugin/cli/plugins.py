@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Dict, Optional, Type
 
 from ..checks import require
 
-if TYPE_CHECKING:  # which imports fairseq, and that takes five seconds
+if TYPE_CHECKING:  # it imports fairseq, which takes five seconds
     from ..tasks.base import SequenceTask
 
 
 def import_user_dir(folder: Path) -> None:
-    """Import a plugin, which registers its tasks, as `--user-dir` of fairseq's commands does.
+    """Import a plugin, as fairseq's `--user-dir` does; the import registers its tasks.
 
     Raises:
         ValueError: it cannot be imported; the message says why.

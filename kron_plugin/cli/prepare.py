@@ -1,4 +1,4 @@
-"""Find or fetch the files of a data set, verify them, and make a folder of them that is whole."""
+"""Find or fetch the files of a data set, verify them, and make a whole folder of them."""
 
 import os
 import shutil
@@ -17,17 +17,18 @@ from .download import download, part_of
 
 
 def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str] = None) -> str:
-    """Make the folder `dest`, which training reads; what is put there, as people read it. The sets
-    of piano rolls may share one.
+    """Make the folder `dest` for training, and return a readable summary of its content.
+
+    Sets of piano rolls may share a folder.
 
     Args:
-        name: which data set.
-        source: where its files lie; None to fetch them.
-        mirror: fetch them from below this address, not from where they are published.
+        name: the data set.
+        source: the folder of its files; None to fetch them.
+        mirror: an address to fetch them from, instead of the published ones.
 
     Raises:
-        ValueError, OSError: the message says what is wrong, and what to do about it. `dest` is as
-            it was before.
+        ValueError, OSError: the message says what is wrong, and what to do about it. `dest` is
+            unchanged.
     """
     require(name in DATASETS, f"{name!r}: no data set; choose one of {', '.join(DATASETS)}")
     dataset = DATASETS[name]
@@ -36,7 +37,7 @@ def prepare(name: str, source: Optional[Path], dest: Path, mirror: Optional[str]
     if source is not None:
         rows = _build(dataset, source, dest)
     else:
-        # Kept when it breaks off, for the next call to go on with.
+        # If this breaks off, the next call continues from the folder.
         downloads = dest.with_name(f".{dest.name}.{name}.download")
         fetch(dataset, downloads, mirror)
         rows = _build(dataset, downloads, dest)
@@ -62,7 +63,7 @@ def _check_dest(dataset: Dataset, dest: Path) -> None:
 
 
 def _build(dataset: Dataset, source: Path, dest: Path) -> List[Row]:
-    """Verify the files and make `dest`; its content appears whole or not at all."""
+    """Verify the files and make `dest`, whole or not at all."""
     require(source.is_dir(), f"--source {source}: no such folder")
     paths = [_find(source, file) for file in dataset.files]
     for file, path in zip(dataset.files, paths, strict=True):
@@ -83,7 +84,7 @@ def _build(dataset: Dataset, source: Path, dest: Path) -> List[Row]:
 
 
 def _find(source: Path, file: File) -> Path:
-    """A file, compressed as it is published or plain."""
+    """The path of a file, compressed as published or plain."""
     for name in (file.name, file.name.removesuffix(".gz")):
         if (source / name).is_file():
             return source / name
@@ -99,10 +100,10 @@ def _verify(dataset: Dataset, file: File, path: Path) -> None:
 
 
 def fetch(dataset: Dataset, folder: Path, mirror: Optional[str] = None) -> None:
-    """Download what is not yet in `folder`, and verify it.
+    """Download the files that `folder` lacks, and verify them.
 
     Raises:
-        ValueError: a file is nowhere to be had; the message says what to fetch by hand.
+        ValueError: no address gives a file; the message says what to fetch by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index, file in enumerate(dataset.files):
@@ -112,20 +113,20 @@ def fetch(dataset: Dataset, folder: Path, mirror: Optional[str] = None) -> None:
             missing = "\n".join(f"  {f.name}  {' or '.join(f.urls)}" for f in dataset.files[index:])
             raise ValueError(
                 f"cannot download {file.name}: {'; '.join(failures)}\n"
-                "Run this again later, and it goes on from where it broke off; or fetch by hand\n"
+                "Run this again later to continue where it broke off; or fetch by hand\n"
                 f"{missing}\ninto {folder}, and run this again."
             )
 
 
 def _fetch_one(dataset: Dataset, file: File, urls: Tuple[str, ...], folder: Path) -> List[str]:
-    """Download a file from the first address that has it; what went wrong, or nothing."""
+    """Download a file from the first address that has it; the failures, or none on success."""
     path, failures, left = folder / file.name, [], list(urls)
     while left:
         url = left.pop(0)
         resumed = part_of(path).exists()
         try:
             download(url, path)
-        except (OSError, HTTPException, ValueError) as error:  # the last for what is no address
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a bad address
             reason = error.reason if type(error) is URLError else error
             failures.append(f"{url}: {reason}")
             continue
@@ -135,6 +136,6 @@ def _fetch_one(dataset: Dataset, file: File, urls: Tuple[str, ...], folder: Path
         except ValueError as error:
             failures.append(f"{url}: {error}")
             path.unlink()
-            if resumed:  # perhaps on a part of something else: once more from its beginning
+            if resumed:  # the part may be of another file: try from the beginning
                 left.insert(0, url)
     return failures

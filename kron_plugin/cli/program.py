@@ -1,4 +1,4 @@
-"""What `kron-eval` and `kron-data` share: commands in a table, and one line on what is wrong."""
+"""The frame of `kron-eval` and `kron-data`: a table of commands, and errors in one line."""
 
 import argparse
 import logging
@@ -15,7 +15,7 @@ from .plugins import import_user_dir
 
 
 class Help(argparse.HelpFormatter):
-    """Says of each option that it is required, or what it is by default."""
+    """Shows for each option that it is required, or its default."""
 
     def _get_help_string(self, action: argparse.Action) -> Optional[str]:
         if action.required and action.option_strings:
@@ -26,7 +26,7 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a ValueError of one line for what it cannot read."""
+    """Raises a ValueError of one line for a command line that it cannot read."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -38,15 +38,14 @@ def run(
     argv: Optional[List[str]] = None,
     short_for: Optional[str] = None,
 ) -> int:
-    """Run a command line; 0 when it did its work, 2 when something was wrong with what it got.
+    """Run a command line; its status: 0 on success, 2 on wrong input.
 
     A command is a module: its docstring is its help, `arguments(parser)` adds its arguments, and
-    `run(args)` does its work. Only what that needs is imported there: fairseq alone takes five
-    seconds.
+    `run(args)` does its work. `run` imports what it needs: fairseq alone takes five seconds.
 
     Args:
         program: its name, for messages.
-        short_for: the command that is meant where the command line begins with a file instead.
+        short_for: the command to run if the command line begins with a file.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -59,9 +58,9 @@ def run(
         args.run(args)
         sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # by `kron-data list | head`, which wants no more
+    except BrokenPipeError:  # as in `kron-data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as other programs end, of SIGPIPE
+        return 141  # the status of programs that SIGPIPE ends
     except ModuleNotFoundError as error:
         reason: Union[str, Exception, None] = missing_package(error)
         if reason is None:
@@ -81,7 +80,7 @@ def run(
 def _parse(
     program: str, commands: Dict[str, ModuleType], short_for: Optional[str], argv: List[str]
 ) -> argparse.Namespace:
-    more = f"{program} COMMAND --help tells the options of a command."
+    more = f"{program} COMMAND --help shows the options of a command."
     if short_for:
         more += f" {program} FILE … is short for {program} {short_for} FILE …"
     parser = Parser(prog=program, epilog=more)
@@ -104,10 +103,10 @@ def _parse(
 def _with_command(
     argv: List[str], commands: Dict[str, ModuleType], short_for: Optional[str]
 ) -> List[str]:
-    """The command line with the command that it leaves out.
+    """The command line, with its command added if it is left out.
 
     Raises:
-        ValueError: it begins with what is no command and, where a file would do, no file.
+        ValueError: the first word is neither a command nor, where a file is allowed, a file.
     """
     word = argv[0] if argv else "--help"
     if word in ("-h", "--help", "--version", *commands) or (word[0:1] == "-" and not short_for):

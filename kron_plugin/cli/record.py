@@ -1,5 +1,7 @@
-"""One file a run: the command, the machine, the learning curve and the scores, for `kron-eval
-report` and for whoever asks how a number was made."""
+"""Record a run in one file: its command, machine, learning curve and scores.
+
+`kron-eval report` reads the records. A record also shows how a number was made.
+"""
 
 import json
 import os
@@ -33,14 +35,14 @@ def record(
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """The record of a run, and the result of `evaluate` on the test set that it holds.
 
-    The commit, the machine and the versions are those of this process: call it where and when the
-    training has just ended.
+    The commit, the machine and the versions are those of this process: call it on the same machine
+    right after training.
 
     Args:
         checkpoint, state: a checkpoint's path and its content.
-        log: what fairseq-train wrote with --log-format json --log-file.
-        command: what trains such a model again.
-        data: where the data lie, if not where training found them.
+        log: the file that fairseq-train wrote with --log-format json --log-file.
+        command: the command that trains such a model.
+        data: the folder of the data, if not where training found them.
 
     Raises:
         ValueError, OSError: the log or the data cannot be used; the message says why.
@@ -79,16 +81,16 @@ def record(
 
 
 def thinned(points: List[Tuple[int, float]]) -> List[Tuple[int, float]]:
-    """At most `POINTS` of these, evenly taken, the first and the last among them."""
+    """At most `POINTS` of the points, evenly spaced, with the first and the last."""
     if len(points) <= POINTS:
         return points
     return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
 def training(entries: List[Dict[str, float]], log: Path) -> Dict[str, Any]:
-    """How far the training of a log went, in how many seconds, and whether it came to its end."""
-    # fairseq's "wall" counts on when a training is resumed. In an epoch's own statistics every
-    # key has the prefix "train_", in the others "train_wall" is something else.
+    """The updates and seconds of a log's training, and whether it finished."""
+    # fairseq's "wall" continues when a training is resumed. In an epoch's own statistics every key
+    # has the prefix "train_"; in other entries "train_wall" is something else.
     epochs = [e for e in entries if "train_num_updates" in e]
     updates = [e["num_updates"] for e in entries if "num_updates" in e]
     updates += [e["train_num_updates"] for e in epochs]
@@ -98,27 +100,27 @@ def training(entries: List[Dict[str, float]], log: Path) -> Dict[str, Any]:
     return {
         "updates": int(max(updates, default=0)),
         "seconds": max(seconds, default=None),
-        # The second where a run that was killed after its last checkpoint is called again.
+        # NOTHING_LEFT: the run was killed after its last checkpoint, and then called again.
         "finished": "done training in" in said or NOTHING_LEFT in said,
     }
 
 
 def options(cfg: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
-    """What a checkpoint's training was configured with, as far as it bears on the result."""
+    """The options of a checkpoint's training that bear on the result."""
     chosen = {
         section: {k: v for k, v in cfg[section].items() if v is not None} for section in SECTIONS
     }
     chosen["dataset"] = {"batch_size": cfg["dataset"]["batch_size"]}
-    if "data" in chosen["task"]:  # the folder's name tells the data set, its place the machine
+    if "data" in chosen["task"]:  # its name is the data set, its place the machine's
         chosen["task"]["data"] = Path(chosen["task"]["data"]).name
     return chosen
 
 
 def commit() -> Optional[str]:
-    """The commit that this package is checked out at, "-dirty" if changed since; None elsewhere."""
+    """The commit of this package's checkout, "-dirty" if changed since; None without a checkout."""
     git = ("git", "-C", str(Path(__file__).parent))
     try:
-        # A package installed below somebody's checkout is none of its files.
+        # A package installed inside another checkout is not one of its files.
         tracked = (*git, "ls-files", "--error-unmatch", Path(__file__).name)
         subprocess.run(tracked, check=True, capture_output=True)
         describe = (*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -128,7 +130,7 @@ def commit() -> Optional[str]:
 
 
 def machine(cpu: bool) -> Dict[str, Any]:
-    """The processor, its cores, and the GPU unless training left it alone."""
+    """The processor, its cores, and the GPU if training used it."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -139,7 +141,7 @@ def machine(cpu: bool) -> Dict[str, Any]:
 
 
 def versions() -> Dict[str, str]:
-    """Of the plugin, and of what it runs on."""
+    """The versions of the plugin and of what it runs on."""
     return {
         "kron_plugin": __version__,
         "torch": torch.__version__,
@@ -149,6 +151,6 @@ def versions() -> Dict[str, str]:
 
 
 def as_text(run: Dict[str, Any]) -> str:
-    """A record as JSON, one line a key."""
+    """A record as JSON, with one line for each key."""
     lines = (f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in run.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,7 +1,7 @@
-"""RESULTS.md: every recorded run beside the published numbers, from the records alone.
+"""Make RESULTS.md from the records alone: every recorded run beside the published numbers.
 
-The same records give the same bytes. A setting is what has one command but for the seed; its runs
-are told together, by their mean and their worst.
+The same records give the same bytes. Runs of one setting have the same command, apart from the
+seed; the report shows their mean and their worst.
 """
 
 import csv
@@ -20,7 +20,7 @@ from .pictures import draw_curves, draw_sweep
 from .plugins import require_task, tasks
 from .sweeps import find_curves
 
-NEEDED = {  # in a record, and in each part of one
+NEEDED = {  # keys of a record, and keys of each of its parts
     **dict.fromkeys(("command", "seed", "commit", "versions", "task", "cell"), ()),
     **dict.fromkeys(("parameters", "recurrent_parameters"), ()),
     "machine": ("processor", "cores", "gpu"),
@@ -52,15 +52,15 @@ def report(folder: Path, output: Path) -> None:
     """Write the text to `output`, and the pictures into the folder of the records.
 
     Raises:
-        ValueError: the folder holds no records, or something else; the message names the file.
+        ValueError: the folder holds no records, or a wrong one; the message names the file.
     """
     runs = read_runs(folder)
     settings = by_setting(runs)
     published = read_published(folder / "published.csv")
-    parts = [INTRODUCTION.format(folder=_link(folder, output))]
+    texts = [INTRODUCTION.format(folder=_link(folder, output))]
     unknown = sum(run["commit"] is None for run in runs)
     if unknown:
-        parts.append(f"{unknown} of the {len(runs)} records do not know their commit (`null`).\n")
+        texts.append(f"{unknown} of the {len(runs)} records do not know their commit (`null`).\n")
     curves = find_curves(settings)
     swept = [same for _, family in curves for same in family]
     # In the order of the published numbers, then of the records.
@@ -68,33 +68,33 @@ def report(folder: Path, output: Path) -> None:
         ours = [same for same in settings if same[0]["task"] == name and same not in swept]
         others = [row for row in published if row["task"] == name]
         if ours:
-            parts += _section(name, ours, others, folder, output)
+            texts += _section(name, ours, others, folder, output)
     for sweep, family in curves:
         name = setting_name(family[0][0])
         picture = folder / f"{sweep.name}_{family[0][0]['task']}.png"
         draw_sweep(sweep, family, picture)
-        parts.append(f"## {sweep.title}: {name}\n")
-        parts.append(_table(family, [], output))
-        parts.append(f"![{sweep.title}: {name}]({_link(picture, output)})\n")
-    parts.append("## Failed settings\n")
-    parts.append(_failures(settings, output))
+        texts.append(f"## {sweep.title}: {name}\n")
+        texts.append(_table(family, [], output))
+        texts.append(f"![{sweep.title}: {name}]({_link(picture, output)})\n")
+    texts.append("## Failed settings\n")
+    texts.append(_failures(settings, output))
     with written(output) as unfinished:
-        unfinished.write_text("\n".join(parts), encoding="utf-8")
+        unfinished.write_text("\n".join(texts), encoding="utf-8")
 
 
 def _section(
     name: str, ours: List[List[Run]], others: List[Dict[str, str]], folder: Path, output: Path
 ) -> List[str]:
-    """What the report says of a task."""
+    """The report's section on a task."""
     task = tasks()[name]
     title = task.title or name
-    parts = [f"## {title}\n", _table(ours, others, output)]
+    texts = [f"## {title}\n", _table(ours, others, output)]
     if task.learning_curves:
         picture = folder / f"{name}.png"
         draw_curves(ours, picture)
         unit = ours[0][0]["test"]["metrics"][0]["unit"]
-        parts.append(f"![{title}: {unit} over the updates]({_link(picture, output)})\n")
-    return parts
+        texts.append(f"![{title}: {unit} over the updates]({_link(picture, output)})\n")
+    return texts
 
 
 def read_runs(folder: Path) -> List[Run]:
@@ -116,7 +116,7 @@ def read_runs(folder: Path) -> List[Run]:
 
 
 def _missing(run: Any) -> List[str]:
-    """What a record should have and has not."""
+    """The needed keys that a record lacks."""
     if not isinstance(run, dict):
         return sorted(NEEDED)
     missing = NEEDED.keys() - run.keys()
@@ -136,7 +136,7 @@ def read_published(path: Path) -> List[Dict[str, str]]:
 
 
 def by_setting(runs: List[Run]) -> List[List[Run]]:
-    """The runs that differ in their seed alone together, sorted by it.
+    """The runs of each setting, which differ only in their seed, sorted by it.
 
     Raises:
         ValueError: runs of one command were trained with different options.
@@ -151,7 +151,7 @@ def by_setting(runs: List[Run]) -> List[List[Run]]:
 
 
 def _require_same_options(runs: List[Run]) -> None:
-    """A recipe may have changed between two runs."""
+    """Raise a ValueError if the recipe has changed between two runs."""
     for first, second in combinations(runs, 2):
         for section, name in differing(first, second):
             values = [run["options"][section][name] for run in (first, second)]
@@ -162,7 +162,7 @@ def _require_same_options(runs: List[Run]) -> None:
 
 
 def _table(ours: List[List[Run]], others: List[Dict[str, str]], output: Path) -> str:
-    """Ours, then the others, setting by setting."""
+    """The rows by setting: our runs, then the published numbers."""
     rows = [_row(runs, output) for runs in ours]
     for row in others:
         source = f"[{row['source']}]({row['url']})"
@@ -173,21 +173,21 @@ def _table(ours: List[List[Run]], others: List[Dict[str, str]], output: Path) ->
 
 
 def _row(runs: List[Run], output: Path) -> List[str]:
-    first = runs[0]
-    unit = first["test"]["metrics"][0]["unit"]
+    run = runs[0]
+    unit = run["test"]["metrics"][0]["unit"]
     scores = [f"{_summary(runs, 'test', 0)} {unit}"]
-    for i, metric in enumerate(first["test"]["metrics"][1:], start=1):
+    for i, metric in enumerate(run["test"]["metrics"][1:], start=1):
         scores.append(f"{_mean(runs, 'test', i):.4g} {metric['unit']}")
     return [
-        setting_name(first),
-        model_name(first),
-        f"{first['parameters']:,} ({first['recurrent_parameters']:,})",
+        setting_name(run),
+        model_name(run),
+        f"{run['parameters']:,} ({run['recurrent_parameters']:,})",
         ", ".join(scores),
         _summary(runs, "valid", 0),
-        f"{first['test']['baseline']['value']:.4g}",
+        f"{run['test']['baseline']['value']:.4g}",
         _training(runs),
         _machines(runs),
-        f"`{recipe(first)}`, {_seeds(runs, output)}",
+        f"`{recipe(run)}`, {_seeds(runs, output)}",
     ]
 
 
@@ -196,7 +196,7 @@ def _mean(runs: List[Run], split: str, metric: int) -> float:
 
 
 def _summary(runs: List[Run], split: str, metric: int) -> str:
-    """One number, or the mean and the worst."""
+    """The score of one run, or the mean and the worst of several."""
     mean = f"{_mean(runs, split, metric):.4g}"
     if len(runs) == 1:
         return mean

@@ -1,4 +1,4 @@
-"""Let a trained model go on: with a piece of music as a MIDI file and a picture, or with a text."""
+"""Let a trained model continue a piece of music, as a MIDI file and a picture, or a text."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ from .checkpoint import build
 
 kron_plugin.register()
 
-from ..tasks.char_lm import CharLMTask  # noqa: E402  (there once registered)
+from ..tasks.char_lm import CharLMTask  # noqa: E402  (needs register)
 from ..tasks.midi import SUFFIXES, read_midi, write_midi  # noqa: E402
 from ..tasks.music import MusicTask  # noqa: E402
 from ..tasks.rolls import KEYS  # noqa: E402
@@ -34,14 +34,14 @@ def sample(
     seed: int,
     output: Optional[Path],
 ) -> str:
-    """Continue a prompt by `steps` steps; what there is to tell of it, or the text itself.
+    """Continue a prompt by `steps` steps; return a summary, or the text itself.
 
     Args:
         checkpoint, state: a checkpoint's path and its content.
-        data: where the data of training lie, if not where it found them.
+        data: the folder of the training data, if not where training found them.
         prompt: a MIDI file for a model of music, text for one of text; None to start from nothing.
-        temperature: below 1 the likely becomes likelier, above 1 less so.
-        output: a MIDI file, beside which goes its picture as PNG; or a text file.
+        temperature: below 1 likely choices become likelier, above 1 less likely.
+        output: a MIDI file, with its picture as PNG beside it; or a text file.
 
     Raises:
         ValueError, OSError: an argument or file cannot be used; the message says why.
@@ -59,8 +59,8 @@ def sample(
 
 @torch.no_grad()
 def continue_prompt(model, source: Tensor, steps: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
-    """Read `source`, shape (T, 1, …), then `steps` inputs more, each picked from the scores that
-    the model gives it; the picked ones, shape (steps, …)."""
+    """Read `source`, shape (T, 1, …), then pick each of `steps` inputs from the model's scores and
+    read it too. Return the picked inputs, shape (steps, …)."""
     output, state = model.cell.run(source)
     picked = []
     with progress("sampling", steps, "steps") as advance:
@@ -74,7 +74,7 @@ def continue_prompt(model, source: Tensor, steps: int, pick: Callable[[Tensor], 
 def _music(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
     if output is None or output.suffix not in SUFFIXES:
         raise ValueError(f"--output {output}: name the MIDI file to write, such as more.mid")
-    from .pictures import draw_roll  # before the work, and only for music: it needs matplotlib
+    from .pictures import draw_roll  # early, and only for music: needs matplotlib
 
     resolution = task.cfg.steps_per_beat
     start = np.zeros((1, KEYS), np.uint8)
@@ -103,7 +103,7 @@ def _text(model, task, prompt, steps: int, temperature: float, output: Optional[
         raise ValueError(f"--prompt: has characters that the training text has not: {unknown}")
 
     def pick(scores: Tensor) -> Tensor:
-        scores[tokenizer.unk_id()] = -torch.inf  # stands in no text
+        scores[tokenizer.unk_id()] = -torch.inf  # not in any text
         scores = (scores - scores.max()).double()  # so that no temperature makes them infinite
         return torch.multinomial(torch.softmax(scores / temperature, -1), 1)[0]
 

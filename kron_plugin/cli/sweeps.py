@@ -1,4 +1,4 @@
-"""Settings that differ in one option alone: what the report tells as a curve of that option."""
+"""Find settings that differ in one option alone; the report shows them as curves of that option."""
 
 import re
 from itertools import groupby
@@ -8,23 +8,23 @@ from ..checks import option
 from .experiments import differing, recipe
 
 Run = Dict[str, Any]
-LEAST = 4  # settings that make a curve; fewer stay in the table of their experiment
+LEAST = 4  # settings of a curve; fewer stay in the table of their task
 
 
 class Axis(NamedTuple):
-    """What one of a picture's axes shows of a run."""
+    """An axis of a picture, and its value for a run."""
 
     label: str
     value: Callable[[Run], float]
 
 
 class Sweep(NamedTuple):
-    """An option that is worth a curve.
+    """An option that the report shows as a curve.
 
     option: section and name in a record's options.
-    panels: what the picture shows from left to right, x and y of each; an `Axis` without a label
-        is the headline metric on the test set.
-    point: what to write at a point of the curve.
+    panels: x and y of each panel, from left to right; an `Axis` without a label is the headline
+        metric on the test set.
+    point: the text at a point of the curve.
     """
 
     name: str
@@ -43,7 +43,7 @@ def _milliseconds(run: Run) -> float:
 
 
 def _sizes(run: Run) -> str:
-    """Such as "2⁷" or "4³·2"."""
+    """The factor sizes of a run, such as "2⁷" or "4³·2"."""
     runs = ((size, len(list(same))) for size, same in groupby(run["factors"].split()[0].split(",")))
     powers = (f"{size}{str(n).translate(SUPERSCRIPTS) if n > 1 else ''}" for size, n in runs)
     return "·".join(powers)
@@ -75,7 +75,7 @@ SWEEPS = (
 
 
 def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]]:
-    """Each sweep with the settings, lists of runs, that differ in its option alone."""
+    """Each sweep with the settings (lists of runs) that differ in its option alone."""
     curves = []
     for sweep in SWEEPS:
         families: List[List[List[Run]]] = []
@@ -96,7 +96,7 @@ def find_curves(settings: List[List[Run]]) -> List[Tuple[Sweep, List[List[Run]]]
 
 
 def _are_alike(first: Run, second: Run, sweep: Sweep) -> bool:
-    """Whether commands and options differ in the sweep's alone."""
+    """Whether two runs differ in the sweep's option alone."""
     same_words = _other_words(first, sweep) == _other_words(second, sweep)
     return same_words and set(differing(first, second)) <= {sweep.option}
 

@@ -15,7 +15,7 @@ from pretty_midi import Instrument, Note, PrettyMIDI
 from kron_plugin.cli.data import main
 from kron_plugin.cli.datasets import DATASETS, File
 
-# Files that a prepared set has, and what kron-data counts in each split.
+# The files of a prepared set, and the counts of kron-data in each split.
 COUNTS = {
     "mnist": (4, ["12 images", "5,000 images", "7 images"]),
     "ptb": (3, ["23 characters", "23 characters", "22 characters"]),
@@ -67,7 +67,7 @@ def add(tar, name, content):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """A folder with small files of every set, which pass for the published ones."""
+    """A folder with small files of every set; their checksums count as the published ones."""
     monkeypatch.setenv("KRON_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "source"
     folder.mkdir()
@@ -93,7 +93,7 @@ def accept(monkeypatch, folder):
 
 @pytest.fixture
 def kron_data(capsys, tmp_path):
-    """Run kron-data; its exit code, and what it printed."""
+    """Run kron-data; return its exit code and its output."""
 
     def call(*args):
         code = main([str(a) for a in args])
@@ -108,8 +108,8 @@ def left_behind(tmp_path):
 
 
 class Site(ThreadingHTTPServer):
-    """Serves a folder; breaks off `breaks` transfers half-way, knows ranges if `ranges`, and waits
-    for `stall` before it sends anything."""
+    """Serves a folder. It breaks off `breaks` transfers half-way, supports ranges if `ranges`, and
+    waits for `stall` before it sends anything."""
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""What all commands share: their help, what is wrong said in one line, files, missing packages."""
+"""The shared behaviour of all commands: help, errors in one line, files, missing packages."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from .test_damaged_files import LOG, STATE
 PROGRAMS = {"kron-eval": main, "kron-data": data}
 COMMANDS = [(name, command) for name, program in PROGRAMS.items() for command in program.COMMANDS]
 
-# Run in a process that lacks packages.
+# This runs in a process that lacks packages.
 WITHOUT = """
 import runpy, sys
 sys.modules.update(dict.fromkeys({absent}))

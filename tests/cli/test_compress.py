@@ -11,12 +11,12 @@ from kron_plugin.cli.checkpoint import read, require_known_options
 from kron_plugin.cli.evaluate import evaluate
 from kron_plugin.cli.main import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's, of what it uses
+pytestmark = pytest.mark.filterwarnings("ignore")  # from fairseq's dependencies
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Train the adding problem for two updates; the path of the last checkpoint."""
+    """Train the adding problem for two updates; return the path of the last checkpoint."""
 
     def call(*options, folder="run"):
         argv = [
@@ -90,7 +90,7 @@ def test_the_errors_are_those_of_the_nearest_products(train, tmp_path, capsys):
     torch.save(state, trained)
     main(["compress", str(trained), "--factors", "2,2", "--output", str(new)])
     assert capsys.readouterr().out.count("0.0000") == 4
-    # Of the identity with one corner missing three quarters of ‖W‖² are in reach of 2x2 factors.
+    # 2x2 factors reach three quarters of ‖W‖² for an identity without one corner.
     corner = torch.eye(4)
     corner[3, 3] = 0
     state["model"][key] = torch.cat([corner] * 4)

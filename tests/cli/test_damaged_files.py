@@ -1,4 +1,4 @@
-"""Damaged checkpoints, logs and archives are named: never a crash, a hang, a guess."""
+"""Damaged checkpoints, logs and archives give an error that names them."""
 
 import gzip
 import io
@@ -137,7 +137,7 @@ TRAIN = (
     *("--criterion", "soft_unitary", "--optimizer", "kron_adam", "--lr", 0.01),
     *("--max-update", 2, "--batch-size", 4),
 )
-# The options that make up a model differ in their types; the others are alike.
+# The model's options have different types; the other options are alike.
 OPTIONS = (None, "_name", "cell", "hidden_size", "num_layers", "dropout", "kron_factors")
 SAID = (None, "seed", "cpu")
 
@@ -154,7 +154,7 @@ def checkpoint(train):
 
 
 def test_checkpoints_with_one_value_altered(checkpoint, capsys):
-    """Keys left out, and values replaced by values of other types."""
+    """A key is left out, or a value is replaced by one of another type."""
     state = torch.load(checkpoint, weights_only=True)
     path, new = checkpoint.with_name("altered.pt"), str(checkpoint.with_name("new"))
     compress = ("compress", path, "--factors", "2,2", "--output", new)
@@ -195,7 +195,7 @@ CLAIMS = [
 
 
 def test_checkpoints_that_claim_too_much(train, capsys):
-    """They are refused before anything of that size is made."""
+    """They are refused before anything of the claimed size is made."""
     path = train(*TRAIN, "--cell", "kru") / "checkpoint_last.pt"
     state = torch.load(path, weights_only=True)
     assert main([str(path), "--cpu"]) == 0
@@ -214,7 +214,7 @@ def test_a_batch_that_does_not_fit_is_refused(checkpoint, monkeypatch, capsys):
 
 
 def test_parameters_that_repeat_one_number(checkpoint, capsys):
-    """Shapes of gigabytes that a storage of four bytes can have."""
+    """A storage of four bytes can have shapes of gigabytes."""
     state = torch.load(checkpoint, weights_only=True)
     state["model"] = {name: torch.zeros(1).expand(w.shape) for name, w in state["model"].items()}
     torch.save(state, checkpoint)
@@ -223,7 +223,7 @@ def test_parameters_that_repeat_one_number(checkpoint, capsys):
 
 
 def test_compressed_checkpoints(tmp_path):
-    """Refused by the archive's table of contents, without unpacking."""
+    """The archive's table of contents is enough to refuse them, without unpacking."""
     path = tmp_path / "model.pt"
     plain = ZipFile(io.BytesIO(saved({**STATE, "model": {"w": torch.zeros(1 << 24)}})))
     with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as packed:

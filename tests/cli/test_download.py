@@ -1,4 +1,4 @@
-"""kron-data prepare SET --download, from a site of our own."""
+"""kron-data prepare SET --download, from a local site."""
 
 import signal
 import socket
@@ -93,7 +93,7 @@ def test_the_next_address_is_tried(kron_data, site, source, tmp_path, monkeypatc
 
 def test_a_dead_host_is_said_plainly_with_what_to_fetch_by_hand(fetch, tmp_path):
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))  # bound, but not listening
         code, printed = fetch("mnist", f"http://127.0.0.1:{closed.getsockname()[1]}")
     assert code == 2
     assert printed.startswith("kron-data: cannot download train-images-idx3-ubyte.gz: http://127.0")

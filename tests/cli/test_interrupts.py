@@ -24,7 +24,7 @@ from ..conftest import ROOT, venv  # noqa: E402
 
 @pytest.fixture
 def interrupted_at_the_end(monkeypatch):
-    """Ctrl-C arrives when all has been written and only its name is missing: the last moment."""
+    """Ctrl-C arrives at the last moment: everything is written, but not yet under its name."""
 
     def replace(origin, target):
         signal.raise_signal(signal.SIGINT)
@@ -33,7 +33,7 @@ def interrupted_at_the_end(monkeypatch):
 
 
 def made(folder):
-    """What lies in a folder, but what tests put there."""
+    """The files in a folder, without those of the tests."""
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     return sorted(n for n in names if not n.startswith(("ptb.", "train-", "t10k-", "log")))
 
@@ -75,7 +75,7 @@ def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
 @pytest.mark.parametrize("origin", ["--source", "--download"])
 @pytest.mark.parametrize("name", ["ptb", "mnist", "nottingham-midi"])
 def test_kron_data(tmp_path, capsys, monkeypatch, site, name, origin):
-    """At every moment at which a file or folder gets its name."""
+    """Ctrl-C arrives at each moment at which a file or folder gets its name."""
     replace, moments = os.replace, 0
     where = (origin, str(site.folder)) if origin == "--source" else (origin, "--mirror", site.url)
     code = None
@@ -99,7 +99,7 @@ def test_kron_data(tmp_path, capsys, monkeypatch, site, name, origin):
 
 
 def start(*command, cwd, env=None):
-    """A command with a process group of its own, as a terminal gives it."""
+    """A command in its own process group, as on a terminal."""
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,
@@ -127,7 +127,7 @@ def test_while_fairseq_is_imported(tmp_path):
     command = ("kron_plugin.cli.main", "checkpoint_best.pt")
     (tmp_path / command[1]).touch()
     process = start(sys.executable, "-v", "-m", *command, cwd=tmp_path)
-    for line in process.stdout:  # tells what is being imported
+    for line in process.stdout:  # names the imported modules
         if line.startswith("import 'torch"):
             break
     assert "kron-eval: interrupted" in interrupt(process)

@@ -22,7 +22,7 @@ IMAGES = "train-images-idx3-ubyte.gz"
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_set_is_prepared_from_a_folder(source, kron_data, tmp_path, name):
     files, counts = COUNTS[name]
-    (tmp_path / "out").mkdir()  # an empty folder will do
+    (tmp_path / "out").mkdir()  # an empty folder is allowed
     code, printed = kron_data("prepare", name, "--source", source, "--dest", tmp_path / "out")
     assert code == 0, printed
     table = [line.split("  ") for line in printed.splitlines()]
@@ -93,7 +93,7 @@ def cut_inside(path):
 
 
 def endless_digits(path):
-    """In what extends a header."""
+    """A header extension consists of digits."""
     with tarfile.open(path, "w:gz") as tar:
         member = tarfile.TarInfo("long")
         member.type, member.size = tarfile.XHDTYPE, 200 << 10

@@ -26,7 +26,7 @@ def test_copy_memory_is_learned_and_scored(train, kron_eval, tmp_path):
     assert scored["examples"] == 30
     assert scored["recurrent_parameters"] == 56
 
-    # The same, whatever the batch size; as a table; and as a picture.
+    # The score is the same for any batch size and as a table; the log gives a picture.
     small = json.loads(kron_eval(checkpoint, "--json", "--batch-size", 7).stdout)
     assert small["metrics"][0]["value"] == pytest.approx(bits["value"], rel=1e-4)
     table = kron_eval(checkpoint, "--split", "valid").stdout

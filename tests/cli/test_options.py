@@ -10,12 +10,12 @@ import kron_plugin
 from kron_plugin.cli.checkpoint import read, require_known_options
 from kron_plugin.cli.evaluate import evaluate
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # fairseq's, of what it uses
+pytestmark = pytest.mark.filterwarnings("ignore")  # from fairseq's dependencies
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Train the adding problem; the path of the last checkpoint."""
+    """Train the adding problem; return the path of the last checkpoint."""
 
     def call(folder, updates, *options):
         out = tmp_path / folder

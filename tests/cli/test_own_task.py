@@ -1,4 +1,4 @@
-"""A task of somebody else's plugin is trained a moment, scored, recorded and reported like ours."""
+"""A task of another plugin is trained a moment, scored, recorded and reported like ours."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def test_it_is_told_like_ours(checkpoint, kron_eval, tmp_path, monkeypatch, caps
     assert unknown.returncode == 2
     assert "its task is 'parity', which is not registered; --user-dir names" in line
 
-    monkeypatch.setattr(sys, "path", [*sys.path])  # which --user-dir lengthens
+    monkeypatch.setattr(sys, "path", [*sys.path])  # --user-dir adds to it
     records, output = tmp_path / "records", tmp_path / "RESULTS.md"
     records.mkdir()
     first = records / "first.json"

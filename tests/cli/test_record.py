@@ -1,4 +1,4 @@
-"""What a record takes from a log and its surroundings; tests/test_recipes.py makes whole ones."""
+"""A record's numbers from a log and its surroundings; tests/test_recipes.py makes whole records."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_the_commit_is_that_of_the_package_alone(tmp_path, monkeypatch):
     git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.c")
     run(*git, "init", cwd=tmp_path)
     run(*git, "commit", "--allow-empty", "-m", "of somebody else", cwd=tmp_path)
-    assert record.commit() is None  # the package is none of its files
+    assert record.commit() is None  # the package is not one of its files
     run(*git, "add", "package", cwd=tmp_path)
     run(*git, "commit", "-m", "of ours", cwd=tmp_path)
     head = run("git", "rev-parse", "HEAD", cwd=tmp_path).stdout.strip()

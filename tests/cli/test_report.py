@@ -1,4 +1,4 @@
-"""RESULTS.md holds what the committed records tell, and nothing else."""
+"""RESULTS.md follows from the committed records alone."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def records(tmp_path):
 
 @pytest.fixture
 def report(records):
-    """Make the report of the records; what it says, or the exit code."""
+    """Make the report of the records; return its text, or the exit code."""
 
     def call():
         output = records.parent.parent / "RESULTS.md"
@@ -36,7 +36,7 @@ def report(records):
 
 @pytest.fixture
 def add(records):
-    """Add a record: another's with changes, a function of its content."""
+    """Add a record: a copy of another one, with a function that changes its content."""
 
     def call(name, change, other="adding"):
         run = json.loads((EXAMPLES / f"{other}.json").read_text())
@@ -63,7 +63,7 @@ def test_results_md_is_made_from_the_committed_records(report, records, capsys):
     assert text == (ROOT / "RESULTS.md").read_text(encoding="utf-8"), again
     pictures = {path.name: path.read_bytes() for path in records.glob("*.png")}
     assert set(pictures) == {path.name for path in RESULTS.glob("*.png")}
-    for name in pictures:  # libraries of another version may draw a little differently
+    for name in pictures:  # other versions of libraries may draw a little differently
         assert compare_images(RESULTS / name, records / name, tol=5) is None, again
     assert report() == text
     assert pictures == {path.name: path.read_bytes() for path in records.glob("*.png")}

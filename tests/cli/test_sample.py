@@ -1,4 +1,4 @@
-"""A model of music and one of text, trained a moment, scored, and asked to go on."""
+"""A model of music and one of text are trained a moment, scored, and continue a prompt."""
 
 import json
 

@@ -37,7 +37,7 @@ def batch(task, indices):
 
 
 def gradient(task, model, weight, batches):
-    """As fairseq's trainer takes it: the summed gradients over the summed sample sizes."""
+    """The gradient as in fairseq's trainer: the summed gradients over the summed sample sizes."""
     criterion = SoftUnitaryCriterion(task, unitary_penalty=weight)
     model.zero_grad()
     count = 0

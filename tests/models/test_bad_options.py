@@ -1,4 +1,4 @@
-"""The options of a model: each gives a model, or an error in words that a user can type."""
+"""Each option of a model gives a model, or an error in words that a user can type."""
 
 import re
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from ..fuzz import ends_well, fuzzed  # noqa: E402
 
 SIZES = st.integers(-1, 9) | st.sampled_from([2**29, 2**31 - 1])
 SPEC = ModelSpec(5, 3, tokens=False, per_step=False)
-# An argument of a layer, but not at the end of an option.
+# The name of a layer's argument, but not at the end of an option.
 OF_PYTHON = re.compile(rf"(?<![-\w])({'|'.join(ARGUMENTS)}|hidden_size)\b(?==|_| is)")
 
 
@@ -102,7 +102,7 @@ def test_a_size_of_one_side_is_called_by_its_option(side):
 
 
 def test_a_backend_that_cannot_serve_is_called_by_its_option(capsys):
-    """Which shows at the first step: only then the device is known."""
+    """The error comes at the first step, because only then the device is known."""
     error = BackendError("backend='cuda' cannot serve: there is no GPU")
     try:
         build({"hidden_size": 4, "kron_backend": "meta"})

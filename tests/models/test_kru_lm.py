@@ -36,7 +36,7 @@ def test_step_by_step_equals_all_at_once(cell):
     for t in range(6):
         step, _ = model.decoder(tokens[:, : t + 1], incremental_state=state)
         torch.testing.assert_close(step[:, 0], whole[:, t])
-        order = torch.tensor([2, 0, 1])  # as a beam search reorders its hypotheses
+        order = torch.tensor([2, 0, 1])  # a beam search reorders its hypotheses so
         tokens, whole = tokens[order], whole[order]
         model.decoder.reorder_incremental_state(state, order)
 

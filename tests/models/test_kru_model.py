@@ -116,7 +116,7 @@ def test_chrono_init_is_that_of_every_gated_cell():
         assert 2 <= steps.min() < 4
         assert 47 < steps.max() <= 50
     assert torch.equal(of_input, -of_forget)
-    assert of_reset.abs().max() <= 1 / 16  # as torch starts it
+    assert of_reset.abs().max() <= 1 / 16  # torch's initial range
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_task_without_a_spec_is_told():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_fairseq_finds_where_a_nan_comes_from(cell, caplog):
-    """It looks at the first output of every module, forwards and backwards."""
+    """The detector looks at the first output of every module, forwards and backwards."""
     model = build(ModelSpec(5, 3, tokens=False, per_step=False), cell=cell)
     with torch.no_grad():
         next(model.cell.parameters()).fill_(float("nan"))

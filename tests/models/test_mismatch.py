@@ -1,4 +1,4 @@
-"""A checkpoint with other options: which one, in one line."""
+"""A checkpoint with other options gives an error that names the option in one line."""
 
 import pytest
 from fairseq.data import Dictionary

@@ -69,7 +69,7 @@ def test_symbol_by_symbol_equals_all_at_once(options):
         torch.testing.assert_close(step[:, 0], whole[:, t])
         if extra["attn"] is not None:
             torch.testing.assert_close(seen["attn"][0][:, 0], extra["attn"][0][:, t])
-        order = torch.tensor([2, 0, 0])  # as a beam search reorders and drops its hypotheses
+        order = torch.tensor([2, 0, 0])  # a beam search reorders and drops hypotheses so
         target, whole = target[order], whole[order]
         extra = {"attn": extra["attn"] and [extra["attn"][0][order]]}
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
@@ -108,14 +108,14 @@ def test_padding_does_not_reach_the_scores(cell, left_pad):
         own = slice(5 - n, 5) if left_pad else slice(n)
         alone, seen = model(source[b : b + 1, own], lengths[b : b + 1], target[b : b + 1])
         torch.testing.assert_close(scores[b : b + 1], alone)
-        # Where a symbol stands in the source, its weight stands too: alignments are told by it.
+        # A symbol and its weight have the same place in the source; alignments depend on it.
         torch.testing.assert_close(weights[b : b + 1, :, own], seen["attn"][0])
         assert weights[b].count_nonzero() == 6 * n
 
 
 @pytest.mark.parametrize("left_pad", [True, False])
 def test_guided_alignment_has_a_finite_loss(left_pad):
-    """fairseq's criterion takes the logarithm of weights at the places of its data."""
+    """fairseq's criterion takes the logarithm of the weights at the data's places."""
     pair = {"alignment": torch.tensor([[0, 0], [1, 1]])}
     samples = [
         {"id": i, "source": torch.tensor(text), "target": torch.tensor(text), **pair}
@@ -129,7 +129,7 @@ def test_guided_alignment_has_a_finite_loss(left_pad):
 
 @pytest.mark.parametrize("cell", ["kru", "kru_lstm"])
 def test_dropout_can_be_retained_when_generating(cell):
-    """fairseq's --retain-dropout, to tell how sure a model is; in every place that has one."""
+    """fairseq's --retain-dropout shows how sure a model is. It works in all places with dropout."""
     for only in ({"dropout": 0.5}, {"encoder_dropout_out": 0.5, "num_layers": 2}):
         for retain in (True, False):
             torch.manual_seed(0)

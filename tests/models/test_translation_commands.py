@@ -1,4 +1,4 @@
-"""Texts to be turned around, with fairseq's own commands from raw text to translations."""
+"""Reverse texts with fairseq's own commands, from raw text to translations."""
 
 import random
 import re
@@ -12,7 +12,7 @@ SPLITS = {"train": 3200, "valid": 100, "test": 200}
 
 @pytest.fixture
 def command(forked):
-    """Run a command of fairseq; its output."""
+    """Run a command of fairseq; return its output."""
 
     def call(name, *args):
         plugin = () if name == "preprocess" else ("--user-dir", PACKAGE, "--cpu")
@@ -25,7 +25,7 @@ def command(forked):
 
 @pytest.fixture
 def texts(tmp_path):
-    """3 to 8 letters of ten; the target is the source backwards. The test set's sources."""
+    """Texts of 3 to 8 letters of ten; the target is the reversed source. The test set's sources."""
     rng = random.Random(1)
     every = {
         " ".join(rng.choices("abcdefghij", k=rng.randint(3, 8))): None

@@ -1,4 +1,4 @@
-"""Arguments, factor strings, lengths: each gives a layer that works, or an error that names it."""
+"""Every argument, factor string and length gives a working layer, or an error that names it."""
 
 import inspect
 from math import inf, nan, prod
@@ -25,7 +25,7 @@ PAIRED = st.lists(st.tuples(SIZES, SIZES) | SIZES, max_size=3)
 @example("2x4,4x2", 8)
 @example("9" * 5000, 64)
 @example("1" * 4000, int("1" * 4000))
-@example(None, 10**18 + 9)  # a prime: to find that out by division takes minutes
+@example(None, 10**18 + 9)  # a prime; trial division takes minutes
 def test_factors(spec, hidden_size):
     sizes = ends_well(parse_factors, spec, hidden_size)
     if sizes is not None:
@@ -78,7 +78,7 @@ def test_lengths(backend):
 
 
 NO_NUMBERS = (8.0, "8", None, [8], True, 8j)
-WRONG = {  # for every argument, values of a wrong type or out of range
+WRONG = {  # values of a wrong type or out of range, for every argument
     "input_size": (*NO_NUMBERS, 0, -1, 2**40),
     "hidden_size": (*NO_NUMBERS, 0, -1, 2**40),
     "factors": ("3", "a", 2.5, 3, (4.0, 2), {}, object()),

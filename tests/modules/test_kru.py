@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_said(kwargs, message):
 
 
 def test_a_start_that_is_not_used_has_a_gradient_of_zero():
-    """So that DistributedDataParallel, which waits for every gradient, takes a carried state."""
+    """DistributedDataParallel waits for every gradient, also if a state is carried."""
     kru = KRU(2, 8)
     x = torch.randn(4, 3, 2)
     _, h = kru(x)

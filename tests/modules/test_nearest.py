@@ -31,7 +31,7 @@ def test_a_kronecker_product_is_found_again(spec, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("sizes", [((4, 4), (4, 4)), ((2, 4), (8, 4)), ((2, 2), (8, 8))])
 def test_two_factors_reach_the_bound(sizes, dtype):
-    """What the best approximation of rank one leaves of the rearranged matrix, built entrywise."""
+    """The error of the best rank-one approximation of the rearranged matrix, built entrywise."""
     matrix = torch.randn(16, 16, dtype=dtype)
     (p0, q0), (p1, q1) = sizes
     blocks = [

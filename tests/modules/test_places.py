@@ -1,5 +1,5 @@
-"""Parameters wherever others put them: in flat buffers, in shards, elsewhere between calls, nowhere
-yet. `torch.nn.LSTM` takes them all."""
+"""Parameters in every place: in flat buffers, in shards, moved between calls, not yet allocated.
+`torch.nn.LSTM` works with all of these."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ def make(cell, unitary, **options):
 
 
 def everything(layer, x):
-    """Whatever reads the parameters."""
+    """The results of everything that reads the parameters."""
     output, state = layer(x)
     values = [output, layer.unitary_penalty(), layer.unitary_deviation()]
     values += [one.singular_values() for one in layer.layers]
@@ -58,7 +58,7 @@ def test_views_of_one_flat_buffer(cell, unitary, skew):
 @cells
 @UNITARY
 def test_replicas_as_data_parallel_makes_them(cell, unitary, monkeypatch):
-    """Their parameters are no leaves, but parts of what was broadcast in one piece."""
+    """Their parameters are not leaves, but parts of one broadcast tensor."""
     replicate = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(replicate, "_get_device_index", lambda device, optional: 0)
     monkeypatch.setattr(
@@ -75,7 +75,7 @@ def test_replicas_as_data_parallel_makes_them(cell, unitary, monkeypatch):
 
 
 def offload(layer):
-    """What accelerate does: parameters are there while the module that owns them is called."""
+    """Like accelerate: parameters exist only while the module that owns them is called."""
     for module in list(layer.modules()):
         own = dict(module.named_parameters(recurse=False))
         if not own:
@@ -113,7 +113,7 @@ def test_parameters_that_are_there_in_calls_only(cell, unitary, move):
 @cells
 @UNITARY
 def test_parameters_made_one_module_at_a_time(cell, unitary):
-    """From the meta device as FSDP does: from the root down, each module with its own."""
+    """Like FSDP from the meta device: from the root down, each module makes its own."""
     layer = make(cell, unitary, device="meta")
     assert {t.device.type for t in layer.state_dict().values()} == {"meta"}
     for module in layer.modules():

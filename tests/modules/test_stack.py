@@ -26,12 +26,12 @@ def batch():
 
 
 def loss(output, state):
-    """Every output and state with a weight of its own."""
+    """A sum of every output and state, each with its own weight."""
     return sum((t * torch.arange(t.numel()).view_as(t).cos()).sum() for t in (output, *state))
 
 
 def each_alone(layer, x, start):
-    """Outputs padded with 0, and last states, of the sequences run one by one."""
+    """Outputs padded with 0, and last states, from running the sequences one by one."""
     outputs, states = [], []
     for b, steps in enumerate(LENGTHS):
         own = tuple(part[:, b : b + 1].contiguous() for part in start)
@@ -139,7 +139,7 @@ def test_a_step_can_be_compiled_whole(cell):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
 def test_one_graph_serves_all_sizes(cell, options):
-    """Of time and of the batch, with lengths: each further one would be seconds of compiling."""
+    """For all times and batches, with lengths: each further graph would take seconds to compile."""
     layer, counter = make(cell, **options), CompileCounter()
     compiled = torch.compile(layer, backend=counter, dynamic=True, fullgraph=True)
     for steps, batch in [(5, 4), (7, 4), (9, 6)]:
@@ -238,7 +238,7 @@ def test_it_is_asked_as_a_layer_of_torch():
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_batch_of_no_sequences(cell, backend):
-    """What is left to a worker at the end of an epoch; as torch.nn.LSTM, gradients are zero."""
+    """A worker may have no sequences at the end of an epoch. Gradients are zero, as in torch."""
     layer = make(cell, backend=backend)
     output, state = layer(torch.zeros(6, 0, 3, dtype=torch.float64))
     assert output.shape == (6, 0, layer.output_size)
@@ -251,7 +251,7 @@ def test_a_batch_of_no_sequences(cell, backend):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_integers_of_any_type(cell, backend, dtype):
-    """Lengths that are near the end of their type, of sequences that are longer; and symbols."""
+    """Lengths near the limit of their type, in longer sequences; and symbols."""
     layer = make(cell, backend=backend)
     symbols = torch.randint(3, (130 if dtype == torch.int8 else 270, 2))
     lengths = [100, 127 if dtype == torch.int8 else 255]
@@ -280,7 +280,7 @@ def test_half_precision_starts_as_single_does(cell, dtype):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_other_ways_to_differentiate(cell):
-    """torch.func and forward mode, in which a kernel has no part: not a gradient of zero."""
+    """torch.func and forward mode, which kernels do not support, give no gradient of zero."""
     layer, x = make(cell), torch.randn(4, 2, 3, dtype=torch.float64)
 
     def output(x):
@@ -307,7 +307,7 @@ def test_other_ways_to_differentiate(cell):
 @pytest.mark.parametrize("form", ["features", "many features", "tokens"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_what_stands_beyond_a_length_is_not_read(cell, form, backend):
-    """In either direction and any layer, whatever it is: no result knows of it."""
+    """No result depends on it, in either direction and any layer."""
     inputs = 12 if form == "many features" else 3
     layer = cell(inputs, 4, num_layers=2, bidirectional=True, backend=backend).double()
     clean = torch.randint(3, (6, 4)) if form == "tokens" else torch.randn(6, 4, inputs).double()

@@ -1,4 +1,4 @@
-"""The whole surface of `torch.nn.LSTM`: what is the same here, and what differs and why."""
+"""The whole interface of `torch.nn.LSTM`: what is the same here, and what differs and why."""
 
 import inspect
 import pickle
@@ -43,7 +43,7 @@ TABLE = {  # every name of torch.nn.LSTM: SAME, or why it differs
     "get_expected_cell_size": "see check_input",
     "permute_hidden": "see check_input",
 }
-FURTHER = {  # what differs and has no name there, and why; the calls below are the same
+FURTHER = {  # differences without a name in torch, and why; the calls below are the same
     "integers: symbols pick rows of the weights, and (T,) of them is one sequence": lambda: (
         KRULSTM(3, 4)(torch.tensor([2, 0]))[0].shape == (2, 4)
     ),
@@ -117,7 +117,7 @@ def state(layer, *batch):
 
 
 def parts(layer, x=X):
-    """x as the layer takes a batch of it."""
+    """A batch x in the layer's order of axes."""
     return x.transpose(0, 1) if layer.batch_first else x
 
 
@@ -144,7 +144,7 @@ CALLS = {
 
 
 def plain(value):
-    """Tensors and other things that can be compared."""
+    """Tensors and other comparable values."""
     if isinstance(value, PackedSequence):
         return tuple(value)
     if isinstance(value, nn.Module):
@@ -252,7 +252,7 @@ def trained(layer, x):
 @pytest.mark.parametrize("cell", CELLS.values())
 @pytest.mark.parametrize(("unitary", "with_gradients"), [("soft", True), ("hard", False)])
 def test_torch_jit_trace(cell, unitary, with_gradients):
-    """What is recorded serves other numbers of steps and sequences, and can be trained."""
+    """The recorded program works for other numbers of steps and sequences, and can be trained."""
     options = {"bidirectional": True} if unitary == "soft" else {"checkpoint_every": 2}
     layer = cell(3, 4, unitary=unitary, **options).double()
     with torch.set_grad_enabled(with_gradients):

@@ -48,7 +48,7 @@ def test_initial_factors_turn_by_no_more_than_their_angle(p, dtype):
     if p == 64:
         assert angles.max() > 0.15
         assert 0.05 < angles.median() < 0.15
-        assert w.abs().fill_diagonal_(0).max() > 1e-3  # eigenvectors are no unit vectors
+        assert w.abs().fill_diagonal_(0).max() > 1e-3  # eigenvectors are not unit vectors
     torch.testing.assert_close(unitary_(w, angle=0), torch.eye(p, dtype=dtype))
 
 

@@ -1,4 +1,4 @@
-"""λ, the optimisers' options and the cells': each trains, or ends in an error that names it."""
+"""λ and each option of optimisers and cells train, or end in an error that names the option."""
 
 from math import inf, nan
 
@@ -22,13 +22,13 @@ FLOATS = st.floats() | st.floats(0, 2) | st.sampled_from([0.0, 1e39, nan, inf, -
 SIZES = st.integers(-2, 20) | st.sampled_from([10**5, 10**7, 2**31, 10**18])
 TASK = AddingTask(AddingConfig(steps=3, train_examples=4, eval_examples=4))
 TASK.load_dataset("train")
-torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])  # torch's first optimiser imports for seconds
+torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])  # the first optimiser takes seconds
 BATCH = TASK.dataset("train").collater([TASK.dataset("train")[i] for i in range(4)])
 
 
 @fuzzed
 @given(FLOATS)
-@example(1e39)  # an infinity in single precision
+@example(1e39)  # infinite in single precision
 def test_strengths_of_the_penalty(value):
     criterion = ends_well(SoftUnitaryCriterion, TASK, value, says="--unitary-penalty=")
     if criterion is not None:

@@ -56,7 +56,7 @@ def test_a_restored_optimiser_goes_on_alike(optimiser, config):
     resumed.load_state_dict(straight.state_dict())
     second = optimiser(config(lr=[0.01]), list(resumed.parameters()))
     saved = deepcopy(first.state_dict())
-    assert "fp32_params" not in saved  # which are for half precision
+    assert "fp32_params" not in saved  # they are for half precision
     second.load_state_dict(saved, second.optimizer_config)
     assert [g["lr"] for g in second.param_groups] == pytest.approx([0.01, 0.001, 0.01])
     step(first, straight, x)

@@ -1,4 +1,4 @@
-"""A task of one's own, for `--user-dir`: after every bit, is the number of ones so far odd?"""
+"""A user's own task, for `--user-dir`: after every bit, is the number of ones so far odd?"""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
@@ -47,5 +47,5 @@ class ParityTask(SequenceTask):
         return [Metric("correct", share, "% of parities")]
 
     def baseline(self, sums: Dict[str, float]) -> Metric:
-        """Guessing."""
+        """A random guess."""
         return Metric("correct", 50.0, "% of parities")

@@ -1,4 +1,4 @@
-"""The tasks' options: each gives examples, or an error that names it."""
+"""Each option of the tasks gives examples, or an error that names it."""
 
 from math import nan
 

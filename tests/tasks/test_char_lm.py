@@ -25,7 +25,7 @@ TEXT = "the <unk> cat  sat\non the mat\n\n it did \n"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """Where tokenizers are kept; kernels stay where they are, compiled."""
+    """An empty cache for tokenizers; compiled kernels stay in their own."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr("kron_plugin.tasks.text.cache_folder", lambda: folder)
     return folder / "tokenizers"
@@ -63,7 +63,7 @@ def test_tokenizer_is_reversible_and_trained_once(folder, cache, vocab, size):
     before = model.stat().st_mtime_ns
     load_tokenizer(folder, texts, vocab, size)
     assert model.stat().st_mtime_ns == before
-    # Another text of the same characters to score does not change it, another alphabet does.
+    # Another text to score changes the tokenizer only if its alphabet is another.
     load_tokenizer(folder, {**texts, "valid": "tac"}, vocab, size)
     assert len(list(cache.iterdir())) == 1
     load_tokenizer(folder, {**texts, "train": texts["train"] + "tac"}, vocab, size)
@@ -98,7 +98,7 @@ TEXTS = {
 @pytest.mark.parametrize("vocab", ["char", "bpe", "unigram"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_any_text_is_represented(tmp_path, name, vocab):
-    """In training, or only where it is scored."""
+    """The text is for training, or only for scoring."""
     text = TEXTS[name]
     for train in (text, "a bee\n" * 50):
         texts = {"train": train, "valid": text, "test": text[::-1]}
@@ -123,7 +123,7 @@ def test_the_characters_of_penn_treebank_keep_their_order(tmp_path):
 
 
 def test_nothing_is_written_beside_the_data(folder):
-    """Which others may read only."""
+    """The folder may be read-only."""
     before = sorted(folder.iterdir())
     folder.chmod(0o500)
     make(folder)
@@ -155,7 +155,7 @@ def test_the_training_text_is_scored_as_the_others(folder):
 
 
 def collect(dataset, pad=-100):
-    """The symbols that a dataset asks for, stream after stream, and those it shows before."""
+    """The source and target symbols of a dataset, stream after stream."""
     source = torch.cat([dataset[i]["net_input"]["src_tokens"] for i in range(len(dataset))], 1)
     target = torch.cat([dataset[i]["target"] for i in range(len(dataset))], 1)
     return source.flatten(), target.flatten()[: int((target != pad).sum())]
@@ -184,7 +184,7 @@ def test_windows_with_carried_state_equal_one_long_window(folder, cell):
         return task.compute_loss(model(**sample["net_input"]), sample).total.item()
 
     windows = sum(loss_of(dataset[i]) for i in range(len(dataset)))
-    # Reading on does not change what an epoch's beginning starts from.
+    # An epoch always begins from the same state, even after another epoch.
     assert sum(loss_of(dataset[i]) for i in range(len(dataset))) == windows
     source, target = dataset.source, dataset.target
     output, _ = model(source)
@@ -223,7 +223,7 @@ def test_state_of_the_training_streams_is_saved(folder, parts):
     other.set_checkpoint_dict(saved)
     assert list(other.carried) == ["train"]
     torch.testing.assert_close(other.carried["train"], state, rtol=0, atol=0)
-    if parts == 1:  # as checkpoints had it once
+    if parts == 1:  # the form of older checkpoints
         other.set_checkpoint_dict({**saved, "carried": state[0]})
         torch.testing.assert_close(other.carried["train"], state, rtol=0, atol=0)
 
@@ -294,7 +294,7 @@ def test_a_tokenizer_that_does_not_fit_the_text_says_why(folder, cache):
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(folder):
-    """It would fit where there are as many symbols, and mean others by them."""
+    """Its parameters would fit if the number of symbols is the same, but mean other symbols."""
     before = make(folder)
     state = before.state_dict()
     make(folder).load_state_dict(state)
@@ -303,4 +303,4 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(folder):
     for load in (after.load_state_dict, after.set_checkpoint_dict):
         with pytest.raises(ValueError, match="the text has changed since the checkpoint was"):
             load(state)
-    after.load_state_dict({})  # of a version before
+    after.load_state_dict({})  # of an older version

@@ -74,6 +74,6 @@ def test_no_example_is_dropped_or_repeated(batch_size):
     batches = task.get_batch_iterator(
         task.dataset("valid"),
         max_sentences=batch_size,
-        required_batch_size_multiple=8,  # fairseq's default, which drops what is left over
+        required_batch_size_multiple=8,  # fairseq's default, which drops the remaining examples
     ).next_epoch_itr(shuffle=False)
     assert sorted(i for batch in batches for i in batch["id"].tolist()) == list(range(11))

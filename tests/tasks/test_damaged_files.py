@@ -1,4 +1,4 @@
-"""Damaged files of data are named, or read as what they hold: never a crash, a hang, a guess."""
+"""Damaged data files give what they hold, or an error that names them."""
 
 import gzip
 import io
@@ -44,12 +44,12 @@ def song():
 
 
 def shared(sequence, times):
-    """A pickle that states a sequence once and refers to it."""
+    """A pickle that holds a sequence once and refers to it."""
     return pickle.dumps({split: [sequence] * times for split in ROLLS})
 
 
 def nested(depth):
-    """A tuple whose every level has the one below it twice: small, and endless to walk."""
+    """A tuple whose every level has the level below twice: small, but endless to traverse."""
     return (nested(depth - 1),) * 2 if depth else ()
 
 
@@ -106,7 +106,7 @@ def test_pickles(tmp_path, protocol):
     @example(b"\x80\4\x8f()" + b"2\x86" * 40 + b"\x90.")
     @example(b"\x80\4()" + b"2\x86" * 40 + b"\x91.")
     @example(pickle.dumps({s: [[(10**5000,)]] for s in ROLLS}))
-    @example(b"\x80\x02]r\xff\xff\xff\x0f.")  # a place in the memo that takes 4 GiB
+    @example(b"\x80\x02]r\xff\xff\xff\x0f.")  # a memo index that takes 4 GiB
     @example(b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f")  # a string of an exabyte
     @example(b"(" * 5000)
     def check(content):
@@ -150,7 +150,7 @@ def test_a_damaged_cache_of_rolls_is_made_anew(tmp_path, cache):
 @example(b"\xef\xbb\xbfa\n")
 @example("a\r\nb\u2028\x85\u00a0\u3000 c\n".encode())
 def test_text(tmp_path, cache, content):
-    """It comes back as it was from the symbols it is cut into."""
+    """Decoding its symbols restores the text."""
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_bytes(content)
     texts = ends_well(load_text, tmp_path, says="train.txt")

@@ -141,7 +141,7 @@ def wrapped(content):
 
 ONE, OTHER = FIRST + END, WAIT + SECOND + END
 ALIEN = chunk(b"anything", b"XFIH")
-# Every file has the two notes of TWO_NOTES, and is played by players.
+# Every file has the two notes of TWO_NOTES, and players play it.
 GOOD = {
     "as it should be": (TWO_NOTES, ""),
     "too few tracks announced": (midi(chunk(ONE), chunk(OTHER), announced=1), ""),
@@ -262,13 +262,13 @@ def test_a_key_sounds_until_as_many_releases_as_strokes(name):
 @pytest.mark.parametrize("ticks_per_beat", [24, 48, 96, 120, 192, 480, 960])
 @pytest.mark.parametrize("steps_per_beat", [2, 3, 4, 6, 12])
 def test_equal_notes_have_equal_lengths(ticks_per_beat, steps_per_beat):
-    """Those that begin and end amid two steps too, wherever they do."""
+    """This also holds for notes that begin and end halfway between two steps."""
     half = ticks_per_beat // (2 * steps_per_beat)
     events = []
     for key in range(30, 90):
         events += [note_on(key, half), note_off(key, 2 * half)]
     steps, _ = sounding(messages(*events, ticks_per_beat=ticks_per_beat), steps_per_beat)
-    # The n-th begins 3 n + 1 halves of a step from the beginning; half a step goes up.
+    # Note n begins 3 n + 1 half steps after the beginning; half a step rounds up.
     expected = [[(3 * n + 2) // 2] for n in range(60)]
     assert list(steps.values()) == expected
 
@@ -296,7 +296,7 @@ def test_a_roll_comes_back_from_the_file_it_was_written_to(tmp_path, steps_per_b
     again, remark = read_midi(tmp_path / "a.mid", steps_per_beat)
     assert np.array_equal(again, roll)
     assert remark == ""
-    heard = PrettyMIDI(str(tmp_path / "a.mid"))  # which others hear
+    heard = PrettyMIDI(str(tmp_path / "a.mid"))  # another reader
     assert len(heard.instruments[0].notes) == notes
     assert heard.get_end_time() == pytest.approx(50 * 0.5 / steps_per_beat)
 
@@ -369,7 +369,7 @@ def folder(tmp_path):
 
 
 def keys(rolls):
-    """What tells the songs apart."""
+    """The lengths of the songs, which differ."""
     return {split: [len(roll) for roll in part] for split, part in rolls.items()}
 
 
@@ -382,7 +382,7 @@ def test_one_folder_is_split_by_the_seed(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     assert keys(load_midi(copy, 2, THIRDS, seed=1)) == keys(rolls)
     assert keys(load_midi(folder, 2, THIRDS, seed=2)) != keys(rolls)
-    # Written down, so that nobody's test set changes.
+    # These are fixed, so that nobody's test set changes.
     assert keys(rolls)["test"] == [48, 40, 28, 58, 32]
 
 
@@ -487,7 +487,7 @@ def test_a_model_is_trained_and_scored_on_midi(train, kron_eval, folder):
     )
     result = json.loads(kron_eval(out / "checkpoint_best.pt", "--json").stdout)
     assert result["examples"] == 5
-    # The lengths of the five test songs in beats, less the first step of each.
+    # The lengths of the five test songs, without the first step of each.
     assert result["predictions"] == (48 + 40 + 28 + 58 + 32) // 2 - 5
 
 

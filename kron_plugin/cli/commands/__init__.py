@@ -1,1 +1,1 @@
-"""A module for each command of `kron-eval` and `kron-data`; `program.run` tells what is in one."""
+"""A module for each command of `kron-eval` and `kron-data`; `program.run` says what it contains."""

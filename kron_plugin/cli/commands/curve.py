@@ -8,9 +8,9 @@ from ..arguments import add_output
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "log", type=Path, metavar="LOG", help="what fairseq-train wrote with --log-format json"
+        "log", type=Path, metavar="LOG", help="log of fairseq-train with --log-format json"
     )
-    parser.add_argument("--metric", required=True, help="which one, such as bits or nll")
+    parser.add_argument("--metric", required=True, help="the metric, such as bits or nll")
     add_output(parser, "the PNG to write", required=True)
     parser.add_argument("--title", default="", help="title of the picture")
 

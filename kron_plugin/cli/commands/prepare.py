@@ -12,20 +12,20 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("set", metavar="SET", help="a data set that `kron-data list` names")
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument(
-        "--source", type=Path, metavar="FOLDER", help="where its files lie (this or --download)"
+        "--source", type=Path, metavar="FOLDER", help="folder of its files (this or --download)"
     )
     origin.add_argument(
         "--download",
         action="store_true",
-        help="fetch them where they are published (this or --source)",
+        help="fetch its files from their publishers (this or --source)",
     )
-    parser.add_argument("--mirror", metavar="URL", help="fetch them from below this address")
+    parser.add_argument("--mirror", metavar="URL", help="fetch its files from this address")
     parser.add_argument(
         "--dest",
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="where to put them: a new folder, or for piano rolls a shared one",
+        help="folder to make; sets of piano rolls may share one",
     )
 
 

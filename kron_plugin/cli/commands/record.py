@@ -1,7 +1,7 @@
-"""Write down a training run that has just ended.
+"""Record a training run that has just ended.
 
-What is kept: command, commit, machine, learning curve, and the scores of its checkpoint on
-validation and test.
+The record has the command, the commit, the machine, the learning curve, and the scores of the
+checkpoint on validation and test.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -13,9 +13,9 @@ from ..arguments import add_checkpoint, add_cpu, add_data, add_output, add_user_
 def arguments(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
-        "--log", type=Path, metavar="LOG", required=True, help="its log in JSON, of fairseq-train"
+        "--log", type=Path, metavar="LOG", required=True, help="its JSON log from fairseq-train"
     )
-    parser.add_argument("--command", required=True, help="what makes such a run again")
+    parser.add_argument("--command", required=True, help="the command that repeats the run")
     add_output(parser, "the JSON file to write", required=True)
     add_data(parser)
     add_user_dir(parser)

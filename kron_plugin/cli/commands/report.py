@@ -1,6 +1,6 @@
 """Make the report of all recorded runs.
 
-Tables with the published numbers, and pictures, which go beside the records.
+It has tables with the published numbers, and pictures, which are written beside the records.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -16,7 +16,7 @@ def arguments(parser: ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         default=Path("recipes/results"),
-        help="holds the records and published.csv",
+        help="folder with the records and published.csv",
     )
     add_output(parser, "the text to write", default=Path("RESULTS.md"))
     add_user_dir(parser)

@@ -9,16 +9,16 @@ from ..arguments import add_checkpoint, add_data, add_output, add_user_dir
 def arguments(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
-        "--prompt", help="a MIDI file for music, text for text; without one it begins by itself"
+        "--prompt", help="a MIDI file for music, text for text (default: start from nothing)"
     )
-    parser.add_argument("--steps", type=int, metavar="N", default=200, help="how far to go on")
+    parser.add_argument("--steps", type=int, metavar="N", default=200, help="steps to add")
     parser.add_argument(
-        "--temperature", type=float, metavar="X", default=1.0, help="below 1: less daring"
+        "--temperature", type=float, metavar="X", default=1.0, help="below 1 favours likely choices"
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", default=1, help="another seed, another sample"
+        "--seed", type=int, metavar="N", default=1, help="another seed gives another sample"
     )
-    add_output(parser, "the MIDI file to write, which music needs, or the text file")
+    add_output(parser, "the MIDI file to write (needed for music) or the text file")
     add_data(parser)
     add_user_dir(parser)
 

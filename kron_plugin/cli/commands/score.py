@@ -17,7 +17,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_cpu(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    add_output(parser, "write the JSON into this file too")
+    add_output(parser, "also write the JSON into this file")
 
 
 def run(args: Namespace) -> None:
