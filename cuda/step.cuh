@@ -21,11 +21,11 @@ enum Form { kDense, kFeatures, kTokens };  // of the input: u itself, or what a 
 // K products, W = C N.
 struct Call {
   int64 steps, batch, size;   // T, B, N; T x B rows for a product without recurrence
-  int64 first;                // the step of the sequences that the first of these is, for `lengths`; for the
-                              // gradient of a product, how many rows of its input are initial's
+  int64 first;                // the step of the sequences that the first of these is, for `lengths`
+  int64 initial_rows;         // of the gradient of a product: the rows of its input that are initial's
   int64 inputs, symbols;      // inputs: 0 if x is u, I for I features, -1 for tokens below `symbols`
   int64 activation;           // enum Activation
-  int64 adjoint;              // pairs: whether W^H is meant
+  int64 adjoint;              // butterfly: whether W^H is meant
   int64 capacity, cached;     // stages: see Stages
   const void* x;              // stored (T, B, K W) or (T, B, I), or int64 (T, B)
   const void* weight;         // stored (I, K W)
@@ -40,11 +40,11 @@ struct Call {
   const void* recurrent;      // real (T, B, K W): W_k h before each step
   const void* d_outputs;      // stored (T, B, W)
   const void* d_last;         // real (S, B, W)
-  void* delta;                // (T, B, K W): the gradient of W_k h; pairs: stored, stages: real
+  void* delta;                // (T, B, K W): the gradient of W_k h; butterfly: stored, stages: real
   void* d_input;              // as delta: the gradient of u_t, where that is another
   void* d_bias;               // real, a bias for each sequence, still to be summed
   void* d_initial;            // real (S, B, W)
-  void* d_factors;            // pairs: real (blocks, F, 2, 2, C), still to be summed
+  void* d_factors;            // butterfly: real (blocks, F, 2, 2, C), still to be summed
   void* workspace;            // stages: see Stages
   Plan plans[kMaxProducts];   // stages
 };

@@ -4,23 +4,6 @@
 #include "../step.cuh"
 
 enum Activation { kModrelu, kTanh, kIdentity };
-template <int A, int C>
-constexpr int kBiasParts = A == kModrelu ? 1 : C;  // numbers in an entry of the bias
-
-template <int A, class real, int C>
-__device__ inline void activate(Number<real, C>& z, const Number<real, C>& bias) {
-  if constexpr (A == kModrelu) {
-    const real square = dot(z, z);
-    const Root<real> modulus = root_of(square);
-    real moved = modulus.root + bias.v[0];
-    moved = moved < 0 ? 0 : moved;  // a NaN stays one
-    const real scale = square == 0 ? 0 : moved * modulus.inverse;
-    for (int c = 0; c < C; ++c) z.v[c] *= scale;
-  } else {
-    add(z, bias);
-    if constexpr (A == kTanh) z.v[0] = tanh(z.v[0]);
-  }
-}
 
 // The derivative of sigma at z_t, told by h_t alone, so that it is there before gamma = dL/dh_t is:
 //   delta = dL/dz_t = stretch gamma - across Re(gamma conj direction) direction
@@ -29,14 +12,34 @@ struct Slope {
   real stretch, across;
   Number<real, C> direction;
 };
-template <int A, class real, int C>
-__device__ inline Slope<real, C> slope_at(const Number<real, C>& h, const Number<real, C>& bias) {
-  Slope<real, C> slope = {1, 0, {}};
-  if constexpr (A == kTanh) slope.stretch = 1 - h.v[0] * h.v[0];
-  if constexpr (A == kModrelu && C == 1) {  // in one dimension all of gamma is along the direction
-    slope.stretch = h.v[0] == 0 ? 0 : 1;
-    slope.direction.v[0] = h.v[0] < 0 ? -slope.stretch : slope.stretch;
-  } else if constexpr (A == kModrelu) {
+
+// A nonlinearity: `activate` makes h of z in place, `slope_at` tells its derivative at h, and `descend` makes
+// delta of gamma in place and adds to the gradient of the bias. An entry of the bias has `kParts<C>` numbers.
+template <int A>
+struct Sigma;
+
+template <>
+struct Sigma<kModrelu> {
+  template <int C>
+  static constexpr int kParts = 1;
+
+  template <class real, int C>
+  __device__ static void activate(Number<real, C>& z, const Number<real, C>& bias) {
+    const real square = dot(z, z);
+    const Root<real> modulus = root_of(square);
+    real moved = modulus.root + bias.v[0];
+    moved = moved < 0 ? 0 : moved;  // a NaN stays one
+    const real scale = square == 0 ? 0 : moved * modulus.inverse;
+    for (int c = 0; c < C; ++c) z.v[c] *= scale;
+  }
+  template <class real, int C>
+  __device__ static Slope<real, C> slope_at(const Number<real, C>& h, const Number<real, C>& bias) {
+    Slope<real, C> slope = {1, 0, {}};
+    if constexpr (C == 1) {  // in one dimension all of gamma is along the direction
+      slope.stretch = h.v[0] == 0 ? 0 : 1;
+      slope.direction.v[0] = h.v[0] < 0 ? -slope.stretch : slope.stretch;
+      return slope;
+    }
     constexpr real kLeast = real(sizeof(real) == 4 ? 1.2e-38 : 2.3e-308);  // the least normal number
     constexpr real kDigit = real(sizeof(real) == 4 ? 6e-8 : 1.1e-16);
     constexpr real kMost = real(sizeof(real) == 4 ? 3.4e38 : 1.7e308);
@@ -45,41 +48,69 @@ __device__ inline Slope<real, C> slope_at(const Number<real, C>& h, const Number
     const Root<real> root = root_of(square);
     const real modulus = square == 0 ? 0 : root.root;
     const real moved = bias.v[0] < -kMost ? -kMost : bias.v[0];  // -inf times nothing is no number
-    real before = modulus - moved;  // |z|, which rounding may take to 0 but not below
-    before = before < kDigit * modulus ? kDigit * modulus : before;
-    const bool dead = modulus * before < kLeast;
-    const real inverted = inverse(before), per_before = dead ? 0 : inverted;
-    slope.stretch = modulus * per_before;
-    slope.across = moved * per_before;
+    real of_z = modulus - moved;  // |z|, which rounding may take to 0 but not below
+    of_z = of_z < kDigit * modulus ? kDigit * modulus : of_z;
+    const bool dead = modulus * of_z < kLeast;
+    const real inverted = inverse(of_z), per_of_z = dead ? 0 : inverted;
+    slope.stretch = modulus * per_of_z;
+    slope.across = moved * per_of_z;
     for (int c = 0; c < C; ++c) slope.direction.v[c] = dead ? 0 : h.v[c] * root.inverse;
+    return slope;
   }
-  return slope;
-}
-// From gamma to delta, in place; adds to the bias gradient.
-template <int A, class real, int C>
-__device__ inline void descend(Number<real, C>& gamma, const Slope<real, C>& slope, Number<real, C>& d_bias) {
-  if constexpr (A == kModrelu) {
+  template <class real, int C>
+  __device__ static void descend(Number<real, C>& gamma, const Slope<real, C>& slope, Number<real, C>& d_bias) {
     const real radial = dot(gamma, slope.direction), along = slope.across * radial;
     for (int c = 0; c < C; ++c) gamma.v[c] = slope.stretch * gamma.v[c] - along * slope.direction.v[c];
     d_bias.v[0] += radial;
-  } else {
-    if constexpr (A == kTanh) gamma.v[0] *= slope.stretch;
+  }
+};
+
+template <>
+struct Sigma<kIdentity> {
+  template <int C>
+  static constexpr int kParts = C;
+
+  template <class real, int C>
+  __device__ static void activate(Number<real, C>& z, const Number<real, C>& bias) {
+    add(z, bias);
+  }
+  template <class real, int C>
+  __device__ static Slope<real, C> slope_at(const Number<real, C>&, const Number<real, C>&) {
+    return {1, 0, {}};
+  }
+  template <class real, int C>
+  __device__ static void descend(Number<real, C>& gamma, const Slope<real, C>&, Number<real, C>& d_bias) {
     add(d_bias, gamma);
   }
-}
-// The same, chosen by the call.
-template <class real, int C>
-__device__ inline void activate(Number<real, C>& z, const Number<real, C>& bias, int64 activation) {
-  if (activation == kModrelu) return activate<kModrelu>(z, bias);
-  if (activation == kTanh) return activate<kTanh>(z, bias);
-  activate<kIdentity>(z, bias);
-}
-template <class real, int C>
-__device__ inline void descend(Number<real, C>& gamma, const Number<real, C>& h, const Number<real, C>& bias,
-                               int64 activation, Number<real, C>& d_bias) {
-  if (activation == kModrelu) return descend<kModrelu>(gamma, slope_at<kModrelu>(h, bias), d_bias);
-  if (activation == kTanh) return descend<kTanh>(gamma, slope_at<kTanh>(h, bias), d_bias);
-  descend<kIdentity>(gamma, slope_at<kIdentity>(h, bias), d_bias);
+};
+
+template <>
+struct Sigma<kTanh> {  // for real numbers
+  template <int C>
+  static constexpr int kParts = C;
+
+  template <class real, int C>
+  __device__ static void activate(Number<real, C>& z, const Number<real, C>& bias) {
+    add(z, bias);
+    z.v[0] = tanh(z.v[0]);
+  }
+  template <class real, int C>
+  __device__ static Slope<real, C> slope_at(const Number<real, C>& h, const Number<real, C>&) {
+    return {1 - h.v[0] * h.v[0], 0, {}};
+  }
+  template <class real, int C>
+  __device__ static void descend(Number<real, C>& gamma, const Slope<real, C>& slope, Number<real, C>& d_bias) {
+    gamma.v[0] *= slope.stretch;
+    add(d_bias, gamma);
+  }
+};
+
+// use(sigma) with the nonlinearity of a call.
+template <class Use>
+__device__ inline auto with_activation(int64 activation, Use use) {
+  if (activation == kModrelu) return use(Sigma<kModrelu>());
+  if (activation == kTanh) return use(Sigma<kTanh>());
+  return use(Sigma<kIdentity>());
 }
 
 // What the kernels of stages.cu ask of a cell.
@@ -89,7 +120,7 @@ struct Cell {
 
   template <int C>
   __device__ static int bias_parts(const Call& call) {
-    return call.activation == kModrelu ? kBiasParts<kModrelu, C> : C;
+    return call.activation == kModrelu ? 1 : C;
   }
   // From the state, in place, to the next one, by W h, u and the bias of one unit.
   template <class Element>
@@ -97,7 +128,7 @@ struct Cell {
                               int64 activation) {
     state[0] = recurrent[0];
     add(state[0], u[0]);
-    activate(state[0], bias[0], activation);
+    with_activation(activation, [&](auto sigma) { sigma.activate(state[0], bias[0]); });
   }
   // Back through a step at one unit, from `total`, the gradient of the state after it.
   template <class Element>
@@ -106,7 +137,9 @@ struct Cell {
                                                          const Element* total, int64 activation) {
     Derivative<Element, Cell> d = {};
     d.delta[0] = total[0];
-    descend(d.delta[0], h, bias[0], activation, d.bias[0]);
+    with_activation(activation, [&](auto sigma) {
+      sigma.descend(d.delta[0], sigma.slope_at(h, bias[0]), d.bias[0]);
+    });
     return d;
   }
 };

@@ -10,7 +10,7 @@ from torch import Tensor
 from .activation import as_complex
 from .cuda_kernels import MAX_PRODUCTS, MAX_STAGES, PLAN, Geometry, Kernels, aligned, attribute
 
-# Constants of pairs.cuh and stages.cuh, to which a test holds them.
+# Constants of butterfly.cuh and stages.cuh, to which a test holds them.
 ELEMENTS_PER_THREAD = 4
 PRODUCT_THREADS = 512
 GRADIENT_THREADS = 256
@@ -33,8 +33,8 @@ def geometry(
         products: the sizes P_0, Q_0, P_1, … of each product's factors.
         vectors: how many a block of `stages` holds.
     """
-    if kernels.kind == "pairs":
-        return _pairs_geometry(kernels, function, device, rows)
+    if kernels.kind == "butterfly":
+        return _butterfly_geometry(kernels, function, device, rows)
     return _stages_geometry(kernels, function, device, products, rows, vectors)
 
 
@@ -53,7 +53,9 @@ def _blocks(
     return min(blocks, max(1, resident // threads) * attribute(device, "MultiProcessorCount"))
 
 
-def _pairs_geometry(kernels: Kernels, function: str, device: torch.device, rows: int) -> Geometry:
+def _butterfly_geometry(
+    kernels: Kernels, function: str, device: torch.device, rows: int
+) -> Geometry:
     size = 1 << kernels.bits
     threads = size // ELEMENTS_PER_THREAD
     sequences = max(1, 32 // threads)
@@ -150,10 +152,10 @@ def arranged(
 ) -> Tensor:  # shape: (Σ P_f Q_f C,)
     """Factors, one after the other row by row, as the kernels read them.
 
-    That is as they are for `pairs`, which turn them themselves, and column by column for `stages`;
-    Wᴴ's for `adjoint`, whose columns are the conjugate rows of W.
+    That is as they are for `butterfly`, whose kernels turn them, and column by column for `stages`.
+    For `adjoint` they are those of Wᴴ, whose columns are the conjugate rows of W.
     """
-    if kernels.kind == "pairs":
+    if kernels.kind == "butterfly":
         return aligned(factors.reshape(-1))
     if adjoint and kernels.parts == 2:
         factors = torch.view_as_real(as_complex(factors.view(-1, 2)).conj_physical())

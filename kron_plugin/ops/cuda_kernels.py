@@ -1,8 +1,8 @@
 """The kernels in cuda/, compiled by CuPy for the GPU at hand, on torch's memory and streams.
 
-There are two kinds of them. `pairs` holds a vector in registers and serves 2x2 factors; `stages`
-holds it in shared memory, or where that is too small in device memory, and serves any factors and
-cells. cuda/README.md explains both.
+There are two kinds of them. `butterfly` holds a vector in registers and serves a KRU of 2x2 factors.
+`stages` holds it in shared memory, or where that is too small in device memory, and serves any
+factors and cells. cuda/README.md explains both.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ STORED = {
 }
 FORMS = ("dense", "features", "tokens")  # enum Form of step.cuh
 FUNCTIONS = {
-    "pairs": ("forward", "backward", "product", "gradient"),
+    "butterfly": ("forward", "backward", "product", "gradient"),
     "stages": ("forward", "backward", "product"),
 }
 
-# Constants of step.cuh and pairs.cuh, to which a test holds them.
+# Constants of step.cuh and butterfly.cuh, to which a test holds them.
 MAX_STAGES = 32
 MAX_PRODUCTS = 4
 # Double precision takes twice the registers: it is there to check with, in a single warp.
-MAX_PAIR_BITS = {torch.float32: 10, torch.float64: 6, torch.bfloat16: 10, torch.float16: 10}
+MAX_BUTTERFLY_BITS = {torch.float32: 10, torch.float64: 6, torch.bfloat16: 10, torch.float16: 10}
 
 PLAN = np.dtype([("count", np.int32), ("columns", np.int32), ("stages", np.int32, (MAX_STAGES, 4))])
-_NUMBERS = "steps batch size first inputs symbols activation adjoint capacity cached"
+_NUMBERS = "steps batch size first initial_rows inputs symbols activation adjoint capacity cached"
 _POINTERS = (
     "x weight bias factors initial lengths outputs kept last recurrent d_outputs d_last delta"
     " d_input d_bias d_initial d_factors workspace"
@@ -61,9 +61,9 @@ class Kernels(NamedTuple):
     kind: str  # a key of FUNCTIONS
     stored: str  # a value of STORED
     parts: int  # numbers in an element: 2 for complex states, 1 for real ones
-    bits: int = 0  # pairs: log2 N
-    form: int = 0  # pairs: enum Form of step.cuh
-    activation: int = 0  # pairs: enum Activation
+    bits: int = 0  # butterfly: log2 N
+    form: int = 0  # butterfly: enum Form of step.cuh
+    activation: int = 0  # butterfly: enum Activation
     cell: str = "rnn"  # the name of a header in cells/
 
     def names(self) -> List[str]:
@@ -71,7 +71,7 @@ class Kernels(NamedTuple):
         names = []
         for function in FUNCTIONS[self.kind]:
             arguments = [self.stored, self.parts]
-            if self.kind == "pairs":
+            if self.kind == "butterfly":
                 ways = {"forward": (self.form, self.activation), "backward": (self.activation,)}
                 arguments += [self.bits, *ways.get(function, ())]
             names.append(f"{self.kind}_{function}<{', '.join(map(str, arguments))}>")
@@ -120,8 +120,8 @@ def kernels_for(
 ) -> Kernels:
     """What serves factors of sizes P_0, Q_0, P_1, …"""
     bits, parts = len(shapes) // 2, 2 if is_complex else 1
-    if set(shapes) == {2} and 2 <= bits <= MAX_PAIR_BITS[dtype]:
-        return Kernels("pairs", STORED[dtype], parts, bits, form, activation)
+    if set(shapes) == {2} and 2 <= bits <= MAX_BUTTERFLY_BITS[dtype]:
+        return Kernels("butterfly", STORED[dtype], parts, bits, form, activation)
     return Kernels("stages", STORED[dtype], parts)
 
 

@@ -162,7 +162,7 @@ def test_a_call_with_what_does_not_fit_raises(kind):
 # The kernels of 2x2 factors, and those of a cell.
 RACES = """
 #include "cells/{cell}.cuh"
-#include "pairs.cu"
+#include "butterfly.cu"
 #include "stages.cu"
 template <class Kernel>
 void run(Kernel kernel, unsigned blocks, unsigned threads, size_t shared, const Call& call) {{
@@ -182,14 +182,14 @@ int main() {{
                     &call.d_bias, &call.d_initial, &call.d_factors}})
     *to = arrays[next++].data();
 """
-PAIRS = """
+BUTTERFLY = """
   const size_t exchange = 2 * N * C * 4;
-  run(pairs_forward<float, C, F, kDense, kModrelu>, B, N / 4, exchange, call);
-  run(pairs_backward<float, C, F, kModrelu>, B, N / 4, exchange, call);
-  run(pairs_product<float, C, F>, 1, N / 4, exchange, call);
-  call.first = B;
-  run(pairs_gradient<float, C, F>, 1, N / 4, exchange + 4 * F * C * 4, call);
-  call.first = 0;
+  run(butterfly_forward<float, C, F, kDense, kModrelu>, B, N / 4, exchange, call);
+  run(butterfly_backward<float, C, F, kModrelu>, B, N / 4, exchange, call);
+  run(butterfly_product<float, C, F>, 1, N / 4, exchange, call);
+  call.initial_rows = B;
+  run(butterfly_gradient<float, C, F>, 1, N / 4, exchange + 4 * F * C * 4, call);
+  call.initial_rows = 0;
 """
 STAGES = """
   call.cached = 4 * 3 + 16 * 16 + 4 * 2;
@@ -214,9 +214,9 @@ def test_thread_sanitizer_finds_no_race(kind, barriers, tmp_path):
     kind = KINDS[kind]
     source = RACES.format(cell=kind.cell, parts=1 + kind.is_complex)
     if kind.cell == "rnn":
-        source += PAIRS
+        source += BUTTERFLY
     else:
-        source = source.replace('#include "pairs.cu"\n', "")
+        source = source.replace('#include "butterfly.cu"\n', "")
     cuda_on_cpu.compile_for_cpu(source + STAGES, program, flags)
     result = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert ("WARNING: ThreadSanitizer: data race" in result.stderr) == (not barriers)

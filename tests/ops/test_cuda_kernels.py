@@ -22,7 +22,7 @@ CUDA = torch.device("cuda", 0)
 # The most registers a thread may take; cuda/README.md says what follows from them.
 REGISTERS = {"forward": 168, "backward": 176, "product": 128, "gradient": 224}
 REGISTERS_OF_ALL = {
-    "pairs": 255,
+    "butterfly": 255,
     "stages": 128,
 }  # in double precision; and of a block of 512
 
@@ -36,8 +36,8 @@ def compiled():
             yield Kernels("stages", stored, 1, cell=cell)
         for parts in (1, 2):
             yield Kernels("stages", stored, parts)
-            for bits in (2, cuda_kernels.MAX_PAIR_BITS[dtype]):
-                yield Kernels("pairs", stored, parts, bits, *usable(next(ways), parts))
+            for bits in (2, cuda_kernels.MAX_BUTTERFLY_BITS[dtype]):
+                yield Kernels("butterfly", stored, parts, bits, *usable(next(ways), parts))
 
 
 def usable(way, parts):
@@ -75,10 +75,10 @@ def check_compilation(kernels, architecture):
     assert {name for name, _, _ in entries} == set(cuda_kernels.FUNCTIONS[kernels.kind]), report
     for function, spilled, registers in entries:
         limit = REGISTERS_OF_ALL[kernels.kind]
-        if kernels.kind == "pairs" and kernels.stored != "double":
+        if kernels.kind == "butterfly" and kernels.stored != "double":
             limit = REGISTERS[function]
         assert int(registers) <= limit, (function, report)
-        assert kernels.kind != "pairs" or int(spilled) == 0, (function, report)
+        assert kernels.kind != "butterfly" or int(spilled) == 0, (function, report)
 
 
 def test_the_peer_of_the_benchmark_compiles():
@@ -108,11 +108,11 @@ def test_constants_are_those_of_the_headers(name, value):
     assert re.findall(rf"constexpr int (?:.*, )?{name} = (\d+)", text) == [str(value)]
 
 
-def test_pair_bits_are_those_of_the_headers():
+def test_butterfly_bits_are_those_of_the_headers():
     names = ("kThreadBits", "kLaneBits", "kWarpBits")
-    text = (FOLDER / "pairs.cuh").read_text()
+    text = (FOLDER / "butterfly.cuh").read_text()
     sizes = [int(re.search(rf"{name} = (\d+)", text)[1]) for name in names]
-    for dtype, bits in cuda_kernels.MAX_PAIR_BITS.items():
+    for dtype, bits in cuda_kernels.MAX_BUTTERFLY_BITS.items():
         assert bits == (sum(sizes[:2]) - 1 if dtype == torch.float64 else sum(sizes))
 
 
@@ -134,8 +134,8 @@ def fake(monkeypatch, tmp_path):
     ("bits", "threads", "sequences", "shared"),
     [(2, 1, 32, 0), (5, 8, 4, 0), (7, 32, 1, 0), (8, 64, 1, 4096), (10, 256, 1, 16384)],
 )
-def test_geometry_of_pairs(fake, bits, threads, sequences, shared):
-    kernels = Kernels("pairs", "float", 2, bits)
+def test_geometry_of_butterfly(fake, bits, threads, sequences, shared):
+    kernels = Kernels("butterfly", "float", 2, bits)
     cut = geometry(kernels, "forward", CPU, [[2, 2] * bits], rows=65)
     assert cut.block == (threads, sequences)
     assert cut.grid == -(-65 // sequences)
@@ -192,7 +192,7 @@ def test_a_call_compiles_nothing_for_its_batch_and_steps(fake, monkeypatch):
     monkeypatch.setattr(fake, "RawModule", Counting)
     for batch, steps in [(1, 1), (2, 5), (9, 2)]:
         run(random_case(KRU, [(2, 2)] * 2, batch, steps, dtype=torch.float32), "cuda")
-    assert made == [Kernels("pairs", "float", 2, 2).names()]
+    assert made == [Kernels("butterfly", "float", 2, 2).names()]
 
 
 def test_launches_go_to_torchs_stream(fake, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_kernel_that_does_not_compile(fake, monkeypatch):
     monkeypatch.setattr(cuda_on_cpu.RawModule, "get_function", refuse)
     monkeypatch.setattr(cuda_on_cpu.RawModule, "__init__", lambda *args, **kwargs: None)
     problem = backends.Problem(CPU, torch.float32, True)
-    with pytest.raises(RuntimeError, match=r"pairs.cu does not compile: expected a ';'"):
+    with pytest.raises(RuntimeError, match=r"butterfly.cu does not compile: expected a ';'"):
         rnn.recurrence.backends.choose("cuda", problem)
 
 

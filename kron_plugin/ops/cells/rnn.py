@@ -23,7 +23,13 @@ def step(
 
 
 RNN = Cell(
-    "rnn", ("h",), step, activations=ACTIVATIONS, is_real=False, from_output=True, has_pairs=True
+    "rnn",
+    ("h",),
+    step,
+    activations=ACTIVATIONS,
+    is_real=False,
+    from_output=True,
+    has_butterfly=True,
 )
 recurrence = Recurrence(RNN)
 check_backend = recurrence.backends.check

@@ -60,12 +60,12 @@ def factor_gradients(
     The sums of 2x2 factors are made by one kernel, block by block and then over the blocks, always
     in the same order; those of other factors by matrix products.
     """
-    if kernels.kind == "pairs":
+    if kernels.kind == "butterfly":
         cut = geometry(kernels, "gradient", g.device, [shapes], g.shape[0])
         sums = torch.empty(cut.grid, factors.numel(), dtype=factors.dtype, device=g.device)
         rows = 0 if first is None else first.shape[0]
         launch(
-            kernels, "gradient", g.device, cut, steps=1, batch=g.shape[0], first=rows,
+            kernels, "gradient", g.device, cut, steps=1, batch=g.shape[0], initial_rows=rows,
             initial=first, factors=aligned(factors), outputs=aligned(x), delta=aligned(g),
             d_factors=sums,
         )  # fmt: skip

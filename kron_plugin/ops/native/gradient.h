@@ -55,7 +55,7 @@ KRON_OUTLINE void correlate(const Element<L>* a, const Element<L>* x, int64_t p,
 // The off-diagonal entries K[0, 1] and K[1, 0] of B neighbouring 2x2 factors in one pass; the lowest
 // of their digits has `inner` elements below it. sums: two cells a factor, the lowest first.
 template <int L, int B>
-KRON_OUTLINE void correlate_pairs(const Element<L>* g, const Element<L>* h, int64_t outer, int64_t inner, Element<L>* sums) {
+KRON_OUTLINE void correlate_butterflies(const Element<L>* g, const Element<L>* h, int64_t outer, int64_t inner, Element<L>* sums) {
   constexpr int R = 1 << B;
   Element<L> acc[B][2] = {};
   for (int64_t o = 0; o < outer; ++o)
@@ -106,7 +106,7 @@ class Correlation {
       parts_.push_back(std::move(part));
     }
     size_ = n;
-    if (!has_pairs()) return;
+    if (!has_butterflies()) return;
     diagonal = arena.sums<Element<L>>(n);
     products_ = arena.take<Coef>(n);
   }
@@ -154,13 +154,13 @@ class Correlation {
     if (!part.cells)
       correlate<L>(g, h, part.p, part.p, outer, part.inner, sums + part.offsets[0]);
     else if (part.bits == 3)
-      correlate_pairs<L, 3>(g, h, outer, part.inner, part.cells);
+      correlate_butterflies<L, 3>(g, h, outer, part.inner, part.cells);
     else if (part.bits == 2)
-      correlate_pairs<L, 2>(g, h, outer, part.inner, part.cells);
+      correlate_butterflies<L, 2>(g, h, outer, part.inner, part.cells);
     else
-      correlate_pairs<L, 1>(g, h, outer, part.inner, part.cells);
+      correlate_butterflies<L, 1>(g, h, outer, part.inner, part.cells);
   }
-  bool has_pairs() const {
+  bool has_butterflies() const {
     return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.cells; });
   }
   std::vector<Part> parts_;

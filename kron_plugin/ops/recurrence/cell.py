@@ -35,7 +35,7 @@ class Cell(NamedTuple):
     from_output: whether the output is all of the state, and tells the derivative of the
         nonlinearity, so that kernels need not make W h again on the way back.
     splits: whether the gradients of u_k and of W_k h differ.
-    has_pairs: whether there are CUDA kernels for 2x2 factors (cuda/pairs.cu).
+    has_butterfly: whether there are CUDA kernels for 2x2 factors (cuda/butterfly.cu).
     """
 
     name: str
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
     is_real: bool = True
     from_output: bool = False
     splits: bool = False
-    has_pairs: bool = False
+    has_butterfly: bool = False
 
     @property
     def operation(self) -> str:

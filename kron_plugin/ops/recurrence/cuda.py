@@ -98,12 +98,12 @@ class _Launches:
         activation = list(cell.activations).index(given.activation)
         form = "tokens" if given.is_tokens else "dense" if given.weight is None else "features"
         self.kernels = Kernels("stages", STORED[given.state.dtype], 1, cell=cell.name)
-        if cell.has_pairs:
+        if cell.has_butterfly:
             how = (given.is_complex, FORMS.index(form), activation)
             self.kernels = kernels_for(given.shapes, given.state.dtype, *how)
         # `stages` compute what they hand on in the type that they compute with.
-        by_pairs = self.kernels.kind == "pairs"
-        self.delta_type = given.state.dtype if by_pairs else self.real
+        by_butterfly = self.kernels.kind == "butterfly"
+        self.delta_type = given.state.dtype if by_butterfly else self.real
         self.vectors = len(cell.state) + 2 + (cell.products if cell.products > 1 else 0)
         self.x = aligned(given.x.to(torch.int64) if given.is_tokens else given.x)
         self.fields = {

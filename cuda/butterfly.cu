@@ -3,7 +3,7 @@
 // of a kernel's name, so that a step has no branch for them: four elements then go through it side by side.
 
 #include "cells/rnn.cuh"
-#include "pairs.cuh"
+#include "butterfly.cuh"
 
 constexpr int kAhead = 4;  // steps before a row is loaded that it is brought into the cache
 
@@ -25,7 +25,7 @@ class Input {
  public:
   using real = Real<Stored>;
   using Element = Number<real, C>;
-  static constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+  static constexpr int kSize = ButterflySize<F>::kSize, kWidth = C * kSize;
 
   __device__ Input(const Call& call, const Place& at)
       : call_(call), weight_(static_cast<const Stored*>(call.weight)), n_(at.n), left_(call.steps) {
@@ -93,15 +93,15 @@ class Input {
 };
 
 template <class Stored, int C, int F, int Form, int A>
-__global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call call) {
-  using Element = typename Pairs<Stored, C, F>::Element;
+__global__ void __launch_bounds__(ButterflySize<F>::kBlock, 1) butterfly_forward(Call call) {
+  using Element = typename Butterfly<Stored, C, F>::Element;
   using real = Real<Stored>;
-  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+  constexpr int kSize = ButterflySize<F>::kSize, kWidth = C * kSize;
   const Place at(call.batch);
-  Pairs<Stored, C, F> w(call);
+  Butterfly<Stored, C, F> w(call);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
   Element h[R], bias[R];
-  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, kBiasParts<A, C>, 0, at.n + r);
+  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, Sigma<A>::template kParts<C>, 0, at.n + r);
   load_elements<R>(static_cast<const real*>(call.initial) + at.b * kWidth, kSize, at.n, h);
   Input<Stored, C, F, Form> input(call, at);
   const bool writes = call.outputs && at.real_one;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
     w.apply(z);
     input.add(z);
 #pragma unroll
-    for (int r = 0; r < R; ++r) activate<A>(z[r], bias[r]);
+    for (int r = 0; r < R; ++r) Sigma<A>::activate(z[r], bias[r]);
     if (t < length)
 #pragma unroll
       for (int r = 0; r < R; ++r) h[r] = z[r];
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_forward(Call ca
 template <class Stored, int C, int F>
 class Rows {
  public:
-  static constexpr int kSize = PairsSize<F>::kSize;
+  static constexpr int kSize = ButterflySize<F>::kSize;
   __device__ Rows(const void* rows, const Call& call, const Place& at)
       : left_(rows ? call.steps : 0), stride_(call.batch * C * kSize), n_(at.n) {
     row_ = static_cast<const Stored*>(rows);
@@ -149,15 +149,15 @@ class Rows {
 
 // The sweep back: delta_t for all t, the gradients of the initial state and, still a row a sequence, of the bias.
 template <class Stored, int C, int F, int A>
-__global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call call) {
-  using Element = typename Pairs<Stored, C, F>::Element;
+__global__ void __launch_bounds__(ButterflySize<F>::kBlock, 1) butterfly_backward(Call call) {
+  using Element = typename Butterfly<Stored, C, F>::Element;
   using real = Real<Stored>;
-  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
+  constexpr int kSize = ButterflySize<F>::kSize, kWidth = C * kSize;
   const Place at(call.batch);
-  Pairs<Stored, C, F> adjoint(call);
+  Butterfly<Stored, C, F> adjoint(call);
   const int64 length = call.lengths ? call.lengths[at.b] - call.first : call.steps;
   Element g[R] = {}, d_bias[R] = {}, bias[R];
-  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, kBiasParts<A, C>, 0, at.n + r);
+  for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, Sigma<A>::template kParts<C>, 0, at.n + r);
   if (call.d_last) load_elements<R>(static_cast<const real*>(call.d_last) + at.b * kWidth, kSize, at.n, g);
   // At step t the slopes of h_{t-1} are made ready beside the product, and h_{t-2} is asked for.
   Rows<Stored, C, F> states(call.outputs, call, at), outsides(call.d_outputs, call, at);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
     Element h[R];
     next_h.widen_to(h);
 #pragma unroll
-    for (int r = 0; r < R; ++r) slopes[r] = slope_at<A>(h[r], bias[r]);
+    for (int r = 0; r < R; ++r) slopes[r] = Sigma<A>::slope_at(h[r], bias[r]);
   };
   states.load(next_h), states.load(after_h), outsides.load(outside);
   ready();
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
     for (int r = 0; r < R; ++r) {
       add(g[r], from_outside[r]);
       delta[r] = live ? g[r] : Element{};
-      descend<A>(delta[r], slopes[r], d_bias[r]);
+      Sigma<A>::descend(delta[r], slopes[r], d_bias[r]);
     }
     states.load(after_h), outsides.load(outside);
     if (at.real_one) store_elements<R>(delta, kSize, at.n, deltas);
@@ -195,16 +195,16 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, 1) pairs_backward(Call c
   if (!at.real_one) return;
   store_elements<R>(g, kSize, at.n, static_cast<real*>(call.d_initial) + at.b * kWidth);
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < kBiasParts<A, C>; ++c)
-      *bias_gradient<real>(call, kBiasParts<A, C>, c, at.b, at.n + r) = d_bias[r].v[c];
+    for (int c = 0; c < Sigma<A>::template kParts<C>; ++c)
+      *bias_gradient<real>(call, Sigma<A>::template kParts<C>, c, at.b, at.n + r) = d_bias[r].v[c];
 }
 
 // outputs = W x, row by row.
 template <class Stored, int C, int F>
-__global__ void __launch_bounds__(PairsSize<F>::kBlock, kProductThreads / PairsSize<F>::kBlock) pairs_product(Call call) {
-  using Element = typename Pairs<Stored, C, F>::Element;
-  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
-  Pairs<Stored, C, F> w(call);
+__global__ void __launch_bounds__(ButterflySize<F>::kBlock, kProductThreads / ButterflySize<F>::kBlock) butterfly_product(Call call) {
+  using Element = typename Butterfly<Stored, C, F>::Element;
+  constexpr int kSize = ButterflySize<F>::kSize, kWidth = C * kSize;
+  Butterfly<Stored, C, F> w(call);
   const int n = threadIdx.x * R;
   const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
@@ -222,16 +222,16 @@ __global__ void __launch_bounds__(PairsSize<F>::kBlock, kProductThreads / PairsS
 // x_f what enters the stage of factor f, gamma_f the gradient of what leaves it. Rows of gradients are
 // call.delta; rows of inputs are call.initial's, if given, and then those of call.outputs.
 template <class Stored, int C, int F>
-class PairsGradient {
+class ButterflyGradient {
  public:
   using real = Real<Stored>;
   using Element = Number<real, C>;
 
   // Shared memory holds what is exchanged, and behind it the factors.
-  __device__ explicit PairsGradient(const Call& call)
-      : factors_(shared_memory<Element>() + 2 * PairsSize<F>::kSize) {
+  __device__ explicit ButterflyGradient(const Call& call)
+      : factors_(shared_memory<Element>() + 2 * ButterflySize<F>::kSize) {
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int i = thread; i < 4 * F; i += PairsSize<F>::kBlock)
+    for (int i = thread; i < 4 * F; i += ButterflySize<F>::kBlock)
       factors_[i] = static_cast<const Element*>(call.factors)[i];
     __syncthreads();
   }
@@ -245,7 +245,7 @@ class PairsGradient {
 
   // Sums over the threads that hold an entry, in a fixed order, to (F, 2, 2, C) numbers.
   __device__ void store(real* to) {
-    constexpr int kCount = 4 * C * F, kWarpCount = PairsSize<F>::kBlock / 32;
+    constexpr int kCount = 4 * C * F, kWarpCount = ButterflySize<F>::kBlock / 32;
     real* shared = shared_memory<real>();
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
     __syncthreads();
@@ -258,7 +258,7 @@ class PairsGradient {
         if (thread % 32 == 0) shared[thread / 32 * kCount + (F - 1 - j) * 4 * C + entry] = sum;
       }
     __syncthreads();
-    for (int i = thread; i < kCount; i += PairsSize<F>::kBlock) {
+    for (int i = thread; i < kCount; i += ButterflySize<F>::kBlock) {
       real sum = 0;
       for (int warp = 0; warp < kWarpCount; ++warp) sum += shared[warp * kCount + i];
       to[i] = sum;
@@ -331,15 +331,15 @@ class PairsGradient {
 };
 
 template <class Stored, int C, int F>
-__global__ void __launch_bounds__(PairsSize<F>::kBlock, kGradientThreads / PairsSize<F>::kBlock) pairs_gradient(Call call) {
-  using Element = typename PairsGradient<Stored, C, F>::Element;
+__global__ void __launch_bounds__(ButterflySize<F>::kBlock, kGradientThreads / ButterflySize<F>::kBlock) butterfly_gradient(Call call) {
+  using Element = typename ButterflyGradient<Stored, C, F>::Element;
   using real = Real<Stored>;
-  constexpr int kSize = PairsSize<F>::kSize, kWidth = C * kSize;
-  PairsGradient<Stored, C, F> gradient(call);
+  constexpr int kSize = ButterflySize<F>::kSize, kWidth = C * kSize;
+  ButterflyGradient<Stored, C, F> gradient(call);
   const int n = threadIdx.x * R;
   const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
-  const int64 initial = call.initial ? call.first : 0;  // rows of inputs that come from `initial`
+  const int64 initial = call.initial ? call.initial_rows : 0;  // rows of inputs that come from `initial`
   Element next_x[R], next_g[R];
   const auto ask = [&](int64 row) {
     for (int r = 0; r < R; ++r) next_x[r] = next_g[r] = Element{};

@@ -14,7 +14,7 @@ constexpr int kProductThreads = 512, kGradientThreads = 256;  // on a multiproce
 
 // What follows from F.
 template <int F>
-struct PairsSize {
+struct ButterflySize {
   static_assert(F >= kThreadBits && F <= kThreadBits + kLaneBits + kWarpBits, "no such kernel");
   static constexpr int kSize = 1 << F, kThreads = kSize / R;
   static constexpr int kLanes = F - kThreadBits < kLaneBits ? F - kThreadBits : kLaneBits;
@@ -27,7 +27,7 @@ template <class real, int C, int F>
 class Exchange {
  public:
   using Element = Number<real, C>;
-  static constexpr int kSize = PairsSize<F>::kSize;
+  static constexpr int kSize = ButterflySize<F>::kSize;
 
   __device__ void lane(int bit, const Element* v, Element* other) const {
 #pragma unroll
@@ -53,13 +53,13 @@ class Exchange {
 
 // W, each thread with the entries it needs in registers.
 template <class Stored, int C, int F>
-class Pairs {
+class Butterfly {
  public:
   using real = Real<Stored>;
   using Element = Number<real, C>;
-  static constexpr int kLanes = PairsSize<F>::kLanes, kWarps = PairsSize<F>::kWarps;
+  static constexpr int kLanes = ButterflySize<F>::kLanes, kWarps = ButterflySize<F>::kWarps;
 
-  __device__ explicit Pairs(const Call& call) {
+  __device__ explicit Butterfly(const Call& call) {
     const auto entry = [&](int j, int p, int q) {
       const Element* factor = static_cast<const Element*>(call.factors) + 4 * (F - 1 - j);
       return call.adjoint ? conj(factor[2 * q + p]) : factor[2 * p + q];
