@@ -7,8 +7,10 @@ from typing import List
 import torch
 from torch import Tensor
 
-from kron_plugin.ops import kron_lstm, kron_matmul, kron_rnn
+from kron_plugin.ops import kron_matmul
+from kron_plugin.ops.cells import gru, lstm, rnn
 
+RECURRENCES = {"rnn": rnn.recurrence, "lstm": lstm.recurrence, "gru": gru.recurrence}
 # Factor sizes for all types and forms of input.
 EVERY_WAY = [[2] * 6, [2] * 9, [3, 5]]
 SHAPES = [[2] * 2, [2, 2, 3, 16], [2] * 14, *EVERY_WAY]
@@ -33,44 +35,35 @@ def random_factors(sizes: List[int], dtype: torch.dtype) -> List[Tensor]:
 
 
 def run_recurrence(
-    sizes: List[int], dtype: torch.dtype, is_complex: bool, form: str, batch: int = BATCH
+    name: str,
+    sizes: List[int],
+    dtype: torch.dtype,
+    form: str,
+    is_complex: bool = False,
+    batch: int = BATCH,
 ) -> None:
+    recurrence = RECURRENCES[name]
+    cell, n = recurrence.cell, prod(sizes)
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    factors = random_factors(sizes, real.to_complex() if is_complex else real)
-    n = prod(sizes)
-    width = 2 * n if is_complex else n
-    bias = torch.zeros(n, dtype=dtype, device="cuda")
-    h0 = torch.ones(batch, width, dtype=dtype, device="cuda")
+    element = real.to_complex() if is_complex else real
+    factors = [random_factors(sizes, element) for _ in range(cell.products)]
+    width, activation = (2 * n if is_complex else n), next(iter(cell.activations))
+    bias_size = cell.bias_size(n, is_complex, activation)
+    bias = torch.zeros(bias_size, dtype=dtype, device="cuda")
+    state = tuple(torch.ones(batch, width, dtype=dtype, device="cuda") for _ in cell.state)
     lengths = 1 + torch.arange(batch, device="cuda") % STEPS
     for every, need_output in ((1, True), (2, False)):
-        arguments = random_input(form, batch, width, dtype)
-        states, last = kron_rnn(
-            *(arguments["x"], factors, bias, h0, lengths),
+        arguments = random_input(form, batch, cell.products * width, dtype)
+        outputs, last = recurrence(
+            *(arguments["x"], factors, bias, state, lengths),
             weight=arguments["weight"],
+            activation=activation,
             checkpoint_every=every,
             need_output=need_output,
             backend="cuda",
         )
-        (states.float().square().sum() + last.float().square().sum()).backward()
-    assert all(w.grad.isfinite().all() for w in factors)
-
-
-def run_lstm(sizes: List[int], dtype: torch.dtype, form: str) -> None:
-    real = torch.float64 if dtype == torch.float64 else torch.float32
-    gates = [random_factors(sizes, real) for _ in range(4)]
-    n = prod(sizes)
-    bias = torch.zeros(4 * n, dtype=dtype, device="cuda")
-    state = tuple(torch.zeros(BATCH, n, dtype=dtype, device="cuda") for _ in range(2))
-    for every in (1, 2):
-        arguments = random_input(form, BATCH, 4 * n, dtype)
-        outputs, _ = kron_lstm(
-            *(arguments["x"], gates, bias, state),
-            weight=arguments["weight"],
-            checkpoint_every=every,
-            backend="cuda",
-        )
-        outputs.float().square().sum().backward()
-    assert all(w.grad.isfinite().all() for gate in gates for w in gate)
+        sum(part.float().square().sum() for part in (outputs, *last)).backward()
+    assert all(w.grad.isfinite().all() for product in factors for w in product)
 
 
 def run_product(sizes: List[int], is_complex: bool) -> None:
@@ -86,11 +79,11 @@ def main() -> None:
         for is_complex in (True, False):
             run_product(sizes, is_complex)
         for dtype, form in ways:
-            for is_complex in (True, False):
-                run_recurrence(sizes, dtype, is_complex, form)
-            run_lstm(sizes, dtype, form)
+            for name in RECURRENCES:
+                run_recurrence(name, sizes, dtype, form)
+            run_recurrence("rnn", sizes, dtype, form, is_complex=True)
         print(sizes, flush=True)
-    run_recurrence([2] * 9, torch.float32, True, "features", MANY)
+    run_recurrence("rnn", [2] * 9, torch.float32, "features", True, MANY)
     torch.cuda.synchronize()
 
 
