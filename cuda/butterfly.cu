@@ -1,13 +1,13 @@
-// The recurrence, the product and its gradient for 2x2 factors: a thread has four elements of one
-// sequence in registers from the first step to the last. Sizes, form of input and activation are part
-// of a kernel's name, so that a step has no branch for them: four elements then go through it side by side.
+// The recurrence, the product and its gradient for 2x2 factors. A thread has four elements of one sequence
+// in registers from the first step to the last. Sizes, form of input and activation are template arguments,
+// so that a step has no branch for them and the four elements run side by side.
 
 #include "cells/rnn.cuh"
 #include "butterfly.cuh"
 
-constexpr int kAhead = 4;  // steps before a row is loaded that it is brought into the cache
+constexpr int kAhead = 4;  // a row is brought into the cache so many steps before it is loaded
 
-// Where a thread works. Sequences beyond the batch go along, for the shuffles, and write nothing.
+// The elements of a thread. Threads beyond the batch run along, for the shuffles, and write nothing.
 struct Place {
   int64 b;
   int n;
@@ -19,7 +19,7 @@ struct Place {
   }
 };
 
-// u_t, asked for before the step that adds it. A token that is no symbol makes it NaN (see read_input).
+// u_t, loaded before the step that adds it. A token that is not a symbol makes it NaN (see read_input).
 template <class Stored, int C, int F, int Form>
 class Input {
  public:
@@ -36,7 +36,7 @@ class Input {
     if constexpr (Form == kTokens) token_ = *tokens_;
     ask();
   }
-  // Asks for the next u; `add` adds the one that was asked for before.
+  // Starts to load the next u; `add` adds the one loaded before.
   __device__ void turn() {
     row_ = next_row_, feature_ = next_feature_, bad_ = next_bad_, x_now_ = x_;
     if (--left_ > 0) x_ += stride_, tokens_ += stride_, ask();
@@ -51,7 +51,7 @@ class Input {
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) u[r].v[c] *= feature;
 #pragma unroll 1
-      for (int64 i = 1; i < call_.inputs; ++i) {  // all that is read is near: `ask` has read the first
+      for (int64 i = 1; i < call_.inputs; ++i) {  // these are in the cache: `ask` has read the first
         Element w[R];
         load_elements<R>(weight_ + i * kWidth, kSize, n_, w);
         const real more = widen(x_now_[i]);
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(ButterflySize<F>::kBlock, 1) butterfly_forward
   if (at.real_one) store_elements<R>(h, kSize, at.n, static_cast<real*>(call.last) + at.b * kWidth);
 }
 
-// The rows of a sequence from its last one back, each asked for well before it is needed.
+// The rows of a sequence from the last to the first, each loaded well before it is needed.
 template <class Stored, int C, int F>
 class Rows {
  public:
@@ -133,7 +133,7 @@ class Rows {
     row_ = static_cast<const Stored*>(rows);
     if (rows) row_ += ((call.steps - 1) * call.batch + at.b) * C * kSize;
   }
-  // The next row, if there is one; else `packs` stays.
+  // Loads the next row, if there is one; else `packs` stays.
   __device__ void load(Packs<Stored, R, C>& packs) {
     if (left_ <= 0) return;
     packs.load(row_, kSize, n_);
@@ -147,7 +147,7 @@ class Rows {
   const Stored* row_;
 };
 
-// The sweep back: delta_t for all t, the gradients of the initial state and, still a row a sequence, of the bias.
+// The backward sweep: delta_t for all t, and the gradients of the initial state and, per sequence, of the bias.
 template <class Stored, int C, int F, int A>
 __global__ void __launch_bounds__(ButterflySize<F>::kBlock, 1) butterfly_backward(Call call) {
   using Element = typename Butterfly<Stored, C, F>::Element;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(ButterflySize<F>::kBlock, 1) butterfly_backwar
   Element g[R] = {}, d_bias[R] = {}, bias[R];
   for (int r = 0; r < R; ++r) bias[r] = read_bias<real, C>(call, Sigma<A>::template kParts<C>, 0, at.n + r);
   if (call.d_last) load_elements<R>(static_cast<const real*>(call.d_last) + at.b * kWidth, kSize, at.n, g);
-  // At step t the slopes of h_{t-1} are made ready beside the product, and h_{t-2} is asked for.
+  // Step t computes the slopes of h_{t-1} beside the product, and starts to load h_{t-2}.
   Rows<Stored, C, F> states(call.outputs, call, at), outsides(call.d_outputs, call, at);
   Slope<real, C> slopes[R];
   Packs<Stored, R, C> next_h, after_h = {}, outside = {};
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(ButterflySize<F>::kBlock, kProductThreads / Bu
   const int n = threadIdx.x * R;
   const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
-  for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all of a block
+  for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all threads of a block
     const int64 row = m + threadIdx.y;
     Element v[R] = {};
     if (row < rows) load_elements<R>(static_cast<const Stored*>(call.x) + row * kWidth, kSize, n, v);
@@ -219,15 +219,15 @@ __global__ void __launch_bounds__(ButterflySize<F>::kBlock, kProductThreads / Bu
 
 // A block's share of the factors' gradients,
 //   dW_f[p, q] = sum over rows and all other digits of gamma_f[.., p, ..] conj(x_f[.., q, ..]),
-// x_f what enters the stage of factor f, gamma_f the gradient of what leaves it. Rows of gradients are
-// call.delta; rows of inputs are call.initial's, if given, and then those of call.outputs.
+// with x_f the input of the stage of factor f, and gamma_f the gradient of its output. Rows of gradients are
+// in call.delta. Rows of inputs are those of call.initial, if given, then those of call.outputs.
 template <class Stored, int C, int F>
 class ButterflyGradient {
  public:
   using real = Real<Stored>;
   using Element = Number<real, C>;
 
-  // Shared memory holds what is exchanged, and behind it the factors.
+  // Shared memory holds the exchanged elements, then the factors.
   __device__ explicit ButterflyGradient(const Call& call)
       : factors_(shared_memory<Element>() + 2 * ButterflySize<F>::kSize) {
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
@@ -243,7 +243,7 @@ class ButterflyGradient {
     for (int j = F - 1; j >= 0; --j) back(j, x[j], g);
   }
 
-  // Sums over the threads that hold an entry, in a fixed order, to (F, 2, 2, C) numbers.
+  // Writes (F, 2, 2, C) numbers: the sums over the threads that hold an entry, in a fixed order.
   __device__ void store(real* to) {
     constexpr int kCount = 4 * C * F, kWarpCount = ButterflySize<F>::kBlock / 32;
     real* shared = shared_memory<real>();
@@ -289,7 +289,7 @@ class ButterflyGradient {
     for (int r = 0; r < R; ++r) y[r] = combine(a, x[r], b, other[r]);
   }
 
-  // A thread adds to column `mine`: with its own gradient in row `mine`, with its partner's in the other.
+  // A thread adds to column `mine`: its own gradient in row `mine`, its partner's in the other row.
   __device__ void back(int j, const Element* x, Element (&g)[R]) {
     Element other[R];
     if (j < kThreadBits) {
@@ -318,7 +318,7 @@ class ButterflyGradient {
     }
   }
 
-  // What this thread has of part c of dW[p, q].
+  // This thread's share of part c of dW[p, q].
   __device__ real share(int j, int p, int q, int c) const {
     if (j < kThreadBits) return thread_[j < kThreadBits ? j : 0][2 * p + q].v[c];
     const Element* sums = beyond_[j < kThreadBits ? 0 : j - kThreadBits];
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(ButterflySize<F>::kBlock, kGradientThreads / B
     else
       load_elements<R>(static_cast<const Stored*>(call.outputs) + (row - initial) * kWidth, kSize, n, next_x);
   };
-  constexpr bool kEarly = sizeof(real) == 4;  // in double precision there are no registers for it
+  constexpr bool kEarly = sizeof(real) == 4;  // in double precision there are not enough registers
   if (kEarly) ask(begin + threadIdx.y);
   for (int64 m = begin; m < rows; m += stride) {
     if (!kEarly) ask(m + threadIdx.y);

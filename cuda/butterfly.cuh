@@ -2,17 +2,17 @@
 //
 // A thread holds R = 4 neighbouring elements, so the digits of the index n are, from the lowest:
 // 2 bits inside the thread, up to 5 bits of the lane, up to 3 bits of the warp. Factor f works on bit
-// F-1-f: inside the thread and by shuffle in a stage of butterflies, through shared memory together
-// with all others of the warp's bits. Sequences of up to 32 threads share a warp: threadIdx.x counts
-// within a sequence, threadIdx.y the sequences of a block.
+// F-1-f. Bits of the thread and of the lane take one stage of butterflies each, in registers or by
+// shuffle; all bits of the warp take one stage through shared memory. Sequences of up to 32 threads
+// share a warp: threadIdx.x counts within a sequence, threadIdx.y the sequences of a block.
 #pragma once
 
 #include "step.cuh"
 
 constexpr int R = 4, kThreadBits = 2, kLaneBits = 5, kWarpBits = 3;
-constexpr int kProductThreads = 512, kGradientThreads = 256;  // on a multiprocessor, walking over rows
+constexpr int kProductThreads = 512, kGradientThreads = 256;  // on a multiprocessor, in loops over rows
 
-// What follows from F.
+// Constants that depend on F.
 template <int F>
 struct ButterflySize {
   static_assert(F >= kThreadBits && F <= kThreadBits + kLaneBits + kWarpBits, "no such kernel");
@@ -22,7 +22,7 @@ struct ButterflySize {
   static constexpr int kBlock = kThreads < 32 ? 32 : kThreads;
 };
 
-// How bits beyond the thread meet: the elements of the thread whose index differs in some bits.
+// Reads elements of other threads: those of the thread whose index differs in the given bits.
 template <class real, int C, int F>
 class Exchange {
  public:
@@ -35,9 +35,9 @@ class Exchange {
 #pragma unroll
       for (int c = 0; c < C; ++c) other[r].v[c] = __shfl_xor_sync(~0u, v[r].v[c], 1 << bit);
   }
-  // All warps' elements, for `warp` to read. Two buffers in turn, so that one barrier is enough: who
-  // writes a buffer again has passed the barrier of the other one, which all readers of this one came to
-  // after they had read.
+  // Writes all warps' elements for `warp` to read. Two buffers take turns, so that one barrier is enough:
+  // before a buffer is written again, all threads pass the barrier of the other buffer, and they read this
+  // one before that barrier.
   __device__ void share(const Element* v) {
     turn_ ^= C * kSize;
     store_elements<R>(v, kSize, threadIdx.x * R, shared_memory<real>() + turn_);
@@ -51,7 +51,7 @@ class Exchange {
   int turn_ = 0;
 };
 
-// W, each thread with the entries it needs in registers.
+// W. Each thread has the entries that it needs in registers.
 template <class Stored, int C, int F>
 class Butterfly {
  public:
@@ -121,8 +121,8 @@ class Butterfly {
   }
 
  private:
-  // Entries of this thread's rows: the column of its own element and that of its partner's; across
-  // warps, of the product of their factors, the column where some bits are flipped.
+  // Entries of this thread's rows: in the columns of its own element and of its partner's. Across warps,
+  // they are of the product of the factors, in the columns where some bits are flipped.
   Element thread_[kThreadBits][4], own_[kLanes > 0 ? kLanes : 1], others_[kLanes > 0 ? kLanes : 1];
   Element across_[1 << kWarps];
   Exchange<real, C, F> exchange_;

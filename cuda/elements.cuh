@@ -1,4 +1,4 @@
-// Numbers as they are stored and as they are computed with, and the elements of the state.
+// Stored numbers, the numbers of the computation, and the elements of the state.
 //
 // Letters: t time, b batch, n unit, f factor, p/q rows/columns of a factor, c part (re, im).
 // Gradients of complex numbers are PyTorch's: dL/dRe + i dL/dIm.
@@ -13,7 +13,7 @@ struct fp16 {
   unsigned short bits;
 };
 
-#ifdef __CUDACC__  // the host's test build brings its own
+#ifdef __CUDACC__  // a test build for the host has its own
 __device__ inline void fetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 __device__ inline float half_to_float(unsigned short bits) {
   float a;
@@ -27,7 +27,7 @@ __device__ inline unsigned short float_to_half(float a) {
 }
 #endif
 
-// The type that values stored as `Stored` are computed with.
+// The type of computation for values stored as `Stored`.
 template <class Stored>
 struct Compute {
   using type = float;
@@ -104,8 +104,8 @@ __device__ inline real dot(const Number<real, C>& g, const Number<real, C>& h) {
   return sum;
 }
 
-// sqrt(a) to the last digit, so that |z| = -b is seen where it is so, and 1 / sqrt(a) and 1 / a to the
-// last or two, for normal a > 0; without branches, and without the calls that exact ones make.
+// For normal a > 0: sqrt(a) to the last digit, so that |z| = -b is found where it holds, and 1 / sqrt(a) and
+// 1 / a to the last one or two. There are no branches, and none of the calls that exact versions make.
 template <class real>
 struct Root {
   real root, inverse;
@@ -137,7 +137,7 @@ struct Packs {
   __device__ void load(const Stored* row, int64 size, int64 n) {
     for (int c = 0; c < C; ++c) of[c] = *reinterpret_cast<const Pack<Stored, R>*>(row + c * size + n);
   }
-  // Has what `load` would read brought near, long before.
+  // Brings what `load` will read into the cache, long before.
   __device__ static void fetch(const Stored* row, int64 size, int64 n) {
     for (int c = 0; c < C; ++c) fetch_to_l2(row + c * size + n);
   }

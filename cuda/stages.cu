@@ -1,14 +1,14 @@
-// The recurrence of any cell, and the product, for factors of any sizes: a sequence stays in shared memory,
-// or in its place of the workspace, from the first step to the last. A thread works on the units threadIdx.x,
-// threadIdx.x + blockDim.x, .. wherever it works on single ones, so these need no barrier. The cell is
-// `struct Cell` of a header in cells/, which is included before this file.
+// The recurrence of any cell, and the product, for factors of any sizes. A sequence stays in shared memory, or
+// in its part of the workspace, from the first step to the last. In work on single units, a thread always has
+// the units threadIdx.x, threadIdx.x + blockDim.x, .., so this needs no barrier. The cell is `struct Cell` of a
+// header in cells/, which is included before this file.
 
 #include "stages.cuh"
 
 constexpr int S = Cell::kStates, K = Cell::kProducts, J = Cell::kBiases;
 
-// Vectors of a block: the state or its gradient, two for the products to go back and forth between, and one
-// for each product where there are several.
+// Vectors of a block: the state or its gradient, two for the products to alternate between, and one
+// for each product if there are several.
 enum Vector { kState, kA = kState + S, kB, kProduct, kVectors = kProduct + (K > 1 ? K : 0) };
 
 // W_k h, u_k and the bias of one unit.
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_forward(Call call) {
   for (int64 t = 0; t < call.steps; ++t) {
     const Element* product;
     for (int k = 0; k < K; ++k) {
-      __syncthreads();  // h is complete, and all have read the product before
+      __syncthreads();  // h is complete, and all threads have read the last product
       product = w.apply(call.plans[k], w.vector(kState), w.vector(kA), w.vector(kB));
       if (K > 1)
         for (int n = threadIdx.x; n < size; n += blockDim.x) w.vector(kProduct + k)[n] = product[n];
@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_forward(Call call) {
       store_elements<1>(w.vector(s) + n, size, n, static_cast<real*>(call.last) + s * rows + row);
 }
 
-// The sweep back: delta_t for all t, the gradients of the initial state and, still a row a sequence, of the
-// bias. It needs h_t for a cell that is told all by it, else the state before each step and W_k h.
+// The backward sweep: delta_t for all t, the gradient of the initial state and, with one row per sequence, that
+// of the bias. It needs h_t for a cell with `kFromOutput`, else the state before each step and W_k h.
 template <class Stored, int C>
 __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
   using Element = typename Stages<Stored, C>::Element;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
   }
   for (int64 t = call.steps - 1; t >= 0; --t) {
     const bool live = t < length;
-    const int64 wide = t * K * rows + at.b * K * width;  // where a row of K W numbers begins
+    const int64 wide = t * K * rows + at.b * K * width;  // start of a row of K W numbers
     for (int n = threadIdx.x; n < size; n += blockDim.x) {
       Inputs<Element> inputs = {};
       Element total[S], before[S] = {}, h = {};
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
       }
       Derivative<Element, Cell> d = Cell::derivative(inputs.recurrent, inputs.u, inputs.bias, before, h, total,
                                                      call.activation);
-      if (!live) {  // whatever stands behind a sequence's end
+      if (!live) {  // whatever is beyond a sequence's end
         d = {};
         for (int s = 0; s < S; ++s) d.state[s] = total[s];
       }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
       store_elements<1>(adjoint.vector(s) + n, size, n, static_cast<real*>(call.d_initial) + s * rows + row);
 }
 
-// outputs = W x, row by row; here call.size is the size of a result, columns that of a row of x.
+// outputs = W x, row by row. Here call.size is the size of a result, `columns` that of a row of x.
 template <class Stored, int C>
 __global__ void __launch_bounds__(kStageThreads, 1) stages_product(Call call) {
   using Element = typename Stages<Stored, C>::Element;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_product(Call call) {
   const Plan& plan = call.plans[0];
   const int64 rows = call.steps * call.batch;
   const int64 stride = int64(gridDim.x) * blockDim.y, begin = int64(blockIdx.x) * blockDim.y;
-  for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all of a block
+  for (int64 m = begin; m < rows; m += stride) {  // the same number of turns for all threads of a block
     const int64 row = m + threadIdx.y;
     for (int n = threadIdx.x; n < plan.columns && row < rows; n += blockDim.x)
       load_elements<1>(static_cast<const Stored*>(call.x) + row * C * plan.columns, plan.columns, n,

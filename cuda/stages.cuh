@@ -1,20 +1,20 @@
 // Products with W = W_0 (x) .. (x) W_{F-1} of factors of any sizes, on vectors in shared memory or,
-// when they are too long for that, in a workspace in device memory.
+// if they are too long for that, in a workspace in device memory.
 //
 // A product is a sequence of passes (`Stage`), each over one digit of the index or a few neighbouring
-// ones: a dense p x q factor, or up to kMaxRun neighbouring 2x2 factors whose butterflies a thread does
-// in registers. A vector has the shape (outer, q, inner) before a pass and (outer, p, inner) after it.
+// ones: a dense p x q factor, or up to kMaxRun neighbouring 2x2 factors as butterflies in a thread's
+// registers. A vector has the shape (outer, q, inner) before a pass and (outer, p, inner) after it.
 // threadIdx.x counts within a sequence, threadIdx.y the sequences of a block.
 #pragma once
 
 #include "step.cuh"
 
 constexpr int kMaxRun = 3;   // 2x2 factors done in one pass
-constexpr int kRows = 4;     // rows of a dense factor summed together, for one reading of the input
+constexpr int kRows = 4;     // rows of a dense factor summed together, so that the input is read once
 constexpr int kStageThreads = 512;
-constexpr int kProductVectors = 3;  // of a block: x, and two to go back and forth between
+constexpr int kProductVectors = 3;  // of a block: x, and two that a product alternates between
 
-// Where a block works. Sequences beyond the batch go along, for the barriers, and write nothing.
+// The sequence of a thread. Threads beyond the batch run along, for the barriers, and write nothing.
 struct Sequence {
   int64 b;
   bool real_one;
@@ -32,8 +32,8 @@ class Stages {
   using Element = Number<real, C>;
 
   // `count` vectors of call.capacity elements each. Shared memory holds the first call.cached entries
-  // of the factors (all or none), and then the vectors, unless there is a workspace with room for those
-  // of every sequence.
+  // of the factors (all or none), and then the vectors, unless there is a workspace for the vectors of all
+  // sequences.
   __device__ Stages(const Call& call, int count) : capacity_(call.capacity) {
     Element* shared = shared_memory<Element>();
     factors_ = static_cast<const Element*>(call.factors);
@@ -47,8 +47,8 @@ class Stages {
   }
   __device__ Element* vector(int i) const { return vectors_ + i * capacity_; }
 
-  // W times the vector `from`, in whichever of `a` and `b` it is returned; `from` may be `a`. All of a
-  // block call this together; `from` has to be complete, and the result is.
+  // W times the vector `from`. The result is in `a` or `b`, and its address is returned; `from` may be `a`. All
+  // threads of a block call this together. `from` must be complete before; the result is complete after.
   __device__ const Element* apply(const Plan& plan, const Element* from, Element* a, Element* b) const {
     unsigned outer = plan.columns, inner = 1;
     for (int s = 0; s < plan.count; ++s) {
@@ -72,7 +72,7 @@ class Stages {
                               Element* to) const {
     Element w[B][4];
 #pragma unroll
-    for (int k = 0; k < B; ++k)  // entries come column by column; the lowest digit's factor is last
+    for (int k = 0; k < B; ++k)  // entries are column by column; the lowest digit's factor is last
 #pragma unroll
       for (int i = 0; i < 4; ++i) w[k][i] = factors_[stage.offset - 4 * k + i];
     for (unsigned item = threadIdx.x; item < outer * inner; item += blockDim.x) {

@@ -1,4 +1,4 @@
-// What every kernel of a recurrence shares: its arguments, and how one element of u_t is read. README.md
+// What all kernels of a recurrence share: their arguments, and how one element of u_t is read. README.md
 // derives the formulas.
 #pragma once
 
@@ -14,24 +14,24 @@ struct Plan {
   Stage stages[kMaxStages];
 };
 
-enum Form { kDense, kFeatures, kTokens };  // of the input: u itself, or what a weight turns into u
+enum Form { kDense, kFeatures, kTokens };  // of the input: u itself, or what a weight maps to u
 
 // Arguments of every kernel, filled in by kron_plugin/ops/recurrence/cuda.py and ops/kron/cuda.py. Pointers
-// that do not apply are null. `real` below is what the stored type is computed with; S parts of the state,
-// K products, W = C N.
+// that do not apply are null. `real` below is the type of computation. S parts of the state, K products,
+// W = C N.
 struct Call {
   int64 steps, batch, size;   // T, B, N; T x B rows for a product without recurrence
-  int64 first;                // the step of the sequences that the first of these is, for `lengths`
-  int64 initial_rows;         // of the gradient of a product: the rows of its input that are initial's
+  int64 first;                // the step of the sequences with which these begin, for `lengths`
+  int64 initial_rows;         // gradient of a product: how many rows of its input are in `initial`
   int64 inputs, symbols;      // inputs: 0 if x is u, I for I features, -1 for tokens below `symbols`
   int64 activation;           // enum Activation
   int64 adjoint;              // butterfly: whether W^H is meant
   int64 capacity, cached;     // stages: see Stages
   const void* x;              // stored (T, B, K W) or (T, B, I), or int64 (T, B)
   const void* weight;         // stored (I, K W)
-  const void* bias;           // real; the cell tells its shape
-  const void* factors;        // real, C numbers an entry, those of all products; stages: of the adjoints in
-                              // the sweep back
+  const void* bias;           // real; the cell defines its shape
+  const void* factors;        // real, C numbers per entry, of all products; stages: of the adjoints in
+                              // the backward sweep
   const void* initial;        // real (S, B, W)
   const int64* lengths;       // (B)
   void* outputs;              // stored (T, B, W): h after each step; the results of a product
@@ -41,16 +41,16 @@ struct Call {
   const void* d_outputs;      // stored (T, B, W)
   const void* d_last;         // real (S, B, W)
   void* delta;                // (T, B, K W): the gradient of W_k h; butterfly: stored, stages: real
-  void* d_input;              // as delta: the gradient of u_t, where that is another
-  void* d_bias;               // real, a bias for each sequence, still to be summed
+  void* d_input;              // as delta: the gradient of u_t, if that is another one
+  void* d_bias;               // real, one per sequence, still to be summed
   void* d_initial;            // real (S, B, W)
   void* d_factors;            // butterfly: real (blocks, F, 2, 2, C), still to be summed
   void* workspace;            // stages: see Stages
   Plan plans[kMaxProducts];   // stages
 };
 
-// u_t at n of sequence b, whose rows are C * size numbers. A token that is no symbol makes it
-// NaN, and with it the state from there on: what is wrong stays visible without stopping the device.
+// u_t at n of sequence b, whose rows are C * size numbers. A token that is not a symbol makes u_t and all
+// later states NaN: the error is visible, and the device is not stopped for a check.
 template <class Stored, class real, int C>
 __device__ inline void read_input(const Call& call, int64 size, int64 t, int64 b, int64 n,
                                   Number<real, C>& u) {
@@ -70,7 +70,7 @@ __device__ inline void read_input(const Call& call, int64 size, int64 t, int64 b
   }
 }
 
-// Entry j of unit n's bias, of so many parts.
+// Entry j of unit n's bias, which has `parts` parts.
 template <class real, int C>
 __device__ inline Number<real, C> read_bias(const Call& call, int parts, int j, int64 n) {
   Number<real, C> bias = {};
@@ -78,14 +78,14 @@ __device__ inline Number<real, C> read_bias(const Call& call, int parts, int j, 
   for (int c = 0; c < parts; ++c) bias.v[c] = from[(j * parts + c) * call.size + n];
   return bias;
 }
-// Where number j of sequence b and unit n, which have `count` of them, belongs in the bias's gradient.
+// The place of number j (of `count`) of sequence b and unit n in the bias's gradient.
 template <class real>
 __device__ inline real* bias_gradient(const Call& call, int count, int j, int64 b, int64 n) {
   return static_cast<real*>(call.d_bias) + (b * count + j) * call.size + n;
 }
 
-// What goes back through a step at one unit: to the state before it past the products, to W_k h, to u where
-// that is another (`kSplits`), and to the bias.
+// The gradients of a step at one unit: of the state before it, without the way through the products; of W_k h;
+// of u, if that is another one (`kSplits`); and of the bias.
 template <class Element, class Cell>
 struct Derivative {
   Element state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias[Cell::kBiases];
@@ -96,7 +96,7 @@ __device__ inline real sigmoid(real z) {
   return 1 / (1 + exp(-z));
 }
 
-// Shared memory, as much of it as the launch asked for.
+// Shared memory, as much as the launch asked for.
 template <class T>
 __device__ inline T* shared_memory() {
   extern __shared__ __align__(16) unsigned char shared_bytes[];

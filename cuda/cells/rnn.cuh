@@ -5,7 +5,7 @@
 
 enum Activation { kModrelu, kTanh, kIdentity };
 
-// The derivative of sigma at z_t, told by h_t alone, so that it is there before gamma = dL/dh_t is:
+// The derivative of sigma at z_t. It follows from h_t alone, so it is ready before gamma = dL/dh_t:
 //   delta = dL/dz_t = stretch gamma - across Re(gamma conj direction) direction
 template <class real, int C>
 struct Slope {
@@ -13,8 +13,8 @@ struct Slope {
   Number<real, C> direction;
 };
 
-// A nonlinearity: `activate` makes h of z in place, `slope_at` tells its derivative at h, and `descend` makes
-// delta of gamma in place and adds to the gradient of the bias. An entry of the bias has `kParts<C>` numbers.
+// A nonlinearity. `activate` turns z into h in place. `slope_at` returns its derivative at h. `descend` turns gamma
+// into delta in place and adds to the gradient of the bias. An entry of the bias has `kParts<C>` numbers.
 template <int A>
 struct Sigma;
 
@@ -28,7 +28,7 @@ struct Sigma<kModrelu> {
     const real square = dot(z, z);
     const Root<real> modulus = root_of(square);
     real moved = modulus.root + bias.v[0];
-    moved = moved < 0 ? 0 : moved;  // a NaN stays one
+    moved = moved < 0 ? 0 : moved;  // NaN stays NaN
     const real scale = square == 0 ? 0 : moved * modulus.inverse;
     for (int c = 0; c < C; ++c) z.v[c] *= scale;
   }
@@ -43,12 +43,12 @@ struct Sigma<kModrelu> {
     constexpr real kLeast = real(sizeof(real) == 4 ? 1.2e-38 : 2.3e-308);  // the least normal number
     constexpr real kDigit = real(sizeof(real) == 4 ? 6e-8 : 1.1e-16);
     constexpr real kMost = real(sizeof(real) == 4 ? 3.4e38 : 1.7e308);
-    // All is computed and then chosen from: branches would keep a thread's elements apart.
+    // All is computed, then selected: with branches, a thread's elements would not run side by side.
     const real square = dot(h, h);
     const Root<real> root = root_of(square);
     const real modulus = square == 0 ? 0 : root.root;
-    const real moved = bias.v[0] < -kMost ? -kMost : bias.v[0];  // -inf times nothing is no number
-    real of_z = modulus - moved;  // |z|, which rounding may take to 0 but not below
+    const real moved = bias.v[0] < -kMost ? -kMost : bias.v[0];  // -inf times 0 is NaN
+    real of_z = modulus - moved;  // |z|; rounding may make it 0, but not negative
     of_z = of_z < kDigit * modulus ? kDigit * modulus : of_z;
     const bool dead = modulus * of_z < kLeast;
     const real inverted = inverse(of_z), per_of_z = dead ? 0 : inverted;
@@ -113,7 +113,7 @@ __device__ inline auto with_activation(int64 activation, Use use) {
   return use(Sigma<kIdentity>());
 }
 
-// What the kernels of stages.cu ask of a cell.
+// What the kernels of stages.cu need from a cell.
 struct Cell {
   static constexpr int kStates = 1, kProducts = 1, kBiases = 1;
   static constexpr bool kFromOutput = true, kSplits = false;
@@ -122,7 +122,7 @@ struct Cell {
   __device__ static int bias_parts(const Call& call) {
     return call.activation == kModrelu ? 1 : C;
   }
-  // From the state, in place, to the next one, by W h, u and the bias of one unit.
+  // Turns the state into the next one in place, from W h, u and the bias of one unit.
   template <class Element>
   __device__ static void step(const Element* recurrent, const Element* u, const Element* bias, Element* state,
                               int64 activation) {

@@ -11,11 +11,11 @@ logger = logging.getLogger(__name__)
 
 
 class BackendError(ValueError, RuntimeError):
-    """The backend that was asked for cannot serve."""
+    """The requested backend cannot serve."""
 
 
 class Problem(NamedTuple):
-    """What a backend has to know to tell whether it can serve."""
+    """What a backend must know to decide whether it can serve."""
 
     device: torch.device
     dtype: torch.dtype  # of the states, a real type
@@ -27,7 +27,7 @@ class Backend(NamedTuple):
     """One implementation of an operation.
 
     device: the type of device that it serves, None for any.
-    obstacle: tells what keeps it from serving a problem, or None if nothing does.
+    obstacle: the reason why it cannot serve a problem, or None.
     run: the operation itself.
     """
 
@@ -37,7 +37,7 @@ class Backend(NamedTuple):
 
 
 def compute_type(dtype: torch.dtype) -> torch.dtype:
-    """The type that states of type `dtype` are computed with by the fused backends."""
+    """The type in which the fused backends compute with states of type `dtype`."""
     return dtype if dtype == torch.float64 else torch.float32
 
 
@@ -96,21 +96,21 @@ class Backends:
         return self.table[name].obstacle(problem)
 
     def run(self, name: str, problem: Problem) -> Callable:
-        """The implementation that `choose` chooses, also in a traced graph."""
+        """The implementation of the backend that `choose` returns, also in a traced graph."""
         return self.table[_choose(self, name, *problem)].run
 
 
 def _is_transformed() -> bool:
-    """Whether something else than a backward pass over a graph differentiates, or maps. A kernel
-    would have no part in it: a tangent that meets one is silently lost."""
+    """Whether a transform of torch.func or forward-mode differentiation is active. Kernels take no
+    part in them: the tangent would be lost without a word."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def constant_in_graphs(function: Callable) -> Callable:
-    """Lets a traced graph hold what the function returned when it was traced.
+    """Let a traced graph hold the function's result from the time of tracing.
 
-    What `torch.compiler.assume_constant_result` does, which would import the compiler: a second for
-    everybody, whether they compile or not.
+    `torch.compiler.assume_constant_result` does the same, but imports the compiler, which takes a
+    second even if nobody compiles.
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function
@@ -123,5 +123,5 @@ def _choose(backends: Backends, name: str, *problem) -> str:
 
 @cache
 def log_once(message: str) -> None:
-    """A warning, unless this process has logged it before."""
+    """Log a warning, unless this process has logged it before."""
     logger.warning(message)

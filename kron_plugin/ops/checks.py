@@ -1,7 +1,7 @@
-"""Checks of what the recurrences are given, each an error that names the argument.
+"""Checks of the arguments of recurrences; each raises an error that names the argument.
 
-They are made twice: of what a user passes; and by the operators of the fused backends, which
-anybody can call, of every buffer that a kernel will read.
+They run twice: on a user's arguments; and in the operators of the fused backends, which anybody can
+call, on every buffer that a kernel will read.
 """
 
 from typing import Dict, Optional, Sequence
@@ -18,8 +18,8 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # o
 def require(operation: str, condition: bool, message: str, *values) -> None:
     """Raise a ValueError that begins with the operation's name unless the condition holds.
 
-    The values are put into the message when it is needed, not before: a size that is written out
-    is a constant of a traced graph from there on.
+    The values are formatted only when the message is needed: formatting a size makes it a constant
+    of a traced graph.
     """
     if not condition:
         raise ValueError(f"{operation}: {message.format(*values)}")
@@ -32,7 +32,7 @@ def check_shape(operation: str, name: str, tensor: Tensor, expected: tuple) -> N
 
 
 def check_device(operation: str, name: str, tensor: Tensor, h0: Tensor) -> None:
-    """Raise a ValueError unless the tensor is where h0 is."""
+    """Raise a ValueError unless the tensor is on the device of h0."""
     require(
         operation,
         tensor.device == h0.device,
@@ -51,8 +51,7 @@ def check_array(
 ) -> None:
     """Raise a ValueError unless an array, if given, has the expected shape and is like h0.
 
-    It is when it is on the same device, and of h0's type, or for `computed` of that which h0 is
-    computed with.
+    It must be on the same device and have h0's type or, with `computed`, the type of computation.
     """
     if tensor is None:
         return
@@ -66,10 +65,10 @@ def check_array(
 def is_kept(
     operation: str, name: str, tensor: Tensor, expected: tuple, h0: Tensor, computed: bool = False
 ) -> bool:
-    """Whether states were kept for the backward pass: an empty array tells that they were not.
+    """Whether states were kept for the backward pass: an empty array means that they were not.
 
     Raises:
-        ValueError: it is neither empty nor what `check_array` asks for.
+        ValueError: it is neither empty nor passes `check_array`.
     """
     if tensor.numel():
         check_array(operation, name, tensor, expected, h0, computed)
@@ -112,8 +111,8 @@ def check_input(operation: str, x: Tensor, weight: Optional[Tensor], width: int)
 def check_alike(operation: str, h0: Tensor, tensors: Dict[str, Optional[Tensor]]) -> None:
     """Raise a ValueError unless h0 holds real numbers and the others are like it.
 
-    They are when they have its type and lie on its device; tokens, an "x" of integers beside a
-    "weight", may have any type.
+    They must have its type and be on its device. Tokens, an "x" of integers with a "weight", may
+    have any type.
     """
     message = "h0 must hold real numbers, not {}"
     require(operation, h0.is_floating_point(), message, h0.dtype)
@@ -131,8 +130,8 @@ def check_alike(operation: str, h0: Tensor, tensors: Dict[str, Optional[Tensor]]
 
 
 def check_factors(operation: str, factors: Sequence[Tensor], h0: Tensor) -> None:
-    """Raise a ValueError unless factors are on h0's device, and of its type or that it is computed
-    with."""
+    """Raise a ValueError unless factors are on h0's device, and have its type or the type of
+    computation."""
     fitting = [h0.dtype, compute_type(h0.dtype)]
     fitting.append(torch.promote_types(fitting[1], torch.complex64))
     for factor in factors:
@@ -148,7 +147,7 @@ def check_factors(operation: str, factors: Sequence[Tensor], h0: Tensor) -> None
 def check_flat_factors(
     operation: str, factors: Tensor, shapes: Sequence[int], is_complex: bool, h0: Tensor
 ) -> None:
-    """Raise a ValueError unless all factors as one vector are what `shapes` and h0 ask for."""
+    """Raise a ValueError unless all factors, as one vector, fit `shapes` and h0."""
     require(
         operation,
         len(shapes) % 2 == 0 and all(size >= 1 for size in shapes),
@@ -160,7 +159,7 @@ def check_flat_factors(
 
 
 def check_every(operation: str, checkpoint_every: int) -> None:
-    """Raise a ValueError unless states can be kept every so many steps."""
+    """Raise a ValueError unless checkpoint_every is at least 1."""
     message = "checkpoint_every={} must be at least 1"
     require(operation, checkpoint_every >= 1, message, checkpoint_every)
 
@@ -168,7 +167,7 @@ def check_every(operation: str, checkpoint_every: int) -> None:
 def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
     """Raise a ValueError unless lengths, if given, are integers, one for each sequence of x.
 
-    Their values are not looked at: the backends read and write no memory by them.
+    Their values are not checked: no backend uses them to address memory.
     """
     if lengths is None:
         return
@@ -178,16 +177,16 @@ def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:
 
 
 def checked_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> Optional[Tensor]:
-    """Lengths as int64, which holds any step, where x is.
+    """Lengths as int64, which holds any step, on the device of x.
 
     Raises:
-        ValueError: they are not from 1 to T, one a sequence.
+        ValueError: they are not from 1 to T, one per sequence.
     """
     check_lengths(operation, lengths, x)
     if lengths is None:
         return None
     lengths = lengths.long()
-    # In a traced graph and on a device, which would have to be waited for, they go unseen.
+    # Values are not checked in a traced graph, nor on a GPU, because that would wait for it.
     traced = torch.compiler.is_compiling() or isinstance(lengths, FakeTensor)
     if lengths.device.type == "cpu" and not traced:
         fits = bool(((lengths >= 1) & (lengths <= x.shape[0])).all())

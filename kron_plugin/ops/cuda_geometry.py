@@ -1,4 +1,4 @@
-"""How launches of the CUDA kernels are cut to size, and factors laid out for them."""
+"""The sizes of launches of the CUDA kernels, and the layout of factors for them."""
 
 from math import prod
 from typing import List, NamedTuple, Sequence, Tuple
@@ -10,7 +10,7 @@ from torch import Tensor
 from .activation import as_complex
 from .cuda_kernels import MAX_PRODUCTS, MAX_STAGES, PLAN, Geometry, Kernels, aligned, attribute
 
-# Constants of butterfly.cuh and stages.cuh, to which a test holds them.
+# Constants of butterfly.cuh and stages.cuh; a test compares them.
 ELEMENTS_PER_THREAD = 4
 PRODUCT_THREADS = 512
 GRADIENT_THREADS = 256
@@ -27,11 +27,11 @@ def geometry(
     rows: int,
     vectors: int = PRODUCT_VECTORS,
 ) -> Geometry:
-    """The launch of `function` for so many sequences (forward, backward) or vectors (others).
+    """The launch of `function` for `rows` sequences (forward, backward) or vectors (others).
 
     Args:
         products: the sizes P_0, Q_0, P_1, … of each product's factors.
-        vectors: how many a block of `stages` holds.
+        vectors: how many vectors a block of `stages` holds.
     """
     if kernels.kind == "butterfly":
         return _butterfly_geometry(kernels, function, device, rows)
@@ -45,7 +45,7 @@ def _number_bytes(kernels: Kernels) -> int:
 def _blocks(
     function: str, device: torch.device, rows: int, rows_per_block: int, threads: int
 ) -> int:
-    """One a group of sequences; those that only walk over rows share them out."""
+    """One block per group of sequences; in other functions, resident blocks share the rows."""
     blocks = -(-rows // rows_per_block)
     if function in ("forward", "backward"):
         return blocks
@@ -70,10 +70,10 @@ def _butterfly_geometry(
 
 
 class _Plan(NamedTuple):
-    """A product as passes (p, q, bits, offset) over a vector, the lowest digit first."""
+    """A product as passes (p, q, bits, offset) over a vector, lowest digit first."""
 
     stages: List[Tuple[int, int, int, int]]
-    capacity: int  # size of the longest vector on the way
+    capacity: int  # size of the longest intermediate vector
     entries: int  # of all factors
 
     def field(self, columns: int) -> np.ndarray:
@@ -120,7 +120,7 @@ def _stages_geometry(
     rows: int,
     count: int,
 ) -> Geometry:
-    """Room for a block's vectors and, beside them, the factors: shared memory if it is enough."""
+    """Memory for a block's vectors, and for the factors: shared memory if they fit."""
     plans, entries = [], 0
     for shapes in products:
         plans.append(plan(shapes, entries))
@@ -143,17 +143,17 @@ def _stages_geometry(
 
 
 def _stage_threads(capacity: int) -> int:
-    """Threads of a block for vectors of so many elements."""
+    """Threads of a block for vectors of `capacity` elements."""
     return min(STAGE_THREADS, max(32, -(-capacity // 4 // 32) * 32))
 
 
 def arranged(
     kernels: Kernels, factors: Tensor, shapes: Sequence[int], adjoint: bool
 ) -> Tensor:  # shape: (Σ P_f Q_f C,)
-    """Factors, one after the other row by row, as the kernels read them.
+    """Factors, given one after the other row by row, in the layout that the kernels read.
 
-    That is as they are for `butterfly`, whose kernels turn them, and column by column for `stages`.
-    For `adjoint` they are those of Wᴴ, whose columns are the conjugate rows of W.
+    For `butterfly` this is the same layout, as its kernels transpose; for `stages`, column by
+    column. With `adjoint`, factors are those of Wᴴ, whose columns are the conjugate rows of W.
     """
     if kernels.kind == "butterfly":
         return aligned(factors.reshape(-1))
@@ -173,5 +173,5 @@ def arranged(
 
 
 def adjoint_shapes(shapes: Sequence[int]) -> List[int]:
-    """Sizes of the factors of Wᴴ: rows and columns have changed places."""
+    """Sizes of the factors of Wᴴ: rows and columns are swapped."""
     return [size for p, q in zip(shapes[::2], shapes[1::2], strict=True) for size in (q, p)]

@@ -1,8 +1,8 @@
 """The kernels in cuda/, compiled by CuPy for the GPU at hand, on torch's memory and streams.
 
-There are two kinds of them. `butterfly` holds a vector in registers and serves a KRU of 2x2 factors.
-`stages` holds it in shared memory, or where that is too small in device memory, and serves any
-factors and cells. cuda/README.md explains both.
+There are two kinds. `butterfly` holds a vector in registers and serves a KRU of 2x2 factors.
+`stages` holds it in shared memory, or in device memory if that is too small, and serves any factors
+and cells. cuda/README.md explains both.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ FUNCTIONS = {
     "stages": ("forward", "backward", "product"),
 }
 
-# Constants of step.cuh and butterfly.cuh, to which a test holds them.
+# Constants of step.cuh and butterfly.cuh; a test compares them.
 MAX_STAGES = 32
 MAX_PRODUCTS = 4
-# Double precision takes twice the registers: it is there to check with, in a single warp.
+# Double precision takes twice the registers. It is for checks, in a single warp.
 MAX_BUTTERFLY_BITS = {torch.float32: 10, torch.float64: 6, torch.bfloat16: 10, torch.float16: 10}
 
 PLAN = np.dtype([("count", np.int32), ("columns", np.int32), ("stages", np.int32, (MAX_STAGES, 4))])
@@ -55,7 +55,7 @@ CALL = np.dtype(
 class Kernels(NamedTuple):
     """Kernels that are compiled together: template arguments of the functions of one kind.
 
-    What changes from call to call, such as the batch and the length of sequences, is none of them.
+    Values that change from call to call, such as batch and length, are not among them.
     """
 
     kind: str  # a key of FUNCTIONS
@@ -78,13 +78,13 @@ class Kernels(NamedTuple):
         return names
 
     def code(self) -> str:
-        """What is compiled: a source that finds its cell."""
+        """The source to compile, with its cell included."""
         source = (FOLDER / f"{self.kind}.cu").read_text(encoding="utf-8")
         return f'#include "cells/{self.cell}.cuh"\n{source}'
 
 
 class Geometry(NamedTuple):
-    """How a launch is cut to size; `fields` are those of `struct Call` that follow from it."""
+    """The size of a launch; `fields` are those of `struct Call` that depend on it."""
 
     grid: int
     block: Tuple[int, int]
@@ -93,7 +93,7 @@ class Geometry(NamedTuple):
 
 
 def missing() -> Optional[str]:
-    """What keeps CuPy from being used, or None."""
+    """Why CuPy cannot be used, or None."""
     try:
         import cupy  # noqa: F401
     except ImportError as error:
@@ -103,7 +103,7 @@ def missing() -> Optional[str]:
 
 
 def obstacle(problem: Problem) -> Optional[str]:
-    """What keeps the kernels from serving, or None. Compiles some to find out."""
+    """Why the kernels cannot serve, or None. Compiles some to find out."""
     if problem.dtype not in STORED:
         return f"it serves {', '.join(map(str, STORED))}, not {problem.dtype}"
     reason = missing()
@@ -118,7 +118,7 @@ def obstacle(problem: Problem) -> Optional[str]:
 def kernels_for(
     shapes: Sequence[int], dtype: torch.dtype, is_complex: bool, form: int = 0, activation: int = 0
 ) -> Kernels:
-    """What serves factors of sizes P_0, Q_0, P_1, …"""
+    """The kernels for factors of sizes P_0, Q_0, P_1, …"""
     bits, parts = len(shapes) // 2, 2 if is_complex else 1
     if set(shapes) == {2} and 2 <= bits <= MAX_BUTTERFLY_BITS[dtype]:
         return Kernels("butterfly", STORED[dtype], parts, bits, form, activation)
@@ -130,11 +130,11 @@ def load(kernels: Kernels) -> Dict[str, Any]:
     """The functions by their short names, compiled on first use and cached by CuPy.
 
     Raises:
-        RuntimeError: the compiler refused the source; the message holds what it said.
+        RuntimeError: the compiler refused the source; the message holds its output.
     """
     import cupy
 
-    # CuPy's cache goes by the source and the options, and does not see what the source includes.
+    # The key of CuPy's cache is the source and the options, without the included files.
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(FOLDER.rglob("*.cuh"))))
     options = ("--std=c++17", f"-I{FOLDER.resolve()}", f"-DKRON_HEADERS={digest.hexdigest()[:16]}")
     module = cupy.RawModule(code=kernels.code(), options=options, name_expressions=kernels.names())
@@ -151,7 +151,7 @@ def launch(
     kernels: Kernels, function: str, device: torch.device, geometry: Geometry, **fields
 ) -> None:
     """Start a kernel on torch's current stream; tensors (None: null) and numbers by field name."""
-    if geometry.grid == 0:  # a batch of no sequences, which CUDA refuses to launch
+    if geometry.grid == 0:  # an empty batch: CUDA refuses to launch it
         return
     import cupy
 
@@ -162,15 +162,15 @@ def launch(
         call[name] = 0 if value is None else value
     kernel = load(kernels)[function]
     with cupy.cuda.Device(device.index), current_stream(device):
-        if geometry.shared > 48 * 1024:  # what a block has without being asked for more
+        if geometry.shared > 48 * 1024:  # what a block has by default
             kernel.max_dynamic_shared_size_bytes = geometry.shared
-        # As bytes: of an array with fields CuPy asks for all of their names.
+        # As bytes: CuPy asks for the names of all fields of an array with fields.
         arguments = (call.view(f"V{CALL.itemsize}"),)
         kernel((geometry.grid,), geometry.block, arguments, shared_mem=geometry.shared)
 
 
 class _Stream(NamedTuple):
-    """A stream by the CUDA stream protocol, which not every torch of ours speaks."""
+    """A stream by the CUDA stream protocol, which some versions of torch do not have."""
 
     address: int
 
@@ -187,7 +187,7 @@ def current_stream(device: torch.device) -> Any:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it, contiguous and where loads of 16 bytes may start."""
+    """The tensor, or a copy of it, contiguous and aligned to loads of 16 bytes."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 

@@ -1,4 +1,4 @@
-"""What the recurrences share in their arguments: three forms of input, and types."""
+"""What the arguments of all recurrences have in common: three forms of input, and types."""
 
 from functools import wraps
 from typing import Any, Callable, Optional, Tuple
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .backends import compute_type
 
-MAX_FEATURES = 8  # that a fused kernel projects itself
-MAX_ONE_HOT = 512  # symbols that are counted by a matrix product
-ONE_HOT_ENTRIES = 1 << 25  # of its matrix at a time
+MAX_FEATURES = 8  # the most that a fused kernel projects itself
+MAX_ONE_HOT = 512  # the most symbols that are summed by a matrix product
+ONE_HOT_ENTRIES = 1 << 25  # entries of its matrix at a time
 
 
 def project(x: Tensor, weight: Optional[Tensor]) -> Tensor:
@@ -26,9 +26,9 @@ def within_lengths(
     x: Tensor,  # shape: (T, B) or (T, B, …)
     lengths: Optional[Tensor],  # shape: (B,)
 ) -> Tensor:
-    """x with zeros beyond each length, whatever stands there.
+    """x with zeros beyond each length, whatever is there.
 
-    A gradient of zero is none where it meets a NaN or an infinity; and a token may have no row.
+    A zero gradient times a NaN or an infinity is NaN, and a token may have no row.
     """
     if lengths is None:
         return x
@@ -41,9 +41,9 @@ def within_lengths(
 def prepared(
     x: Tensor, weight: Optional[Tensor], lengths: Optional[Tensor]
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """What a fused kernel is given: many features are faster projected by a matrix product.
+    """The input for a fused kernel: a matrix product projects many features faster.
 
-    Dense x is given as it is: the kernels pass over what stands beyond a length themselves.
+    Dense x stays as it is: the kernels themselves ignore inputs beyond a length.
     """
     if weight is None:
         return x, None
@@ -60,7 +60,7 @@ def input_gradient(
     d_x: Tensor,
 ) -> Optional[Tensor]:  # shape: (I, W), float64
     """From delta = dL/du: fills d_x unless it is empty, and returns the weight's gradient, if there
-    is a weight. Sums are made in a fixed order, also on a GPU."""
+    is a weight. The order of sums is fixed, also on a GPU."""
     if weight is None:
         if d_x.numel() and d_x.data_ptr() != delta.data_ptr():
             d_x.copy_(delta)
@@ -78,9 +78,9 @@ def _token_sums(
     rows: Tensor,  # shape: (M, W)
     symbols: int,
 ) -> Tensor:  # shape: (symbols, W), float64
-    """The sum of the rows of each symbol, in a fixed order: torch's `embedding_dense_backward` has
-    none on a GPU, a matrix product has, and `index_put_` sorts. Tokens that are no symbol, which
-    made states NaN (cuda/step.cuh), are passed over."""
+    """The sum of the rows of each symbol, in a fixed order. torch's `embedding_dense_backward` has
+    no fixed order on a GPU; a matrix product has one, and `index_put_` sorts. Tokens that are not
+    symbols are ignored: they made states NaN (cuda/step.cuh)."""
     is_known = (tokens >= 0) & (tokens < symbols)
     rows = torch.where(is_known.unsqueeze(1), rows, 0)
     sums = rows.new_zeros(symbols, rows.shape[1], dtype=torch.float64)
@@ -94,8 +94,8 @@ def _token_sums(
 
 
 def in_single(run: Callable) -> Callable:
-    """A recurrence that knows float32 and float64, made to take half precision as the CUDA kernels
-    do: results are stored in it and computed in float32."""
+    """A recurrence for float32 and float64, extended to half precision as in the CUDA kernels:
+    results are computed in float32 and stored in half precision."""
 
     @wraps(run)
     def call(*args):
@@ -108,7 +108,7 @@ def in_single(run: Callable) -> Callable:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """The real numbers of a tensor, or of several, in another type; anything else as it is."""
+    """A tensor of real numbers, or several, in another type; anything else unchanged."""
     if isinstance(value, (list, tuple)):
         return type(value)(_cast(item, dtype) for item in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

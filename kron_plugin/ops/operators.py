@@ -1,4 +1,4 @@
-"""Functions made operators of torch, `kron_plugin::OPERATION_BACKEND` and `…_backward`."""
+"""Functions as operators of torch, `kron_plugin::OPERATION_BACKEND` and `…_backward`."""
 
 import sys
 from typing import Callable, Optional, Sequence
@@ -18,18 +18,18 @@ def register(
 ) -> Callable:
     """An operator that autograd and torch.compile know.
 
-    It is much as `torch.library.custom_op` makes it, without what that does at every call, which
+    It is much like one of `torch.library.custom_op`, without the work of that at every call, which
     takes longer than the kernels of a short sequence.
 
     Args:
         function: computes; its annotated signature, without defaults, becomes the operator's. It
-            returns tensors of its own, no view of what it was given.
+            returns new tensors, no views of its arguments.
         fake: allocates what `function` returns, for a traced graph.
-        differentiate, setup_context: as `torch.library.register_autograd` takes them.
+        differentiate, setup_context: as for `torch.library.register_autograd`.
     """
     name = f"{operation}_{backend}"
     schema = torch.library.infer_schema(function, mutates_args=())
-    # In place of one from before: the package is reloaded, or its import was interrupted.
+    # It may replace an earlier one, after a reload or an interrupted import of the package.
     library = get_library_allowing_overwrite("kron_plugin", name)
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, _untraced(function), "CompositeExplicitAutograd")
@@ -41,8 +41,8 @@ def register(
 
 
 def _untraced(function: Callable) -> Callable:
-    """A function into which torch.compile does not look. Only who has the compiler loaded can be
-    tracing: importing it takes a second."""
+    """A function that torch.compile does not trace. Nothing is traced before the compiler is
+    loaded, and importing it takes a second."""
     opaque = None
 
     def call(*args):
@@ -58,7 +58,7 @@ def _untraced(function: Callable) -> Callable:
 def _recorded(
     operator: torch._ops.OpOverload, differentiate: Callable, setup_context: Callable
 ) -> Callable:
-    """The operator as autograd's dispatch key sees it: itself, with its derivative written down."""
+    """The operator for autograd's dispatch key: it runs and records its derivative."""
     below = torch._C._after_autograd_keyset
 
     def forward(ctx, *args):
@@ -72,7 +72,7 @@ def _recorded(
         return *differentiate(ctx, *gradients), None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    name = operator._schema.name.split("::")[1]  # which profiles show
+    name = operator._schema.name.split("::")[1]  # shown in profiles
     recorded = type(name, (torch.autograd.Function,), methods)
 
     def call(keyset, *args):
@@ -85,7 +85,7 @@ def _recorded(
 
 
 def register_backward(operation: str, backend: str, function: Callable, fake: Callable) -> Callable:
-    """The operator of the backward pass, which refuses to be differentiated itself."""
+    """The operator of the backward pass; to differentiate it raises an error."""
 
     def refuse(ctx, *gradients):
         raise RuntimeError(
@@ -99,7 +99,7 @@ def register_backward(operation: str, backend: str, function: Callable, fake: Ca
 
 
 def needs_backward(tensors: Sequence[Optional[Tensor]]) -> bool:
-    """Whether a backward pass may follow. What torch.jit.trace records may be differentiated later,
-    whether gradients were wanted while it did or not."""
+    """Whether a backward pass may follow. A graph of torch.jit.trace may be differentiated later,
+    even if gradients were off while tracing."""
     wanted = any(t is not None and t.requires_grad for t in tensors)
     return torch.jit.is_tracing() or (wanted and torch.is_grad_enabled())

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def unwritten_is_nan(monkeypatch):
-    """Fill new, unset memory of floating type with NaN, so that an unwritten result is noticed."""
+    """Fill new memory of floating type with NaN, so that a test fails on an unwritten result."""
 
     def filled(make):
         def call(*args, **kwargs):

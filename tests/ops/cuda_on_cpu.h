@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the CPU, for tests: the threads of a block are threads, barriers are barriers,
-// and the blocks follow one another. Shared memory starts as NaN, and writes beyond what a launch asked
-// for are found. With KRON_NO_BARRIERS, __syncthreads does nothing: so that a test of races can fail.
+// and blocks run one after the other. Shared memory starts as NaN, and writes beyond what a launch asked
+// for are errors. With KRON_NO_BARRIERS, __syncthreads does nothing, so that a test of races can fail.
 #pragma once
 
 #include <pthread.h>

@@ -20,7 +20,7 @@ FLAGS = ("-O1", "-std=c++17", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Wer
 
 
 def compile_for_cpu(source: str, target: Path, flags=(), options=(), header=HEADER) -> None:
-    """Compile CUDA source, with options of NVRTC and flags of the C++ compiler."""
+    """Compile CUDA source, with options for NVRTC and flags for the C++ compiler."""
     unit = target.with_suffix(".cpp")
     unit.write_text(source)
     options = [option for option in options if not option.startswith("--")]
@@ -29,7 +29,7 @@ def compile_for_cpu(source: str, target: Path, flags=(), options=(), header=HEAD
 
 
 def precompiled_header(folder: Path, flags) -> Path:
-    """A copy of the header with what g++ takes in its place, for libraries with these flags."""
+    """A copy of the header, and its precompiled form for libraries with these flags."""
     header = folder / HEADER.name
     if not header.exists():
         header.write_bytes(HEADER.read_bytes())
@@ -44,7 +44,7 @@ def call(*command) -> None:
 
 
 class RawModule:
-    """As `cupy.RawModule`, as far as the loader needs it."""
+    """Like `cupy.RawModule`, as far as the loader needs it."""
 
     folder: Path  # for libraries, which several tests use
     libraries: dict = {}  # noqa: RUF012
@@ -74,7 +74,7 @@ class RawModule:
 
 
 class Kernel:
-    """As `cupy.RawKernel`. Shared memory beyond 48 KiB has to be asked for, as there."""
+    """Like `cupy.RawKernel`, which must also be asked for shared memory beyond 48 KiB."""
 
     max_dynamic_shared_size_bytes = 48 * 1024
 
@@ -96,11 +96,11 @@ class _Device(nullcontext):
 
 
 class CompileException(Exception):  # noqa: N818
-    """As CuPy's."""
+    """Like CuPy's."""
 
 
 def fake_cupy():
-    """What `import cupy` gives the loader."""
+    """The module that `import cupy` gives the loader."""
     cuda = SimpleNamespace(
         Device=_Device,
         Stream=SimpleNamespace(from_external=lambda stream: nullcontext()),
@@ -120,7 +120,7 @@ def install(monkeypatch, folder):
     from .recurrence_cases import RECURRENCES
 
     RawModule.folder = folder
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a real one is left alone
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # do not touch a real GPU
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     recurrences = [recurrence.backends for recurrence in RECURRENCES.values()]

@@ -1,5 +1,5 @@
-// A kernel as a program of its own: the fields of its call are read from stdin, its buffers written to
-// stdout as the kernel leaves them. KRON_SOURCE is the kernel's file; the argument names the pass.
+// A kernel as a program: it reads the fields of its call from stdin, and writes the buffers to stdout
+// after the call. KRON_SOURCE is the kernel's file; the argument names the pass.
 #include KRON_SOURCE
 
 #include <cstdio>

@@ -1,4 +1,4 @@
-"""The CPU kernels on an ARM processor, which qemu emulates: a stand-in for `kernel.run`."""
+"""The CPU kernels on an ARM processor emulated by qemu: a stand-in for `kernel.run`."""
 
 import ctypes
 import hashlib
@@ -18,12 +18,12 @@ from kron_plugin.ops.native.compile import FLAGS, HEADERS
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 MAIN = Path(__file__).with_name("emulated.cpp")
-# Those of a library for the processor at hand are left out; -O3 would take a minute.
+# Without the flags for a library and for this processor; -O3 would take a minute.
 PROGRAM_FLAGS = [f for f in FLAGS if f not in ("-O3", "-march=native", "-shared", "-fPIC")]
 
 
 def run(cell, function, call, dtype, is_complex, **fields):
-    """As `kernel.run`, with a process for every call."""
+    """Like `kernel.run`, with one process per call."""
     program = build(cell, dtype, is_complex)
     sent, buffers = [], []
     for name, _ in call._fields_:
@@ -51,7 +51,7 @@ def bytes_of(tensor):
 
 @cache
 def build(cell, dtype, is_complex):
-    """The program of one cell for one type of state, kept where the libraries are."""
+    """The program of one cell for one type of state, kept beside the libraries."""
     command = [
         *(COMPILER, "-O0", "-static", *PROGRAM_FLAGS),
         *(f"-D{macro}" for macro in kernel.defines(cell, dtype, is_complex)),

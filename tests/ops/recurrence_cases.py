@@ -1,4 +1,4 @@
-"""Random recurrences of every cell for the tests, and the same ones written with dense matrices."""
+"""Random recurrences of every cell for the tests, and the same with dense matrices."""
 
 from math import prod
 from typing import Any, List, NamedTuple, Optional, Tuple
@@ -66,14 +66,14 @@ class Case(NamedTuple):
 
 
 def random_factor(p: int, q: int, dtype: torch.dtype) -> Tensor:
-    """Nearly unitary, so that long sequences neither fade nor explode."""
+    """A nearly unitary factor, so that long sequences neither vanish nor explode."""
     size = max(p, q)
     unitary = torch.linalg.qr(torch.randn(size, size, dtype=dtype))[0][:p, :q]
     return (unitary + 0.05 / size * torch.randn(p, q, dtype=dtype)).contiguous().requires_grad_()
 
 
 def several(shapes: List[Tuple[int, int]], count: int) -> List[List[Tuple[int, int]]]:
-    """Factor sizes for so many products of one size, which need not be alike."""
+    """Factor sizes for `count` products of one size; the factors need not be alike."""
     n = prod(p for p, _ in shapes)
     return [shapes, shapes[::-1], [(n, n)] if n <= 32 else shapes, shapes][:count]
 
@@ -88,8 +88,8 @@ def random_case(
     dtype: torch.dtype = torch.float64,
     inputs: int = 3,
 ) -> Case:
-    """Drawn in double precision, so that it is the same in every type. Everything but lengths and
-    tokens requires a gradient."""
+    """A random case, drawn in double precision, so that it is the same in every type. All but
+    lengths and tokens requires a gradient."""
     torch.manual_seed(0)
     cell = RECURRENCES[kind.cell].cell
     n = prod(p for p, _ in shapes)
@@ -122,7 +122,7 @@ def random_case(
 
 
 def cast(case: Case, dtype: torch.dtype) -> Case:
-    """The same case in another type; in half precision factors are what is computed with."""
+    """The same case in another type; with half precision, factors have the type of computation."""
 
     def convert(value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
@@ -136,8 +136,8 @@ def cast(case: Case, dtype: torch.dtype) -> Case:
 
 
 def placed(case: Any, backend: Optional[str]) -> Any:
-    """The case, or whatever has tensors in it, where the backend works: on the GPU, if there is
-    one, for "cuda"."""
+    """The case, or any value with tensors, on the backend's device: for "cuda" the GPU, if there
+    is one."""
     if backend != "cuda" or not torch.cuda.is_available():
         return case
 
@@ -164,7 +164,7 @@ def forward(
 
 
 def run(case: Case, backend: str, **options) -> List[Tensor]:
-    """The last state, the outputs unless they are not wanted, and the gradients of the leaves."""
+    """The last state, the outputs if they are wanted, and the gradients of the leaves."""
     case = placed(case, backend)
     outputs, state = (
         forward_dense(case) if backend == "dense" else forward(case, backend, **options)

@@ -1,4 +1,4 @@
-"""What every backend of every recurrence has to do; a test file a backend subclasses it."""
+"""Tests for every backend of every recurrence; each backend's test file subclasses them."""
 
 import io
 import math
@@ -26,8 +26,8 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 cells = pytest.mark.parametrize("kind", ONE_OF_EACH_CELL)
 forms = pytest.mark.parametrize("form", ["dense", "features", "tokens"])
 
-# What to vary together: (batch, steps, form, with_lengths, options). Every batch size beside and
-# between the widths of vectors; one, two and many steps; each way of keeping states.
+# Varied together: (batch, steps, form, with_lengths, options). Batch sizes are at and between the
+# widths of vectors; there are one, two and many steps, and each way of keeping states.
 SETTINGS = [
     (1, 2, "dense", False, {}),
     (3, 33, "features", True, {"checkpoint_every": 8}),
@@ -40,7 +40,7 @@ SETTINGS = [
 
 
 class RecurrenceContract:
-    """The tests; a subclass says which backend, and on how many shapes and kinds it is tried."""
+    """The tests; a subclass names the backend, and the shapes and kinds."""
 
     backend: str
     shapes = SHAPES
@@ -53,7 +53,7 @@ class RecurrenceContract:
     @pytest.mark.parametrize("setting", range(len(SETTINGS)))
     def test_equals_dense_matrices(self, kind, setting):
         batch, steps, form, with_lengths, options = SETTINGS[setting]
-        # Every kind meets every shape, over the settings.
+        # Over the settings, every kind runs with every shape.
         names = list(self.shapes)
         for name in names[(setting + list(KINDS).index(kind)) % 2 :: 2]:
             shapes = self.shapes[name]
@@ -76,7 +76,7 @@ class RecurrenceContract:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @cells
     def test_half_precision_is_storage_only(self, kind, dtype):
-        """Equal to float32 of the same numbers, but for the rounding of what is stored."""
+        """Results equal float32 of the same numbers, but for rounding when they are stored."""
         half = random_case(KINDS[kind], [(2, 2)] * 4, 3, 5, "features", True, dtype)
         expected = run(cast(half, torch.float32), "reference")
         for options in ({}, {"checkpoint_every": 2}):
@@ -192,7 +192,7 @@ class RecurrenceContract:
         self.check_finite(case)
 
     def test_gates_may_be_shut_for_good(self):
-        """By a bias of minus infinity."""
+        """A bias of minus infinity shuts them."""
         case = random_case(KINDS["lstm"], [(2, 2)] * 4, steps=4)
         with torch.no_grad():
             case.bias[::3] = -torch.inf
@@ -233,7 +233,7 @@ def _view(tensor):
 
 
 class FusedContract(RecurrenceContract):
-    """What backends with kernels have to do besides: their operators known to torch."""
+    """More tests for backends with kernels: torch knows their operators."""
 
     @cells
     def test_compiles_without_breaking_the_graph(self, kind):
@@ -266,7 +266,7 @@ class FusedContract(RecurrenceContract):
     @pytest.mark.parametrize("every", [1, 3])
     @pytest.mark.filterwarnings("ignore")
     def test_what_was_exported_without_gradients_has_them(self, layer, every):
-        """Whether states are kept is part of the graph: they are made again."""
+        """The graph keeps no states, so they are computed again."""
         call = {"need_output": every == 1}
         made = layer(3, 8, backend=self.backend, checkpoint_every=every).double()
         x = torch.randn(5, 4, 3, dtype=torch.float64)

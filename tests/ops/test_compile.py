@@ -212,7 +212,7 @@ def test_no_folder_can_be_used(source, monkeypatch):
     ("writable", "expected"), [(None, 666), ("cache", 42), ("", 42), ("cache/{}", 42)]
 )
 def test_a_planted_library_is_not_run(source, writable, expected, monkeypatch, caplog):
-    """A folder, one above it and a file, where others might have put anything."""
+    """Others might have written to the folder, to one above it, or to the file."""
     answer(source)
     (library,) = cache_folder().iterdir()
     other = compiling.load(source, defines=["ANSWER=666"])._name
@@ -227,7 +227,7 @@ def test_a_planted_library_is_not_run(source, writable, expected, monkeypatch, c
 
 
 USER, OTHER, ROOT = 12345, 12346, 0
-PRIVATE, STAFF, TEAM = 12345, 50, 60  # the user's own group, one of others, one that others are in
+PRIVATE, STAFF, TEAM = 12345, 50, 60  # groups: the user's own, others', one with another member
 
 
 @pytest.mark.parametrize(

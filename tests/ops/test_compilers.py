@@ -1,4 +1,4 @@
-"""The CPU kernels as other compilers than g++ build them, and on another processor."""
+"""The CPU kernels built by compilers other than g++, and on another processor."""
 
 import shutil
 
@@ -37,7 +37,7 @@ def kernels(request, monkeypatch):
     kernel.library.cache_clear()
 
 
-WIDTHS = 15  # sequences: a block of each number of lanes that float64 has, 8, 4, 2 and 1
+WIDTHS = 15  # sequences: one block of each number of lanes of float64, 8, 4, 2 and 1
 
 
 @pytest.mark.usefixtures("kernels")

@@ -1,5 +1,5 @@
-"""The CUDA kernels and all of their host side against the definition: on the GPU, if there is one,
-and compiled for the CPU otherwise."""
+"""The CUDA kernels and their host side against the definition: on the GPU if there is one, else
+compiled for the CPU."""
 
 import math
 import subprocess
@@ -37,7 +37,7 @@ def libraries(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch, libraries):
-    """What serves `backend="cuda"`."""
+    """The GPU, or a stand-in for it, for `backend="cuda"`."""
     if not torch.cuda.is_available():
         cuda_on_cpu.install(monkeypatch, libraries)
 
@@ -53,8 +53,8 @@ class TestCUDA(FusedContract):
     }
 
 
-# 2x2 factors inside threads, by shuffle, through shared memory, several sequences a warp; 2x2 ones
-# too many for a thread; vectors of one number.
+# 2x2 factors inside threads, by shuffle, through shared memory, several sequences per warp; more
+# 2x2 factors than a thread takes; vectors of one number.
 # (factors, batch, steps, type, kind, form, lengths, options)
 CASES = [
     ([(2, 2)] * 2, 3, 5, DOUBLE, "kru", "dense", True, {}),
@@ -116,7 +116,7 @@ def test_a_token_that_is_no_symbol_makes_the_state_nan_and_is_read_nowhere(kind,
 
 @pytest.mark.parametrize("most", [0, 512])
 def test_sums_over_the_rows_of_each_symbol(most, monkeypatch):
-    """By index or by a matrix product, in parts; a token that is no symbol counts nowhere."""
+    """By index or by a matrix product, in parts. Tokens that are not symbols are ignored."""
     monkeypatch.setattr(inputs, "MAX_ONE_HOT", most)
     monkeypatch.setattr(inputs, "ONE_HOT_ENTRIES", 8)
     tokens, rows, weight = placed(
@@ -159,7 +159,7 @@ def test_a_call_with_what_does_not_fit_raises(kind):
     test_operators.check_wrong_calls(kind, "cuda")
 
 
-# The kernels of 2x2 factors, and those of a cell.
+# The kernels for 2x2 factors, and those for a cell.
 RACES = """
 #include "cells/{cell}.cuh"
 #include "butterfly.cu"
@@ -208,7 +208,7 @@ STAGES = """
 @pytest.mark.parametrize("barriers", [True, False])
 @cells
 def test_thread_sanitizer_finds_no_race(kind, barriers, tmp_path):
-    """And finds some when the barriers are taken away, so it does look."""
+    """Without barriers it finds some, so it does look."""
     program = tmp_path / "races"
     flags = ("-fsanitize=thread", "-g", *(() if barriers else ("-DKRON_NO_BARRIERS",)))
     kind = KINDS[kind]

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the CUDA backend. The cases of test_cuda.py run on it as well."""
+"""Tests of the CUDA backend that need a GPU. The cases of test_cuda.py run on it as well."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def case_of(bits, batch, steps, **kwargs):
 
 @pytest.mark.parametrize(("bits", "batch"), [(9, 128), (7, 20), (4, 4096), (13, 3), (14, 2)])
 def test_large_problems(bits, batch):
-    """As near to the definition in double precision as the definition in single precision is."""
+    """The error is about that of the definition in single precision."""
     exact = random_case(KRU, [(2, 2)] * bits, batch, 20, "features", True)
     case = cast(exact, torch.float32)
     expected = run(exact, "reference")

@@ -1,4 +1,4 @@
-"""The host side of the CUDA kernels, and what the compilers say of them; none of it needs a GPU."""
+"""The host side of the CUDA kernels, and the compilers' reports; no test needs a GPU."""
 
 import logging
 import re
@@ -19,17 +19,17 @@ from .recurrence_cases import KRU, random_case, run
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 
-# The most registers a thread may take; cuda/README.md says what follows from them.
+# The most registers that a thread may take; cuda/README.md explains the limits.
 REGISTERS = {"forward": 168, "backward": 176, "product": 128, "gradient": 224}
 REGISTERS_OF_ALL = {
     "butterfly": 255,
     "stages": 128,
-}  # in double precision; and of a block of 512
+}  # in double precision; for a block of 512
 
 
 def compiled():
-    """Kernels of every kind and type: of 2x2 factors the smallest and the largest, and between them
-    every form of input and activation in turn."""
+    """Kernels of every kind and type: for 2x2 factors the smallest and the largest, which take
+    turns through all forms of input and activations."""
     ways = cycle(product(range(len(FORMS)), range(len(ACTIVATIONS))))
     for dtype, stored in STORED.items():
         for cell in sorted(path.stem for path in FOLDER.glob("cells/*.cuh") if path.stem != "rnn"):
@@ -50,7 +50,7 @@ def usable(way, parts):
     "kernels", list(compiled()), ids=lambda kernels: "-".join(map(str, kernels))
 )
 def test_compiles_without_spills(kernels):
-    """The smallest of 2x2 factors for the oldest architecture alone."""
+    """The smallest for 2x2 factors compile only for the oldest architecture."""
     for architecture in ("oldest",) if kernels.bits == 2 else ("oldest", 80, 90):
         check_compilation(kernels, architecture)
 
@@ -125,7 +125,7 @@ def test_numbers_in_names_are_those_of_the_headers(name, names):
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """CuPy's presence, with what it was asked for."""
+    """A stand-in for CuPy that records its calls."""
     cuda_on_cpu.install(monkeypatch, tmp_path)
     return sys.modules["cupy"]
 

@@ -1,4 +1,4 @@
-"""The operators of the fused backends, called by anybody: by hand, short of memory, interrupted."""
+"""The operators of the fused backends: called directly, short of memory, interrupted."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def operator(kind, backend, suffix=""):
 
 
 def problem(kind, steps=5, batch=3, form="features", bits=2):
-    """What both passes of an operator are given, by name."""
+    """The arguments of both passes of an operator, by name."""
     case = random_case(KINDS[kind], [(2, 2)] * bits, batch, steps, form, True)
     together = [w for product in case.factors for w in product]
     tensors = (case.x, flatten(together), case.bias, torch.stack(case.state), case.weight)
@@ -60,7 +60,7 @@ def backward(kind, **given):
 
 
 def spoilt(value):
-    """Other values of the same kind, none of which an operator can do with."""
+    """Other values of the same kind, all wrong for an operator."""
     if isinstance(value, torch.Tensor):
         if value.numel() > 0:
             yield value.new_zeros(0)
@@ -78,18 +78,18 @@ def spoilt(value):
 
 
 def wrong_calls(kind, backend):
-    """(name, value) of single arguments that no call may be made with, and the call."""
+    """(name, value) of single arguments that are wrong, and the call with them."""
     for arguments, suffix in ((forward(kind), ""), (backward(kind), "_backward")):
         called = operator(kind, backend, suffix)
         called(*arguments.values())
         for name, value in arguments.items():
             for other in spoilt(value):
                 if name in ("kept", "outputs") and not other.numel():
-                    continue  # not kept: they are made again
+                    continue  # empty means not kept: they are computed again
                 if name == "threads" and backend == "cuda":
-                    continue  # it has none of the CPU's
+                    continue  # it does not use the CPU's threads
                 if name == "x" and not suffix and other.shape[1:] == value.shape[1:]:
-                    continue  # which alone tells how many steps there are
+                    continue  # valid: only x gives the number of steps
                 yield name, other, called, {**arguments, name: other}.values()
 
 
@@ -107,7 +107,7 @@ def check_wrong_calls(kind, backend):
 
 @cells
 def test_a_call_with_what_does_not_fit_raises(kind):
-    """Each buffer too short, empty, of another type or shape; sizes that are none."""
+    """Each buffer too short, empty, or of another type or shape; impossible sizes."""
     check_wrong_calls(kind, "cpu")
 
 
@@ -119,7 +119,7 @@ class Alarm(Exception):  # noqa: N818
 @pytest.mark.parametrize("arguments", [forward, backward])
 @cells
 def test_a_signal_ends_a_call(kind, arguments, threads, monkeypatch):
-    """A call of many seconds, within half a second and what a busy machine adds to it."""
+    """A call of many seconds ends within half a second, or more on a busy machine."""
     monkeypatch.undo()  # filling new memory with NaN takes long
 
     def ring(number, frame):
@@ -148,7 +148,7 @@ def test_a_signal_ends_a_call(kind, arguments, threads, monkeypatch):
         signal.signal(signal.SIGALRM, before)
 
 
-# No memory for any thread but the first: what a system short of it may do, at will.
+# No memory for any thread but the first, as on a system short of memory.
 NO_MEMORY = """
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -197,7 +197,7 @@ CALLS = """if True:
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="memory is the sanitizer's")
 def test_threads_ask_for_no_memory(tmp_path):
-    """One that gets none ends the process, for to throw takes memory too; the caller raises."""
+    """To throw takes memory: a thread that gets none ends the process. The caller raises."""
     source, library = tmp_path / "no_memory.cpp", tmp_path / "no_memory.so"
     source.write_text(NO_MEMORY)
     command = [*find_compiler(), "-O1", "-shared", "-fPIC", str(source), "-o", str(library)]
@@ -237,6 +237,6 @@ print(len(kru.factors))
 
 
 def test_the_package_can_be_imported_again(tmp_path):
-    """After an import that was interrupted, and by whoever reloads what has changed."""
+    """After an interrupted import, and after a reload."""
     result = run_command(sys.executable, "-c", IMPORTED_AGAIN, cwd=tmp_path)
     assert result.stdout == "interrupted\n3\n", result.stdout

@@ -1,4 +1,4 @@
-"""The CPU kernel: what every backend has to do, and its own: threads, memory, exactness."""
+"""The CPU kernel: the tests of every backend, and its own: threads, memory, exactness."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ class TestCPU(FusedContract):
 @pytest.mark.parametrize("form", ["dense", "features", "tokens"])
 @cells
 def test_opcheck(kind, form, monkeypatch):
-    monkeypatch.undo()  # opcheck compares bits of results it asked not to be written
+    monkeypatch.undo()  # opcheck compares results that it asked not to be written
     case = random_case(KINDS[kind], [(2, 2)] * 3, form=form, with_lengths=True)
     together = [w for product in case.factors for w in product]
     state = torch.stack(case.state).detach().requires_grad_()
@@ -97,7 +97,7 @@ def test_threads_may_change_before_the_way_back(every, monkeypatch):
 
 @cells
 def test_what_is_kept_may_have_been_elsewhere_meanwhile(kind):
-    """As hooks on saved tensors may have it, at an address where no vector begins."""
+    """Hooks on saved tensors may move them to an address where no vector may begin."""
     case = random_case(KINDS[kind], batch=16, steps=4, dtype=torch.float32)
 
     def shift(saved):
@@ -110,7 +110,7 @@ def test_what_is_kept_may_have_been_elsewhere_meanwhile(kind):
 
 
 def test_no_more_threads_than_the_system_gives():
-    """The caller does the share of those that cannot be had."""
+    """The caller does the share of threads that cannot be started."""
     program = """if True:
         import resource, torch
         from tests.ops.recurrence_cases import equal, random_case, run
@@ -128,11 +128,11 @@ def test_no_more_threads_than_the_system_gives():
 
 
 def test_the_scale_of_factors_may_be_far_from_one():
-    """Where what W^H hands on leaves single precision, though no factor's own gradient does."""
+    """W^H delta leaves single precision, though no factor's own gradient does."""
     exact = random_case(KINDS["complex identity"], [(2, 2)] * 4, 3, 1)
     small = [(1e-11 * w).detach().requires_grad_() for w in exact.factors[0]]
     exact = exact._replace(factors=[small])
-    factors = slice(3, 7)  # behind the state, outputs and x
+    factors = slice(3, 7)  # after the state, outputs and x
     have = run(cast(exact, torch.float32), "cpu")[factors]
     for ours, theirs in zip(have, run(exact, "reference")[factors], strict=True):
         assert float((ours.to(theirs.dtype) - theirs).norm()) < 1e-5 * float(theirs.norm())

@@ -1,4 +1,4 @@
-"""The definitions themselves, and how what does not fit is told."""
+"""The definitions themselves, and the errors for arguments that do not fit."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_one_factor_a_gate_is_the_ordinary_gru(backend):
 
 
 def check_equal(layer, ours, theirs):
-    """Results, and the gradients of torch's weights by both."""
+    """Compare results, and the gradients of torch's weights by both."""
     assert worst_error(ours, theirs) < 1e-14
     weights = list(layer.parameters())
     gradients = [torch.autograd.grad(sum(r.sum() for r in s), weights) for s in (ours, theirs)]

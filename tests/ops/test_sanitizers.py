@@ -1,5 +1,5 @@
-"""A kernel, compiled with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` runs the
-tests of all kernels so, and of the CUDA ones on the CPU."""
+"""A kernel with AddressSanitizer and UndefinedBehaviorSanitizer. `make sanitize` runs the tests of
+all kernels in this way, and those of the CUDA kernels on the CPU."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from ..conftest import ROOT, run
 
-# An index beyond a tensor of torch's, then a shift beyond what its type holds.
+# An index beyond a torch tensor, then a shift beyond the bits of its type.
 BROKEN = """
 import ctypes, os, pathlib, torch
 from kron_plugin.ops.native import compile
@@ -33,7 +33,7 @@ CASES = (
 
 @pytest.fixture
 def sanitized(tmp_path):
-    """Run Python with sanitized kernels, in the checkout."""
+    """Run Python with sanitized kernels in the checkout."""
 
     def call(*args, cwd=ROOT):
         env = {"KRON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -43,7 +43,7 @@ def sanitized(tmp_path):
 
 
 def test_the_kernels_stay_within_their_tensors(sanitized):
-    # A report would be lost with what pytest captures.
+    # -s, because a report would be lost in pytest's captured output.
     result = sanitized("-m", "pytest", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES)
     assert result.returncode == 0, result.stdout[-5000:]
     assert f"{len(CASES)} passed" in result.stdout

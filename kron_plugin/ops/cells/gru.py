@@ -10,7 +10,7 @@ from ..recurrence import Cell, Recurrence, State
 def step(
     recurrent: Sequence[Tensor], u: Sequence[Tensor], bias: Tensor, state: State, activation: str
 ) -> State:
-    """Cho et al., 2014, with the reset gate behind the product, as torch.nn.GRU has it."""
+    """Cho et al., 2014, with the reset gate after the product, as in torch.nn.GRU."""
     b_r, b_z, b_n, b_h = bias.chunk(4)
     r = (recurrent[0] + u[0] + b_r).sigmoid()
     z = (recurrent[1] + u[1] + b_z).sigmoid()
@@ -33,7 +33,7 @@ def kron_gru(
     checkpoint_every: int = 1,
     backend: str = "auto",
 ) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, N), (B, N)
-    """Run a GRU over a sequence, its three recurrent matrices Kronecker products (KRU-GRU).
+    """Run a GRU with Kronecker products as its three recurrent matrices (KRU-GRU).
 
     In the order of torch.nn.GRU::
 

@@ -33,7 +33,7 @@ def kron_lstm(
     checkpoint_every: int = 1,
     backend: str = "auto",
 ) -> Tuple[Tensor, Tuple[Tensor, Tensor]]:  # shapes: (T, B, N), twice (B, N)
-    """Run an LSTM over a sequence, its four recurrent matrices Kronecker products (KRU-LSTM).
+    """Run an LSTM with Kronecker products as its four recurrent matrices (KRU-LSTM).
 
     With z_k = W_k h_{t-1} + u_k + b_k for the gates k = i, f, g, o, in the order of torch.nn.LSTM::
 

@@ -59,10 +59,10 @@ def kron_rnn(
 ) -> Tuple[Tensor, Tensor]:  # shapes: (T, B, W), (B, W)
     """Run h_t = σ(W h_{t-1} + u_t) over a sequence, W = W_0 ⊗ … ⊗ W_{F-1} (KRU, "Formalism").
 
-    States are real tensors of width W: N for real factors, 2N for complex ones, whose real parts
-    come first and imaginary parts second. In half precision they are stored but not computed with:
-    that is float32. The fused backends square moduli: in float32 modReLU may take one below 1e-19
-    for zero, and one above 1e19 for infinite.
+    States are real tensors of width W: N for real factors; 2N for complex ones, all real parts
+    before all imaginary ones. Half precision is for storage only; computation is in float32. The
+    fused backends square moduli: in float32, modReLU may treat a modulus below 1e-19 as zero and
+    one above 1e19 as infinite.
 
     Args:
         x: without `weight` the projected input u itself; with it, features (u_t = x_t @ weight)
@@ -72,18 +72,16 @@ def kron_rnn(
             factors; "identity": z + b.
         h0: the state before the first input.
         lengths: how many steps of each sequence count (1 to T, default all). A finished sequence
-            keeps its last state, and its later inputs, whatever they are, are not read and receive
-            no gradient. What is asked of its later outputs is asked of that last state.
-        need_output: False when only the last state is wanted; the first result then is
-            empty.
-        checkpoint_every: keep every so many-th state for the backward pass, and compute the others
+            keeps its last state. Its later inputs are not read, whatever they are, and receive no
+            gradient. The gradients of its later outputs go to that last state.
+        need_output: False when only the last state is wanted; the first result is then empty.
+        checkpoint_every: k, to keep every k-th state for the backward pass and compute the others
             again. Same gradients; memory for T/k + k states rather than T, and a second forward.
         backend: "auto" for the fastest that can serve, or a name of `available_backends()`.
 
     Returns:
-        The state after each step, and the last one. A NaN or infinity that has entered a state
-        leaves it not finite to the end (but tanh bounds an infinity), so a last state that is
-        finite vouches for all of them.
+        The state after each step, and the last one. After a NaN or infinity, a state is not finite
+        to the end (but tanh bounds an infinity). So if the last state is finite, all of them are.
 
     Raises:
         ValueError: sizes or types do not fit together; the message names the argument.

@@ -1,4 +1,4 @@
-"""Products with a Kronecker product, with one backend per file and `dispatch` choosing."""
+"""Products with a Kronecker product: one backend per file; `dispatch` chooses."""
 
 from .dispatch import kron_matmul
 from .reference import dense

@@ -16,7 +16,7 @@ from .reference import factor_gradients as factor_gradients_reference
 
 
 def kron_matmul_cuda(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """`kron_matmul` with arguments as it describes and has checked them."""
+    """`kron_matmul` with its arguments, already checked."""
     is_complex = factors[0].is_complex()
     shapes = shapes_of(factors)
     rows = x.reshape(-1, x.shape[-1])
@@ -55,10 +55,10 @@ def factor_gradients(
     factors: Tensor,  # shape: (Σ P_f Q_f C,)
     shapes: Sequence[int],
 ) -> Tensor:  # shape: (Σ P_f Q_f C,), float64
-    """Of y = W x from g = dL/dy, summed over M rows. Rows of x are those of `first`, then of x.
+    """For y = W x from g = dL/dy, summed over M rows. The input rows are `first`, then x.
 
-    The sums of 2x2 factors are made by one kernel, block by block and then over the blocks, always
-    in the same order; those of other factors by matrix products.
+    For 2x2 factors one kernel sums, block by block and then over the blocks, always in the same
+    order. For other factors these are matrix products.
     """
     if kernels.kind == "butterfly":
         cut = geometry(kernels, "gradient", g.device, [shapes], g.shape[0])

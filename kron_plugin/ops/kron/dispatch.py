@@ -33,14 +33,14 @@ def kron_matmul(
 ) -> Tensor:  # shape: (..., ∏P_f)
     """W x for every vector x, W = W_0 ⊗ … ⊗ W_{F-1}, in O(N Σ P_f) operations for square factors.
 
-    Real x may meet complex factors; the result then is complex. Axes of factors before the last two
-    are batches: they are broadcast with each other and with the axes of x before its last, so that
-    each vector meets a matrix of its own. The reference backend serves those and is differentiable
-    to any order; the CUDA one is for single matrices, and differentiable once.
+    Real x with complex factors gives a complex result. Axes of factors before the last two are
+    batches: they are broadcast with each other and with the axes of x before its last, so that each
+    vector has its own matrix. The reference backend serves batches and is differentiable to any
+    order. The CUDA backend serves single matrices and is differentiable once.
 
     Raises:
-        ValueError: the factors are none, no matrices, or do not fit the last axis of x, or their
-            batches each other or x; x is a single number; or there is no such backend.
+        ValueError: there are no factors; they are not matrices, or do not fit the last axis of x;
+            their batches do not fit; x is a single number; or there is no such backend.
         RuntimeError: the named backend cannot serve.
     """
     factors = list(factors)
@@ -51,7 +51,7 @@ def kron_matmul(
     for w in factors:
         dtype = torch.promote_types(dtype, w.dtype)
     x = x.to(dtype)
-    # torch.compile knows no dtype.to_real.
+    # torch.compile does not know dtype.to_real.
     problem = Problem(x.device, x.real.dtype, x.is_complex(), is_batched)
     return BACKENDS.run(backend, problem)(x, [w.to(dtype) for w in factors])
 

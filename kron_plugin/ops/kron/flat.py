@@ -1,4 +1,4 @@
-"""All factors as one real vector, which is one argument of an operator and has one gradient."""
+"""All factors as one real vector: one argument of an operator, with one gradient."""
 
 from typing import List, Sequence
 
@@ -15,12 +15,12 @@ def flatten(factors: Sequence[Tensor]) -> Tensor:  # shape: (Σ P_f Q_f C,), rea
 
 
 def shapes_of(factors: Sequence[Tensor]) -> List[int]:
-    """P_0, Q_0, P_1, …; numbers, which torch.jit.trace would have tensors for."""
+    """P_0, Q_0, P_1, …, as numbers: under torch.jit.trace sizes are tensors."""
     return [int(size) for w in factors for size in w.shape]
 
 
 def unflatten(flat: Tensor, shapes: Sequence[int], is_complex: bool) -> List[Tensor]:
-    """Factors as matrices again, shape (P_f, Q_f) each; `shapes` as of `shapes_of`"""
+    """Factors as matrices again, shape (P_f, Q_f) each; `shapes` as from `shapes_of`."""
     vector = as_complex(flat.reshape(-1, 2)) if is_complex else flat
     sizes = list(zip(shapes[::2], shapes[1::2], strict=True))
     parts = vector.split([p * q for p, q in sizes])

@@ -1,9 +1,8 @@
-"""Products with a Kronecker product of small matrices as their definition reads, never forming it.
+"""Products with a Kronecker product of small matrices, by definition, without forming it.
 
 Throughout, ``factors`` is a sequence of matrices W_f of shape (P_f, Q_f), all real or all complex,
-and W = W_0 ⊗ W_1 ⊗ … ⊗ W_{F-1} has shape (∏P_f, ∏Q_f). The first factor owns the slowest digits of
-an index, as in `torch.kron`. The dots that a shape begins with are axes of batches, which are
-broadcast.
+and W = W_0 ⊗ W_1 ⊗ … ⊗ W_{F-1} has shape (∏P_f, ∏Q_f). The first factor has the slowest digits of
+an index, as in `torch.kron`. Dots at the start of a shape are batch axes, which are broadcast.
 """
 
 from functools import reduce
@@ -16,12 +15,12 @@ from torch import Tensor
 def dense(
     factors: Sequence[Tensor],  # shape: (..., P_f, Q_f) each
 ) -> Tensor:  # shape: (..., ∏P_f, ∏Q_f)
-    """The Kronecker product itself: the oracle of the tests, too large for anything else."""
+    """The Kronecker product itself: the oracle of the tests, too large for other uses."""
     return reduce(_kron, factors)
 
 
 def _kron(v: Tensor, w: Tensor) -> Tensor:
-    """`torch.kron` matrix by matrix, which itself takes batches for digits."""
+    """`torch.kron` matrix by matrix: torch's own function treats batch axes as digits."""
     product = v[..., :, None, :, None] * w[..., None, :, None, :]
     return product.flatten(-4, -3).flatten(-2)
 
@@ -54,7 +53,7 @@ def factor_gradients(
     x: Tensor,  # shape: (M, ∏Q_f)
     factors: Sequence[Tensor],  # shape: (P_f, Q_f) each
 ) -> List[Tensor]:  # shape: (P_f, Q_f) each
-    """The gradients of the factors in y = W x, from g = dL/dy; what autograd finds, by itself.
+    """The gradients of the factors in y = W x, from g = dL/dy, as autograd would find them.
 
     Gradients of complex numbers are dL/dRe + i dL/dIm, as everywhere in PyTorch.
     """

@@ -1,1 +1,1 @@
-"""What the C++ kernels are made of: compiling and loading them, and the headers they share."""
+"""The C++ kernels: how they are compiled and loaded, and the headers they share."""

@@ -1,7 +1,7 @@
 // A batch as blocks of lanes, dealt out to threads.
 //
-// Results do not depend on timing: blocks are dealt out to threads in a fixed order, and each thread's
-// sums are added in a fixed order.
+// Results do not depend on timing: the order in which blocks go to threads, and in which the threads'
+// sums are added, is fixed.
 #pragma once
 
 #include <sys/mman.h>
@@ -26,10 +26,10 @@ struct Block {
   int lanes;
 };
 
-// Blocks as wide as vectors go, unless threads would be left without one; the rest of the batch in
-// narrower ones, so that no lane is empty.
+// Blocks are as wide as the widest vector, or narrower if some threads would get none. The rest of the
+// batch is in still narrower blocks, so that no lane is empty.
 inline std::vector<Block> partition(int64_t batch, int64_t threads) {
-  constexpr int kNarrowest = 16 / sizeof(real);  // of the vectors: narrower ones take as long
+  constexpr int kNarrowest = 16 / sizeof(real);  // narrower vectors take as long
   int width = kMaxLanes;
   while (width > kNarrowest && (batch + width - 1) / width < threads) width /= 2;
   std::vector<Block> blocks;
@@ -53,14 +53,14 @@ void with_lanes(int lanes, Work work) {
   }
 }
 
-// How a batch is dealt out: block i to thread i modulo `threads`.
+// How a batch is shared: block i goes to thread i modulo `threads`.
 struct Shares {
   std::vector<Block> blocks;
   int64_t threads;
   Shares(int64_t batch, int64_t most) : blocks(partition(batch, most)), threads(std::min<int64_t>(most, blocks.size())) {}
 };
 
-// What one thread works with: a Worker for each width that its blocks have.
+// The Workers of one thread, one for each width of its blocks.
 template <template <int> class Worker>
 struct Workers {
   std::tuple<std::unique_ptr<Worker<1>>, std::unique_ptr<Worker<kMaxLanes / 4>>,
@@ -72,9 +72,9 @@ struct Workers {
   }
 };
 
-// Has a Worker<L> run every block: worker.run(block, pace). Workers come from make(width, thread). All memory
-// is had by then: a thread that runs out of it cannot even say so, for that takes memory. Where the system
-// gives no more threads, the caller does their share.
+// Runs every block by a Worker<L>: worker.run(block, pace). make(width, thread) makes all Workers, with all
+// their memory, before threads start: a thread without memory cannot report it, because to throw takes memory.
+// If the system gives no more threads, the caller does their share.
 template <template <int> class Worker, class Make>
 void for_blocks(const Shares& shares, Running& running, Make make) {
   const std::vector<Block>& blocks = shares.blocks;
@@ -118,8 +118,8 @@ void for_blocks(const Shares& shares, Running& running, Make make) {
   for (std::thread& other : others) other.join();
 }
 
-// What a pass returns to its caller in another language, which no exception may reach: 0, or 1 when
-// memory ran out.
+// The result of a pass: 0, or 1 when memory ran out. No exception may leave, because the caller is in another
+// language.
 template <class Pass>
 int status(const Interpreter* interpreter, Pass pass) {
   Running running(interpreter);
@@ -146,7 +146,7 @@ void store_batch(const Element<L>* cells, const Block& block, int64_t n, real* t
   store_rows<L, false>(cells, n, rows);
 }
 
-// How many steps of each of the block's sequences count; all of them where lengths is null.
+// How many steps of each sequence of the block count; all if `lengths` is null.
 template <int L>
 class Lengths {
  public:
@@ -182,8 +182,8 @@ void add_to(const std::vector<T>& from, std::vector<T>& to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
 }
 
-// Large arrays that are about to be written for the first time: faulting them in 4 KiB at a time costs
-// as much as the recurrence itself.
+// For large arrays before they are first written: page faults of 4 KiB each cost as much as the recurrence
+// itself.
 inline void use_huge_pages(void* array, int64_t bytes) {
   constexpr uintptr_t kPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(array) + kPage - 1) / kPage * kPage;

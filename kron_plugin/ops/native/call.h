@@ -15,19 +15,19 @@ struct Call {
   int64_t threads, steps, batch, size;
   int64_t inputs;          // 0 dense x, -1 tokens, else features (I)
   int64_t token_rows;      // rows of the weight table
-  int64_t activation;      // the cell's enum Activation
-  int64_t every;           // states are kept every so many steps
+  int64_t activation;      // index into the cell's activations
+  int64_t every;           // states are kept once in so many steps
   const int64_t* counts;   // (K): factors of each product
   const int64_t* shapes;   // (sum of counts, 2)
   const real* factors;     // (sum P_f Q_f, C)
   const real* x;           // (T, B, K W) or (T, B, I)
   const int64_t* tokens;   // (T, B)
   const real* weight;      // (I, K W)
-  const real* bias;        // the cell tells its shape
+  const real* bias;        // the cell defines its shape
   const real* initial;     // (S, B, W)
   const int64_t* lengths;  // (B) or null
   real* outputs;           // (T, B, W): h after each step; or null
-  real* kept;              // a block of lanes after the other: (segments + 1, S N, C, L); or null
+  real* kept;              // block of lanes by block: (segments + 1, S N, C, L); or null
   real* last;              // (S, B, W)
   // for the backward pass only
   const int64_t* shortcut;  // (K): 1: d_factors gets K_f = W_f^H dW_f; 0: dW_f itself
@@ -38,7 +38,7 @@ struct Call {
   double* d_factors;        // as factors
   real* d_bias;             // as bias
   real* d_initial;          // (S, B, W)
-  // of kernel.py's
+  // set by kernel.py
   const Interpreter* interpreter;  // or null
 
   int64_t segments() const { return (steps + every - 1) / every; }

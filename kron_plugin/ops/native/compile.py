@@ -1,7 +1,7 @@
 """C++ sources to loaded libraries: compiled once with the system compiler, then found in a cache.
 
-They are kept in `kron_plugin.cache.cache_folder()`. The name of a library holds a hash of all that
-went into it: sources, flags, compiler and processor; behind its end is a checksum of its content.
+They are kept in `kron_plugin.cache.cache_folder()`. The name of a library holds a hash of sources,
+flags, compiler and processor. A checksum of the library follows its end.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ DIGEST_BYTES = 32  # of a checksum
 
 
 class CompileError(RuntimeError):
-    """The library cannot be had; the message says why, and what to do."""
+    """The library is not available; the message says why, and what to do."""
 
 
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))  # what all our kernels may include
@@ -69,9 +69,9 @@ def find_compiler() -> List[str]:
 def load(source: Path, headers: Sequence[Path] = (), defines: Sequence[str] = ()) -> ctypes.CDLL:
     """The library made of `source`, with macros like "NAME=1" defined.
 
-    `headers` are what it includes beside HEADERS. Of several processes that ask at once, one
-    compiles. A cache folder that cannot be used, or in which others could put a library of theirs,
-    is passed over for one in the folder for temporary files, with a warning.
+    `headers` are the files it includes beside HEADERS. If several processes ask at once, one
+    compiles. If the cache folder cannot be used, or others could put their own library there, a
+    temporary folder is used, with a warning.
 
     Raises:
         CompileError: no compiler, an error from it, or no folder for the library.
@@ -117,7 +117,7 @@ def _load_or_compile(folder: Path, name: str, command: List[str], source: Path) 
     library = made_for_code(folder) / name
     if _fault(library):
         with one_process(library, PATIENCE):
-            fault = _fault(library)  # none, if another process has made it meanwhile
+            fault = _fault(library)  # None if another process has compiled it meanwhile
             if fault:
                 if library.exists():
                     logger.warning("compiling again: %s %s", library, fault)
@@ -126,7 +126,7 @@ def _load_or_compile(folder: Path, name: str, command: List[str], source: Path) 
 
 
 def _fault(library: Path) -> Optional[str]:
-    """Why a library may not be loaded, or None. A damaged one would end the process."""
+    """Why a library may not be loaded, or None. Loading a damaged one would end the process."""
     try:
         with library.open("rb") as file:
             distrust = why_not_trusted(os.fstat(file.fileno()))
@@ -139,7 +139,7 @@ def _fault(library: Path) -> Optional[str]:
 
 
 def _compile(command: List[str], source: Path, library: Path) -> None:
-    """Make the library, with a checksum behind its end, where loaders do not look."""
+    """Compile the library and append a checksum, which loaders ignore."""
     logger.info("compiling %s with %s, once for this machine", source.name, command[0])
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +152,7 @@ def _compile(command: List[str], source: Path, library: Path) -> None:
     if not content.startswith(b"\x7fELF"):
         raise CompileError(f"{command[0]} made no library of {source.name}, and no error")
     with atomic_write(library) as unfinished:
-        unfinished.chmod(unfinished.stat().st_mode & ~0o022)  # what others can write is not loaded
+        unfinished.chmod(unfinished.stat().st_mode & ~0o022)  # else it would not be loaded
         unfinished.write_bytes(content + hashlib.sha256(content).digest())
     logger.info("compiled %s in %.1f s: %s", source.name, time.monotonic() - started, library)
 
@@ -176,7 +176,7 @@ def _run(command: Sequence[str]) -> Tuple[int, str]:
             raise CompileError(f"{command[0]} cannot be run: {error}") from error
         try:
             status = process.wait(PATIENCE)
-        except BaseException as error:  # Ctrl-C, too, ends what a compiler has started
+        except BaseException as error:  # on Ctrl-C, too, stop what the compiler started
             with suppress(ProcessLookupError):  # it may just have ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,6 +1,6 @@
 // Gradients of the factors: K_f[p, q] = sum over lanes and all other digits of a[.., p, ..] conj(x[.., q, ..])
 //
-// where a is a gradient and x a vector that went through factor f. recurrence.cpp says which two.
+// where a is a gradient and x a vector that factor f was applied to. recurrence.cpp defines both.
 #pragma once
 
 #include <algorithm>
@@ -52,8 +52,8 @@ KRON_OUTLINE void correlate(const Element<L>* a, const Element<L>* x, int64_t p,
   });
 }
 
-// The off-diagonal entries K[0, 1] and K[1, 0] of B neighbouring 2x2 factors in one pass; the lowest
-// of their digits has `inner` elements below it. sums: two cells a factor, the lowest first.
+// The off-diagonal entries K[0, 1] and K[1, 0] of B neighbouring 2x2 factors in one pass. Their lowest
+// digit has `inner` elements below it. sums: two cells per factor, the lowest first.
 template <int L, int B>
 KRON_OUTLINE void correlate_butterflies(const Element<L>* g, const Element<L>* h, int64_t outer, int64_t inner, Element<L>* sums) {
   constexpr int R = 1 << B;
@@ -76,10 +76,9 @@ KRON_OUTLINE void correlate_butterflies(const Element<L>* g, const Element<L>* h
     for (int entry = 0; entry < 2; ++entry) add(sums[2 * k + entry], acc[k][entry]);
 }
 
-// K of every factor from one pair of vectors: g, the gradient that has gone back through all of W^H,
-// and h, the state that W was applied to (all factors square). The diagonal entries of 2x2 factors
-// are sums of the products g_n conj(h_n) over half of the n: those products are summed over time by
-// the caller, in `diagonal`, and distributed by `finish`.
+// K of every factor from one pair of vectors: the gradient g = W^H delta, and the state h that W was
+// applied to (all factors square). A diagonal entry of a 2x2 factor is the sum of g_n conj(h_n) over
+// half of the n. The caller sums these products over time in `diagonal`; `finish` distributes them.
 template <int L>
 class Correlation {
  public:
@@ -113,8 +112,8 @@ class Correlation {
 
   Element<L>* diagonal = nullptr;  // null when there is no 2x2 factor
 
-  // Adds `steps` pairs of vectors, stored one after the other. 2x2 factors of low digits take their
-  // turns on pieces that stay in the cache, the others pass over all.
+  // Adds `steps` pairs of vectors, stored one after the other. All 2x2 factors of low digits work on a
+  // piece while it is in the cache; each other factor goes over all vectors.
   void operator()(const Element<L>* g, const Element<L>* h, int64_t steps, double* sums) const {
     size_t low = 0;
     int64_t piece = 1;
@@ -127,7 +126,7 @@ class Correlation {
     for (size_t i = low > 1 ? low : 0; i < parts_.size(); ++i)
       run(parts_[i], g, h, parts_[i].outer * steps, sums);
   }
-  // Adds what the cells hold to the sums (p, q, C) of the factors.
+  // Adds the contents of the cells to the sums (p, q, C) of the factors.
   void finish(double* sums) const {
     if (!diagonal) return;
     for (int64_t n = 0; n < size_; ++n)
@@ -165,11 +164,11 @@ class Correlation {
   }
   std::vector<Part> parts_;
   int64_t size_;
-  Coef* products_ = nullptr;  // those of the diagonal, summed over the lanes
+  Coef* products_ = nullptr;  // `diagonal`, summed over the lanes
 };
 
-// How many steps to collect before correlating, so that sums over the lanes, one an entry of a large
-// factor, stay cheap beside the products they sum.
+// How many steps to collect before correlating. A large factor needs one sum over the lanes per entry;
+// with several steps at once, these sums stay cheap beside the products.
 inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
   int64_t n = 1, steps = 1;
   for (int64_t f = 0; f < count; ++f) n *= shapes[2 * f];
@@ -178,9 +177,9 @@ inline int64_t collected_steps(int64_t count, const int64_t* shapes) {
   return steps;
 }
 
-// One step back through the product: g = W^H delta, and what delta and h = h_{t-1} add to `sums`, the
-// factors' gradients or what they are solved from. Those are complete after `finish`; the arena's `clear`
-// begins the next block.
+// One step back through the product: computes g = W^H delta, and adds the share of delta and h = h_{t-1}
+// to `sums`, which are the factors' gradients or the K_f to solve for them. `sums` are complete after
+// `finish`; the arena's `clear` begins the next block.
 template <int L>
 struct FactorGradient {
   virtual ~FactorGradient() = default;
@@ -295,7 +294,7 @@ class Stages final : public FactorGradient<L> {
   std::unique_ptr<Workspace<L>> work_;
 };
 
-// The real numbers that factors, or their gradients, consist of.
+// How many real numbers the factors, or their gradients, have.
 inline int64_t factor_entries(int64_t count, const int64_t* shapes) {
   int64_t entries = 0;
   for (int64_t f = 0; f < count; ++f) entries += shapes[2 * f] * shapes[2 * f + 1];

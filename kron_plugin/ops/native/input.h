@@ -1,5 +1,5 @@
-// The input of a recurrence, one block of lanes at a time: dense rows, features or tokens; and what
-// goes back to it.
+// The input of a recurrence, one block of lanes at a time: dense rows, features or tokens; and its
+// gradient.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ class Input {
         cells_(of.inputs > 0 ? nullptr : arena.take<Element<L>>(of.size)) {}
 
   const InputTensors of;
-  Lanes<L>* const features;  // x_t of the block: one cell an input
+  Lanes<L>* const features;  // x_t of the block: one cell per input
 
   void begin(const Block& block) { block_ = block; }
   // The index of lane l's row in tensors of shape (T, B, ..).
@@ -60,7 +60,7 @@ class Input {
 
  private:
   Block block_{};
-  Element<L>* const cells_;  // u_t, where it comes as rows
+  Element<L>* const cells_;  // u_t, if it is read as rows
 };
 
 // A thread's share of the input weight's gradient.
@@ -68,7 +68,7 @@ struct WeightSums {
   std::vector<double> features;
   const int64_t entries;  // of the table
   Arena arena;
-  real* const table;  // of the rows that tokens name, which may be few of many
+  real* const table;  // one row per symbol; tokens may name only a few
 
   explicit WeightSums(const InputTensors& of)
       : features(std::max<int64_t>(of.inputs, 0) * C * of.size),

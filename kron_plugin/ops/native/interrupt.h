@@ -1,4 +1,4 @@
-// Letting the interpreter that called see to signals, so that a Ctrl-C does not wait for a long call's end.
+// Lets the calling interpreter handle signals, so that Ctrl-C does not wait for the end of a long call.
 #pragma once
 
 #include <atomic>
@@ -8,11 +8,11 @@
 // Functions of the interpreter, as kernel.py hands them over.
 struct Interpreter {
   void* (*release)();      // lets its other threads run
-  void (*acquire)(void*);  // and ends that
-  int (*raised)();         // runs the handlers of signals; not 0 if one raised. Null where none can come
+  void (*acquire)(void*);  // stops them again
+  int (*raised)();         // runs signal handlers; not 0 if one raised. Null if no signal can come
 };
 
-// A call in progress, whose other threads run meanwhile. Without an interpreter nothing can stop it.
+// A call in progress; the interpreter's other threads run meanwhile. Without an interpreter nothing can stop it.
 class Running {
  public:
   using Clock = std::chrono::steady_clock;
@@ -24,9 +24,9 @@ class Running {
   ~Running() {
     if (interpreter_) interpreter_->acquire(state_);
   }
-  // Whether all threads are to end as soon as they can: what they were to compute is not wanted any more.
+  // Whether all threads should end as soon as they can: their results are no longer wanted.
   bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
-  // For the thread that called.
+  // Only the calling thread may call this.
   void look() {
     if (!interpreter_ || !interpreter_->raised || stopped() || Clock::now() < next_) return;
     interpreter_->acquire(state_);
@@ -42,7 +42,7 @@ class Running {
   Clock::time_point next_ = Clock::now() + kInterval;
 };
 
-// What a thread asks before every step, which may be a short one: the clock is looked at now and then.
+// Every thread asks it before each step. Steps may be short, so the clock is read only now and then.
 class Pace {
  public:
   Pace(Running& running, bool is_caller) : running_(running), is_caller_(is_caller) {}

@@ -29,17 +29,17 @@ def _interpreter(*functions: str) -> _Interpreter:
     return _Interpreter(*(ctypes.cast(function, ctypes.c_void_p) for function in found))
 
 
-# Signals come to the main thread: a kernel that others call need not look for them.
+# Signals come to the main thread. A kernel called by another thread need not look for them.
 _MAIN = _interpreter("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
 _OTHER = _interpreter("PyEval_SaveThread", "PyEval_RestoreThread")
 
 
 @cache
 def library(cell: str, dtype: torch.dtype, is_complex: bool) -> Tuple[Optional[ctypes.PyDLL], str]:
-    """The kernel of a cell compiled for one type of state, or None and what is missing."""
+    """The kernel of a cell, compiled for one type of state; or None and the reason."""
     if sys.platform != "linux":
         return None, "it is compiled on Linux only"
-    from . import compile as compiling  # which needs what only Linux has
+    from . import compile as compiling  # it can be imported on Linux only
 
     try:
         loaded = compiling.load(SOURCE, [header(cell)], defines(cell, dtype, is_complex))
@@ -64,7 +64,7 @@ def defines(cell: str, dtype: torch.dtype, is_complex: bool) -> List[str]:
 
 
 def obstacle(cell: str, problem: Problem) -> Optional[str]:
-    """What keeps a cell's kernel from serving, or None. Compiles it to find out."""
+    """Why a cell's kernel cannot serve, or None. Compiles it to find out."""
     return library(cell, compute_type(problem.dtype), problem.is_complex)[1] or None
 
 
@@ -76,16 +76,16 @@ def run(
     is_complex: bool,
     **fields,
 ) -> None:
-    """Fill a call's fields with tensors (None or empty: null) and numbers, and make it.
+    """Fill a call's fields with tensors (None or empty: null) and numbers, then make the call.
 
-    The kernel reads and writes as many numbers of each tensor as the call's sizes tell: the
-    operators check that they are there.
+    The call's sizes say how many numbers of each tensor the kernel reads and writes. The operators
+    check that the tensors have them.
 
     Raises:
         ValueError: a tensor is not in the CPU's memory, or there is no such number of threads.
         MemoryError: the kernel could not get its scratch memory.
-        KeyboardInterrupt, or what else a signal's handler raises: within a tenth of a second and a
-            step or two; what the kernel has written then is not complete.
+        KeyboardInterrupt, or another error of a signal handler: within a tenth of a second and one
+            or two steps. The results are then incomplete.
     """
     if not 1 <= fields["threads"] <= MAX_THREADS:
         raise ValueError(f"threads={fields['threads']}: must be from 1 to {MAX_THREADS}")
@@ -112,7 +112,7 @@ def tokens(operation: str, x: Tensor, symbols: int) -> Tensor:
     """Tokens as a kernel reads them.
 
     Raises:
-        IndexError: one is no symbol.
+        IndexError: a token is not a symbol.
     """
     x = x.to(torch.int64)
     if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < symbols:
@@ -121,8 +121,8 @@ def tokens(operation: str, x: Tensor, symbols: int) -> Tensor:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """A tensor that a kernel reads as vectors, where those may begin; it is one unless somebody has
-    stored it elsewhere meanwhile, as hooks on saved tensors may."""
+    """The tensor, or a copy of it at an address where a kernel's vectors may begin. The copy is
+    needed only if it was stored elsewhere meanwhile, as hooks on saved tensors may do."""
     return tensor.clone() if tensor.data_ptr() % VECTOR_BYTES else tensor
 
 

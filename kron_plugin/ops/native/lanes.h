@@ -1,5 +1,5 @@
-// Vectors over the batch. A block of L sequences runs in lockstep, one sequence a lane, so that every
-// operation of the recurrence, whatever its sizes, is a full vector operation.
+// Vectors over the batch. A block of L sequences runs in lockstep, one sequence per lane, so that every
+// operation of the recurrence is a full vector operation for any sizes.
 //
 // KRON_REAL (float or double) and KRON_COMPLEX (0 or 1) are set on the compiler's command line; each
 // of the four variants is a library of its own.
@@ -94,7 +94,7 @@ KRON_INLINE Lanes<L> dot(const Element<L>& g, const Element<L>& h) {
   return sum;
 }
 
-// Loops over an array, which compilers turn into one instruction where a vector type has no operator.
+// Vector types have no operator for these. Compilers turn the loops over an array into one instruction.
 template <int L>
 KRON_INLINE Lanes<L> square_root(Lanes<L> x) {
   real a[L];
@@ -130,7 +130,7 @@ KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
   constexpr int kMantissa = sizeof(real) == 4 ? 23 : 52, kBias = sizeof(real) == 4 ? 127 : 1023;
   const auto whole = convert<integer, L>(a * real(1.4426950408889634) + real(0.5));
   const Lanes<L> k = convert<real, L>(whole);
-  // ln 2 in two pieces, the first short enough for k times it to be exact
+  // ln 2 in two pieces; the first is so short that k times it is exact
   const Lanes<L> r = (a - k * real(0.693145751953125)) - k * real(1.42860682030941723212e-6);
   Lanes<L> series = splat<L>(real(inverse_factorial(kTerms)));
 #pragma GCC unroll 16
@@ -144,7 +144,7 @@ KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
 template <int L>
 KRON_INLINE Lanes<L> hyperbolic_tangent(Lanes<L> x) {
   const Lanes<L> a = 2 * (x < 0 ? -x : x);
-  const Lanes<L> m = exponential_less_one<L>(a > 40 ? splat<L>(40) : a);  // tanh 20 rounds to 1; a NaN passes
+  const Lanes<L> m = exponential_less_one<L>(a > 40 ? splat<L>(40) : a);  // tanh 20 rounds to 1; NaN stays
   const Lanes<L> tangent = m / (m + 2);
   return x < 0 ? -tangent : tangent;
 }
@@ -152,11 +152,11 @@ KRON_INLINE Lanes<L> hyperbolic_tangent(Lanes<L> x) {
 template <int L>
 KRON_INLINE Lanes<L> sigmoid(Lanes<L> x) {
   const Lanes<L> a = x < 0 ? -x : x;
-  const Lanes<L> m = exponential_less_one<L>(a > 80 ? splat<L>(80) : a);  // 2e-35 is as good as 0
+  const Lanes<L> m = exponential_less_one<L>(a > 80 ? splat<L>(80) : a);  // e^-80 = 2e-35 counts as 0
   return (x < 0 ? splat<L>(1) : m + 1) / (m + 2);
 }
 
-// ---- between the rows of a torch tensor (one row a sequence) and cells (one lane a sequence)
+// ---- between the rows of a torch tensor (one row per sequence) and cells (one lane per sequence)
 
 template <int L, int D, int... I>
 KRON_INLINE void exchange(Lanes<L>& a, Lanes<L>& b, std::integer_sequence<int, I...>) {
@@ -176,7 +176,7 @@ KRON_INLINE void transpose(Lanes<L> (&rows)[L]) {
   }
 }
 
-// sums[j] = the sum of the lanes of x[j], L of them in one transpose.
+// sums[j] = the sum of the lanes of x[j]; one transpose makes L of them.
 template <int L, int M>
 KRON_INLINE void sum_each(const Lanes<L> (&x)[M], real (&sums)[M]) {
   for (int j = 0; j < M; j += L) {
@@ -212,7 +212,7 @@ KRON_OUTLINE void load_rows(const real* const* rows, int64_t n, Element<L>* cell
   }
 }
 
-// The reverse; with `add` the rows are added to, one after the other, so two may be the same.
+// The reverse. With `add` it adds to the rows, one after the other, so two rows may be the same one.
 template <int L, bool add>
 KRON_OUTLINE void store_rows(const Element<L>* cells, int64_t n, real* const* rows) {
   for (int c = 0; c < C; ++c) {
@@ -239,9 +239,9 @@ KRON_OUTLINE void store_rows(const Element<L>* cells, int64_t n, real* const* ro
 
 // ---- scratch memory
 
-// Scratch arrays that live as long as their arena, in huge pages where they are large. They are zero at
-// first; those of `sums` again after each `clear`. Starts are skewed: equal offsets in arrays a power of two
-// apart would fight for the same cache set.
+// Scratch arrays that exist as long as their arena; large ones are in huge pages. All are zero at first, and
+// `clear` sets those of `sums` to zero again. Starts are skewed: equal offsets in arrays a power of two apart
+// would map to the same cache set.
 class Arena {
  public:
   Arena() = default;

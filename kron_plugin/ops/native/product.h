@@ -4,8 +4,8 @@
 // over one strided axis. Three things make it fast:
 //
 // - A 2x2 factor is written as diag(d_0, d_1) [[1, a], [b, 1]], with its rows swapped first if that
-//   makes the pivots larger. The diagonals of all factors are one diagonal at the end, the swaps are
-//   an XOR of indices at load, and a stage is left with one multiplication an element, not two.
+//   makes the pivots larger. The diagonals of all factors become one diagonal at the end, and the
+//   swaps an XOR of indices at load. A stage then needs one multiplication per element, not two.
 // - Up to three neighbouring 2x2 factors are applied in registers, eight elements at a time.
 // - Stages are grouped so that a group's tile stays in the second-level cache.
 #pragma once
@@ -54,13 +54,13 @@ struct Group {
   int64_t outer, inner, tile;
 };
 
-constexpr int kRows = 4;  // rows of a dense stage that are summed in registers together
+constexpr int kRows = 4;  // rows of a dense stage summed together in registers
 constexpr int kMaxBits = 3;
-// A tile and the one it becomes fill half of a common second-level cache. Smaller ones, to fit the
-// first level, were slower: what a stage computes on an element hides the way from the second.
+// A tile and its result fill half of a common second-level cache. Tiles that fit the first level were
+// slower: a stage computes long enough on an element to hide the latency of the second level.
 constexpr int64_t kTileBytes = 262144;
 
-// Rows in blocks of 4, 2 or 1; in a block column by column, the order in which they are read.
+// Rows in blocks of 4, 2 or 1. `pack` stores a block column by column, the order in which it is read.
 template <class Block>
 void for_row_blocks(int64_t rows, Block block) {
   for (int64_t p = 0, size; p < rows; p += size) {
@@ -90,14 +90,14 @@ struct Butterfly {
   bool usable, swapped;
   wide diagonal[2], a, b;
 };
-// Usable unless both pivot pairs are tiny against the factor, far from any unitary one: then a or b
-// would be huge, or infinite.
+// Not usable if both pivot pairs are tiny beside the factor's entries: a or b would be huge or infinite.
+// Such a factor is far from unitary.
 inline Butterfly butterfly(const Factor& w) {
   if (w.p != 2 || w.q != 2) return {};
   wide m[4];
   for (int i = 0; i < 4; ++i) m[i] = widen(w.coef[i]);
   const bool swapped = std::norm(m[1]) * std::norm(m[2]) > std::norm(m[0]) * std::norm(m[3]);
-  if (swapped) std::swap(m[0], m[1]), std::swap(m[2], m[3]);  // columns: inputs change places
+  if (swapped) std::swap(m[0], m[1]), std::swap(m[2], m[3]);  // swaps columns, that is, inputs
   double largest = 0;
   for (const wide& entry : m) largest = std::max(largest, std::abs(entry));
   const double pivots = std::abs(m[0]) * std::abs(m[3]);
@@ -129,8 +129,8 @@ class Product {
 
   const std::vector<Group>& groups() const { return groups_; }
   const Coef* diagonal() const { return diagonal_.empty() ? nullptr : diagonal_.data(); }
-  int64_t capacity() const { return capacity_; }  // cells of the largest vector on the way
-  int64_t scratch() const { return scratch_; }    // cells of a tile on the way
+  int64_t capacity() const { return capacity_; }  // cells of the largest intermediate vector
+  int64_t scratch() const { return scratch_; }    // cells of the largest intermediate tile
 
  private:
   static std::vector<Stage> plan(const std::vector<Factor>& factors, std::vector<wide>& diagonal) {
@@ -165,7 +165,7 @@ class Product {
     }
     return stages;
   }
-  // Rows of a tile before, between and after the stages first..last-1, at the most.
+  // The most rows that a tile has before, between or after the stages first..last-1.
   static int64_t tile_rows(const std::vector<Stage>& stages, size_t first, size_t last) {
     int64_t rows = 1, most;
     for (size_t i = first; i < last; ++i) rows *= stages[i].q;
@@ -174,7 +174,7 @@ class Product {
     return most;
   }
   static size_t fit(const std::vector<Stage>& stages, size_t first, int64_t cell_bytes) {
-    const int64_t line = std::max<int64_t>(1, 64 / cell_bytes);  // cells that a tile is wide at least
+    const int64_t line = std::max<int64_t>(1, 64 / cell_bytes);  // the least width of a tile, in cells
     size_t last = first + 1;
     while (last < stages.size() &&
            tile_rows(stages, first, last + 1) * line * cell_bytes <= kTileBytes)
@@ -279,7 +279,7 @@ KRON_OUTLINE void run_stage(const Stage& stage, Tile<const Element<L>> x, Tile<E
   });
 }
 
-// What applying a product needs beside input and output: two whole vectors, and two tiles.
+// Scratch memory of a product: two whole vectors and two tiles.
 template <int L>
 struct Workspace {
   Element<L>*whole[2], *tile[2];
@@ -296,9 +296,9 @@ struct Workspace {
   }
 };
 
-// The product, without its diagonal, of `in`, written to `out` (which must be another array). As
-// soon as elements n..n+count-1 are written, finish(n, count) is called, once for each element: the
-// place for the diagonal and for whatever else the caller does to results still in the cache.
+// Applies the product, without its diagonal, to `in` and writes `out`, which must be another array.
+// finish(n, count) is called as soon as elements n..n+count-1 are written, once for each element. There
+// the caller applies the diagonal and does its other work on results, which are still in the cache.
 template <int L, class Finish>
 KRON_INLINE void apply(const Product& product, const Element<L>* in, Element<L>* out, Workspace<L>& work,
                        Finish finish) {

@@ -1,21 +1,21 @@
 // A recurrence over a whole sequence, forwards and backwards; call.h explains the letters. KRON_CELL, set
 // on the compiler's command line, is the header of the cell.
 //
-// Backwards, gamma_t = dL/dh_t in total. The cell turns it into delta_{t,k} = dL/d(W_k h_{t-1}), and
-// gamma_{t-1} is the sum of W_k^H delta_{t,k}, of what the cell hands on past the products, and of what
-// reaches h_{t-1} from outside. Only states are kept. A cell that is told sigma' by the state after the
-// step (`kFromOutput`) needs no more; others have their products made again.
+// Backwards, gamma_t is the total gradient dL/dh_t. The cell turns it into delta_{t,k} = dL/d(W_k h_{t-1}).
+// gamma_{t-1} has three terms: the sum of W_k^H delta_{t,k}, the cell's gradient of h_{t-1} without the
+// products, and the gradient of the output h_{t-1}. Only states are kept. They are enough if sigma' follows
+// from the state after the step (`kFromOutput`); for other cells the products are computed again.
 //
 // Factors: with A_f the product of all factors but f on their own digits, z = W_f A_f h and
 //   dW_f[p, q]  = sum_{t, b, rest} (A_f^H delta)[.., p, ..] conj(h[.., q, ..])
-//   W_f^H dW_f  = sum_{t, b, rest} (W^H delta)[.., p, ..] conj(h[.., q, ..])  =: K_f,
-// whose two vectors are W^H delta_t and h_{t-1}, at hand for every f at once: no stage is computed again.
-// The caller solves for dW_f in double precision (`shortcut`). For factors that are not square, or too
-// ill-conditioned for that, the inputs x_f of all stages are computed again and
+//   W_f^H dW_f  = sum_{t, b, rest} (W^H delta)[.., p, ..] conj(h[.., q, ..])  =: K_f.
+// K_f needs the vectors W^H delta_t and h_{t-1}, the same for every f, so no stage is computed again. The
+// caller solves for dW_f in double precision (`shortcut`). If factors are not square, or too ill-conditioned
+// for that, the inputs x_f of all stages are computed again and
 //   dW_f[p, q] = sum_{t, b, rest} gamma_f[.., p, ..] conj(x_f[.., q, ..]).
 //
-// A sequence that has ended keeps its state: gradients are carried past its last steps, and all delta are
-// 0 there, whatever its inputs are.
+// A sequence that has ended keeps its state. Gradients pass unchanged through the steps after its end, where
+// all delta are 0, whatever the inputs are.
 
 #include <algorithm>
 #include <memory>
@@ -38,7 +38,7 @@ constexpr int S = Cell::kStates, K = Cell::kProducts;
 template <int L>
 using CellStep = Step<L, Cell>;
 
-// The states at the ends of all segments of `every` steps: before the first, .., after the last.
+// The states at the ends of all segments of `every` steps, from before the first to after the last.
 template <int L>
 Element<L>* kept_states(const Call& call, const Block& block) {
   return reinterpret_cast<Element<L>*>(call.kept + block.begin * (call.segments() + 1) * S * call.width());
@@ -65,7 +65,7 @@ class Forward {
 
   void run(const Block& block, Pace& pace) {
     const int64_t elements = S * call_.size, steps = call_.steps, every = call_.every;
-    const auto place = [&](int64_t t) {  // of the state that step t starts from
+    const auto place = [&](int64_t t) {  // of the state before step t
       if (!call_.kept || (t % every != 0 && t != steps)) return ring_[t & 1];
       return kept_states<L>(call_, block) + (t == steps ? call_.segments() : t / every) * elements;
     };
@@ -89,8 +89,8 @@ class Forward {
   Element<L>* const ring_[2];
 };
 
-// The states that steps start from, on the way back, wherever the forward pass left them: all outputs, or
-// the ends of segments. Those within a segment are computed again when it is entered.
+// The states before each step, for the backward pass. They are the outputs, or the states kept at the ends
+// of segments. States within a segment are computed again when the backward pass enters it.
 template <int L>
 class History {
  public:
@@ -105,7 +105,7 @@ class History {
     block_ = block;
     entered_ = loaded_ = -1;
   }
-  // The one of step t; for t = T the last. To be called with t falling from T to 0, twice each at most.
+  // The state before step t; for t = T the last one. Call this with t falling from T to 0, at most twice each.
   const Element<L>* operator()(int64_t t, Pace& pace) {
     if (!call_.kept) return from_outputs(t);
     const int64_t segment = t / call_.every, first = segment * call_.every;
@@ -140,7 +140,7 @@ class History {
   int64_t entered_ = -1, loaded_ = -1;
 };
 
-// From delta_t to gamma_{t-1}, and to the factors of all products.
+// From delta_t, computes gamma_{t-1} and the gradients of all factors.
 template <int L>
 class RecurrentGradient {
  public:
@@ -166,7 +166,7 @@ class RecurrentGradient {
 
  private:
   const int64_t size_;
-  Element<L>* const share_;  // of one product in gamma
+  Element<L>* const share_;  // one product's share of gamma
   std::vector<std::unique_ptr<FactorGradient<L>>> products_;
   std::vector<double*> sums_;
 };
@@ -216,7 +216,7 @@ class Backward {
     inputs_.begin(t);
     const bool is_cut = step_.lengths.given;
     const auto live = step_.lengths.live(t);
-    const auto or_else = [&](const Element<L>& a, const Element<L>& b) {  // a where the step still counts
+    const auto or_else = [&](const Element<L>& a, const Element<L>& b) {  // a if the step counts
       Element<L> chosen = a;
       for (int c = 0; is_cut && c < C; ++c) chosen.v[c] = live ? a.v[c] : b.v[c];
       return chosen;
@@ -226,7 +226,7 @@ class Backward {
       for (int s = 0; s < S; ++s) total[s] = gradient[s * size + n];
       if (outside) add(total[0], outside[n]);
       if (direct) add(total[0], direct[n]);
-      for (int c = 0; c < C; ++c) __builtin_prefetch(&before[n].v[c]);  // it was last used long ago
+      for (int c = 0; c < C; ++c) __builtin_prefetch(&before[n].v[c]);  // last used long ago
       const auto d = Cell::template derivative<L>(step_, n, before, after, total);
       if (direct) direct[n] = or_else(d.state[0], total[0]);
       for (int s = 1; s < S; ++s) gradient[s * size + n] = or_else(d.state[s], total[s]);
@@ -249,7 +249,7 @@ class Backward {
   History<L> history_;
   RecurrentGradient<L> recurrent_;
   InputGradient<L> inputs_;
-  Element<L>*const gradient_;  // of the state after step t, past what is in `direct_`
+  Element<L>*const gradient_;  // of the state after step t, without the part in `direct_`
   Element<L>*const delta_, *const d_input_, *const d_bias_, *const outside_, *const direct_;
 };
 

@@ -1,4 +1,4 @@
-"""The way from what kernels sum up to the gradients of factors, where it is the shorter one."""
+"""Gradients of factors, solved from the sums of the kernels where that is faster."""
 
 from typing import List, Optional, Sequence
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 from ..kron.flat import flatten, unflatten
 
-# The largest condition number of a factor, by type, with which its gradient is solved for rather
-# than summed stage by stage. The solved one's error, relative to the largest entry, is about 1e-7
-# (float32) or 2e-16 (float64) times the condition number: here 3e-6 and 2e-13 at the most, where
-# the other way is off by some 1e-6 and 3e-15.
+# The largest condition number of a factor, by type, for which its gradient is solved for. Beyond
+# it, the gradient is summed stage by stage. The error of solving, relative to the largest entry, is
+# about 1e-7 (float32) or 2e-16 (float64) times the condition number: at most 3e-6 and 2e-13. The
+# error of summing is about 1e-6 and 3e-15.
 MAX_CONDITION = {torch.float32: 30.0, torch.float64: 1000.0}
 
-# How far the product of all factors may be from scale 1: where it shrinks or grows by more,
-# W^H delta comes near what single precision can hold, though no factor's own gradient does.
+# How far the scale of the product of all factors may be from 1. Beyond this, W^H delta comes near
+# the limits of single precision, though no factor's own gradient does.
 MAX_SCALE = 1e10
 
 
 def inverses(factors: Tensor, shapes: Sequence[int], is_complex: bool) -> Optional[List[Tensor]]:
     """W_f⁻¹ in double precision when the factors' gradients may be solved for, else None.
 
-    They may when all factors are square and conditioned better than MAX_CONDITION (in the 1-norm),
-    and their product is of a scale within MAX_SCALE.
-    A single factor needs no recomputed stages in any case, so there is nothing to gain.
+    They may if all factors are square and their condition numbers (1-norm) at most MAX_CONDITION,
+    and the scale of their product is within MAX_SCALE.
+    For a single factor no stages are computed again, so there is nothing to gain.
     """
     if len(shapes) == 2 or shapes[::2] != shapes[1::2]:
         return None

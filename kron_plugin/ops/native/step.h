@@ -1,5 +1,5 @@
-// One step of any recurrence for a block of lanes. A cell's header has a `struct Cell` with what is its
-// own; `Step` makes ready what all cells start from, W_k h and u_t.
+// One step of any recurrence for a block of lanes. `struct Cell` in a cell's header is the cell's own
+// part; `Step` computes what all cells need, W_k h and u_t.
 #pragma once
 
 #include <vector>
@@ -8,14 +8,14 @@
 #include "call.h"
 #include "product.h"
 
-// What goes back through a step at one unit: to the state before it past the products, to W_k h, to u
-// where that is another (`kSplits`), and to the bias.
+// The gradients of a step at one unit: of the state before it, without the way through the products; of
+// W_k h; of u, if that is another one (`kSplits`); and of the bias.
 template <int L, class Cell>
 struct Derivative {
   Element<L> state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias[Cell::kBiases];
 };
 
-// Where the factors of each product begin in `shapes` and in `factors`.
+// The start of each product's factors in `shapes` and in `factors`.
 struct ProductFactors {
   const int64_t* shapes;
   int64_t count, offset;
@@ -53,9 +53,9 @@ class Step {
     lengths.begin(block);
     input.begin(block);
   }
-  // To be called before `recurrent`, with the state that step t starts from. A single product is made in
-  // `to`, those of several elsewhere. As soon as all products of units n..n+count-1 are there,
-  // finish(n, count).
+  // Call this before `recurrent`, with the state before step t. A single product is written to `to`,
+  // several products to another buffer. finish(n, count) is called as soon as all products of units
+  // n..n+count-1 are ready.
   template <class Finish>
   KRON_INLINE void read(int64_t t, const Element<L>* from, Element<L>* to, Finish finish) {
     input.read(t);
@@ -77,14 +77,14 @@ class Step {
     mac(scaled, splat<L>(diagonal[n]), z);
     return scaled;
   }
-  // (W_k h + u_k + b_k)[n], where the bias has a number a product and unit
+  // (W_k h + u_k + b_k)[n], for a bias with one number per product and unit
   KRON_INLINE Lanes<L> pre_activation(int k, int64_t n) const {
     Element<L> z = recurrent(k, n);
     input.add_to(z, k * call.size + n);
     return z.v[0] + call.bias[k * call.size + n];
   }
-  // From one state to the next, or to the same one in the lanes that have ended. Out of line, so that a
-  // state computed again has the same bits: in two inlined copies other products may go into fused
+  // Computes the next state; in a lane that has ended, the state stays. It is not inlined, so that a state
+  // computed again has the same bits: in two inlined copies the compiler may fuse different products into
   // multiply-adds.
   KRON_OUTLINE void operator()(int64_t t, const Element<L>* from, Element<L>* to) {
     const auto live = lengths.live(t);

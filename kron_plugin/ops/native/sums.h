@@ -10,7 +10,7 @@
 #include "blocks.h"
 #include "input.h"
 
-// A thread's share of them.
+// One thread's share of these gradients.
 struct Sums {
   std::vector<double> factors, bias;
   WeightSums weight;
@@ -24,13 +24,13 @@ struct Sums {
   }
 };
 
-// Has a Worker run every block backwards, each thread's with sums of its own; what they come to goes to
-// the call. `entries` and `biases` are how many numbers factors and bias have.
+// Runs every block backwards by a Worker. Each thread has its own sums; their total goes to the call.
+// `entries` and `biases` are how many numbers factors and bias have.
 template <template <int> class Worker, class Call>
 void sum_over_blocks(const Call& call, Running& running, const InputTensors& input, int64_t entries,
                      int64_t biases) {
   const Shares shares(call.batch, call.threads);
-  std::deque<Sums> sums;  // one at least, for an empty batch too
+  std::deque<Sums> sums;  // at least one, even for an empty batch
   for (int64_t thread = 0; thread < std::max<int64_t>(shares.threads, 1); ++thread)
     sums.emplace_back(entries, biases, input);
   for_blocks<Worker>(shares, running, [&](auto width, int64_t thread) {

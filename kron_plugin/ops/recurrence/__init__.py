@@ -1,4 +1,4 @@
-"""A recurrence over a whole sequence, of any cell: one definition, and one driver a backend."""
+"""A recurrence over a whole sequence, of any cell: one definition, and one driver per backend."""
 
 from .cell import Activation, Cell, State
 from .dispatch import Recurrence

@@ -1,4 +1,4 @@
-"""What a recurrence is run on, in the one order in which all that is below the checks takes it."""
+"""The arguments of a recurrence, in the one order that all code below the checks uses."""
 
 from itertools import zip_longest
 from math import prod
@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import checks
 from .cell import Cell
 
-GRADIENTS = 5  # so many of the arguments have one: those before `lengths`
+GRADIENTS = 5  # as many arguments have one: those before `lengths`
 
 
 class Arguments(NamedTuple):
@@ -29,8 +29,8 @@ class Arguments(NamedTuple):
     counts: List[int]  # how many factors each product has
     is_complex: bool
     activation: str
-    every: int  # states are kept every so many steps
-    threads: int  # of the CPU backend, the same on the way back: `kept` may be laid out by it
+    every: int  # states are kept once in so many steps
+    threads: int  # of the CPU backend; the same backwards, because it sets the layout of `kept`
 
     @property
     def steps(self) -> int:
@@ -66,7 +66,7 @@ class Arguments(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """The form of input, as kernels are told: 0 for u itself, −1 for tokens, else I."""
+        """The form of input, as kernels take it: 0 for u itself, −1 for tokens, else I."""
         return -1 if self.is_tokens else self.symbols
 
     @property
@@ -85,9 +85,9 @@ class Arguments(NamedTuple):
         return list(numbers.split(entries))
 
     def check(self, cell: Cell) -> None:
-        """Raise a ValueError unless each array is what a kernel will take it for.
+        """Raise a ValueError unless each array has what a kernel will read.
 
-        Operators can be called by anybody, with anything.
+        Anybody can call operators, with anything.
         """
         operation, h0, counts = cell.operation, self.state, self.counts
         message = "state has {} axes, expected (S, B, W)"
@@ -113,7 +113,7 @@ def check(
     is_complex: bool,
     activation: str,
 ) -> None:
-    """Raise a ValueError unless all but the factors' entries fit together."""
+    """Raise a ValueError unless all arguments but the factors' entries fit together."""
 
     def require(condition: bool, message: str, *values) -> None:
         checks.require(cell.operation, condition, message, *values)
@@ -144,5 +144,5 @@ def check(
 
 
 def of_gate(gate: Optional[str]) -> str:
-    """Which product is meant, where there are several."""
+    """The name of the product, if there are several."""
     return f" of gate {gate}" if gate else ""

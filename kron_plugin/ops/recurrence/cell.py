@@ -1,4 +1,4 @@
-"""What a recurrent cell is: the definition of its step, and what its backends must know of it."""
+"""What a recurrent cell is: the definition of its step, and what its backends must know."""
 
 from typing import Callable, Mapping, NamedTuple, Sequence, Tuple
 
@@ -9,11 +9,11 @@ State = Tuple[Tensor, ...]  # shape: (B, W) each
 
 
 class Activation(NamedTuple):
-    """A nonlinearity that a cell lets choose.
+    """A nonlinearity that a cell offers.
 
-    function: (z, bias), of shapes (B, N) and as `bias_size` says, to h of shape (B, N).
+    function: (z, bias), of shape (B, N) and of the size `bias_size`, to h of shape (B, N).
     is_real: whether it is for real factors only.
-    moves_moduli: whether the bias is added to moduli, so that it is real for complex factors too.
+    moves_moduli: whether the bias is added to moduli; it is then real for complex factors too.
     """
 
     function: Callable[[Tensor, Tensor], Tensor] = torch.add
@@ -24,16 +24,16 @@ class Activation(NamedTuple):
 class Cell(NamedTuple):
     """One step from a state to the next by products W_k h, W_k a Kronecker product.
 
-    name: `kron_NAME` is the recurrence; `cells/NAME.h` and `cells/NAME.cuh` are its kernels' part.
-    state: the parts of the state. The first one is the output, and what the W_k multiply.
+    name: `kron_NAME` is the recurrence; `cells/NAME.h` and `cells/NAME.cuh` are for its kernels.
+    state: the parts of the state. The first one is the output, and the W_k multiply it.
     step: the definition, (W_k h for all k, u_k for all k, bias, state, activation) to the next
-        state. All are (B, N) but the bias, and complex where factors are.
-    gates: a letter for each product; none where there is one product alone.
-    biases: how many numbers a unit has in the bias.
-    activations: the nonlinearities by name, in the order of the kernels' enum Activation.
+        state. All but the bias are (B, N), and complex if factors are.
+    gates: a letter for each product; none if there is only one product.
+    biases: how many numbers the bias has per unit.
+    activations: the nonlinearities by name, in the order of their numbers in the kernels.
     is_real: whether factors have to be real.
-    from_output: whether the output is all of the state, and tells the derivative of the
-        nonlinearity, so that kernels need not make W h again on the way back.
+    from_output: whether the output is all of the state, and the nonlinearity's derivative follows
+        from it, so that kernels need not compute W h again in the backward pass.
     splits: whether the gradients of u_k and of W_k h differ.
     has_butterfly: whether there are CUDA kernels for 2x2 factors (cuda/butterfly.cu).
     """

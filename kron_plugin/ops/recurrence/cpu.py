@@ -28,7 +28,7 @@ class _Call(ctypes.Structure):
 
 
 def obstacle(cell: Cell) -> Callable[[Problem], Optional[str]]:
-    """What keeps this backend from serving, or None. Compiles the kernel to find out."""
+    """Why this backend cannot serve, or None. Compiles the kernel to find out."""
     return lambda problem: kernel.obstacle(cell.name, problem)
 
 
@@ -36,11 +36,11 @@ def backend(cell: Cell) -> Callable:
     """The recurrence by the fused kernel.
 
     It is deterministic for a given number of threads. The gradients of factors are exact for any
-    factors; square ones that are well-conditioned take the shorter way that recurrence.cpp derives.
+    factors; for well-conditioned square ones they take the shorter way of recurrence.cpp.
     """
 
     def run(function: str, given: Arguments, **others) -> None:
-        """One of the kernel's two passes; `others` are the fields that are not in both."""
+        """One of the kernel's two passes; `others` are the fields that only one pass has."""
         symbols = given.symbols
         tokens = kernel.tokens(cell.operation, given.x, symbols) if given.is_tokens else None
         kernel.run(

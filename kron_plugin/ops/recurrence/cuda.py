@@ -1,8 +1,8 @@
-"""Any recurrence by the CUDA kernels: one launch a pass, and what follows from it for all steps.
+"""Any recurrence by the CUDA kernels: one launch per pass, then sums for all steps at once.
 
-The sweep back finds delta_t, the gradient of W_k h_{t-1}, for all steps. The gradients of factors
-and weights are sums over steps and batch that follow from it without any order in time. A cell that
-needs W_k h on the way back has it made again for many steps at once (cuda/README.md).
+The backward sweep computes delta_t, the gradient of W_k h_{t-1}, for all steps. The gradients of
+factors and weights are sums of it over steps and batch, in no order of time. If a cell needs W_k h
+in the backward pass, it is computed again for many steps at once (cuda/README.md).
 """
 
 from typing import Callable, List, Optional, Tuple
@@ -19,13 +19,13 @@ from .arguments import Arguments
 from .cell import Cell
 from .operator import define
 
-# As many steps are taken back at a time as have gradients that fit in this, unless those are a
-# result themselves: each part costs Python some 20 calls of torch.
+# The backward sweep takes as many steps at a time as have gradients that fit in this, not counting
+# gradients that are a result. The limit is high: each part costs Python some 20 calls of torch.
 SEGMENT_BYTES = 1 << 28
 
 
 def backend(cell: Cell) -> Callable:
-    """The recurrence by the kernels of a cell."""
+    """The recurrence by a cell's kernels."""
 
     def forward(given, outputs, kept, last) -> None:
         call = _Launches(cell, given)
@@ -82,10 +82,10 @@ def _part(rows: Optional[Tensor], first: int, end: int) -> Optional[Tensor]:
 
 
 class _Launches:
-    """One call's arguments as its launches take them.
+    """One call's arguments, in the form for launches.
 
-    The history of a cell with `from_output` are the outputs (t, B, W) of some steps, that of any
-    other the states (t, S, B, W) before them.
+    The history of some steps is their outputs (t, B, W) for a cell with `from_output`, and the
+    states (t, S, B, W) before them for any other.
     """
 
     def __init__(self, cell: Cell, given: Arguments) -> None:
@@ -101,7 +101,7 @@ class _Launches:
         if cell.has_butterfly:
             how = (given.is_complex, FORMS.index(form), activation)
             self.kernels = kernels_for(given.shapes, given.state.dtype, *how)
-        # `stages` compute what they hand on in the type that they compute with.
+        # `stages` write delta in the type that they compute with.
         by_butterfly = self.kernels.kind == "butterfly"
         self.delta_type = given.state.dtype if by_butterfly else self.real
         self.vectors = len(cell.state) + 2 + (cell.products if cell.products > 1 else 0)
@@ -124,7 +124,7 @@ class _Launches:
         outputs: Optional[Tensor],  # shape: (end - first, B, W)
         befores: Optional[Tensor],  # shape: (end - first, S, B, W)
     ) -> Tensor:  # shape: (S, B, W)
-        """The state after steps `first` to `end`; fills outputs and states before, if given."""
+        """The state after steps `first` to `end`; fills outputs and the states before, if given."""
         last = torch.empty_like(state)
         written = {"initial": state, "outputs": outputs, "kept": befores, "last": last}
         self._launch("forward", first, end - first, **written)
@@ -139,7 +139,7 @@ class _Launches:
         delta: Tensor,
         d_input: Tensor,
     ) -> Tuple[Tensor, Tensor]:
-        """Fills both gradients; returns those of the state before and, summed, of the bias."""
+        """Fills delta and d_input; returns the gradients of the state before and of the bias."""
         given = self.given
         shape = (len(self.cell.state), given.batch, given.width)
         d_state = torch.empty(shape, dtype=self.real, device=self.device)
@@ -187,19 +187,19 @@ class _Launches:
         return torch.cat([product(h, w, shapes, False, adjoint=False) for w, shapes in parts], 1)
 
     def new_deltas(self, steps: int, d_x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Where the gradients of W_k h and of u_t go, shape (t, B, K·W); the latter is d_x, where
-        that is what is asked for."""
+        """Arrays for the gradients of W_k h and of u_t, shape (t, B, K·W). The latter is d_x itself
+        if that is the gradient of u_t."""
         given = self.given
         shape = (steps, given.batch, self.cell.products * given.width)
         d_input = d_x if self._fills(d_x) else d_x.new_empty(shape, dtype=self.delta_type)
         return (torch.empty_like(d_input) if self.cell.splits else d_input), d_input
 
     def _fills(self, d_x: Tensor) -> bool:
-        """Whether the gradient of u_t is written where that of x goes."""
+        """Whether the gradient of u_t is written to d_x."""
         return bool(self.given.weight is None and d_x.numel()) and d_x.dtype == self.delta_type
 
     def segment_length(self, d_x: Tensor) -> int:
-        """How many steps the sweep back takes at a time."""
+        """How many steps the backward sweep takes at a time."""
         if self.given.every > 1:
             return self.given.every
         arrays = 1 + self.cell.splits - self._fills(d_x) + (not self.cell.from_output)
@@ -210,10 +210,10 @@ class _Launches:
     def history(
         self, first: int, end: int, outputs: Tensor, kept: Tensor
     ) -> Tuple[Optional[Tensor], Tensor]:
-        """The state (B, W) before outputs, and the history of steps `first` to `end`, made again if
-        it was not kept."""
+        """The state (B, W) before outputs, and the history of steps `first` to `end`, made again
+        if it was not kept."""
         if self.keeps_outputs:
-            rows = kept[1:] if kept.dim() > 1 else outputs  # by axes: there may be no sequence
+            rows = kept[1:] if kept.dim() > 1 else outputs  # by axes, because a batch may be empty
             initial = self.given.state[0] if first == 0 else rows[first - 1]
             return aligned(initial.to(self.real)), rows[first:end]
         if self.given.every == 1:
@@ -227,7 +227,7 @@ class _Launches:
         return state[0], rows
 
     def factor_gradients(self, delta: Tensor, initial: Optional[Tensor], rows: Tensor) -> Tensor:
-        """Those of all products' factors, one after the other, in double precision."""
+        """The gradients of all products' factors, one after the other, in double precision."""
         given, width = self.given, self.given.width
         if self.cell.from_output:
             pair = [t.reshape(-1, width) for t in (delta, rows)]

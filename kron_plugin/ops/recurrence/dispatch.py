@@ -52,7 +52,7 @@ class Recurrence:
         checkpoint_every: int,
         backend: str,
     ) -> Tuple[Tensor, State]:
-        """The outputs, shape (T, B, W), and the last state, with arguments as `kron_rnn` has them.
+        """The outputs, shape (T, B, W), and the last state; arguments as of `kron_rnn`.
 
         Raises:
             ValueError: sizes or types do not fit together; the message names the argument.

@@ -1,6 +1,6 @@
 """What the fused backends share: a recurrence as a differentiable operator of torch.
 
-A backend supplies two functions, one a pass, on plain tensors. They become operators of their own,
+A backend supplies two functions on plain tensors, one per pass. They become the operators
 `kron_plugin::kron_CELL_BACKEND` and `..._backward`, which autograd and torch.compile know. All
 factors go in as one real vector, so that their gradient is one too.
 """
@@ -27,14 +27,14 @@ def define(
     backward: Callable,
     threads: Callable[[], int] = lambda: 1,
 ) -> Callable:
-    """The recurrence of a cell by the two functions of a backend.
+    """The recurrence of a cell, made from the two functions of a backend.
 
     Args:
-        forward: fills what `_allocate` made: (arguments, outputs, kept, last) -> None
-        backward: fills what `_allocate_gradients` made, the gradients of the first arguments:
+        forward: fills the results of `_allocate`: (arguments, outputs, kept, last) -> None
+        backward: fills the results of `_allocate_gradients`, gradients of the first arguments:
             (arguments, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight)
             -> None
-        threads: asked once a call, so that both passes deal the batch out alike.
+        threads: called once per call, so that both passes share out the batch alike.
     """
 
     def _forward(*given) -> Tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +113,7 @@ def define(
 
 
 def _take(function: Callable, before: dict, after: dict) -> None:
-    """Give a function of any arguments the signature that becomes its operator's schema: those of
+    """Give a function of any arguments the signature for its operator's schema: the fields of
     `Arguments`, with others around them."""
     taken = {**before, **Arguments.__annotations__, **after}
     parameters = [
@@ -132,10 +132,10 @@ def _has_states(
     outputs: Tensor,
     kept: Tensor,
 ) -> bool:
-    """Whether the backward pass was given states; a graph traced without gradients kept none.
+    """Whether the backward pass has states: a graph traced without gradients kept none.
 
     Raises:
-        ValueError: an array is not what a kernel will take it for.
+        ValueError: an array is not what a kernel will read.
     """
     state, operation = arguments.state, cell.operation
     rows = (arguments.steps, *state.shape[1:])
@@ -148,15 +148,15 @@ def _has_states(
 
 
 def _kept(cell: Cell, arguments: Arguments) -> Tuple[Tuple[int, ...], bool]:
-    """The shape of the states that are kept, those at the ends of all segments, and whether in the
-    type that is computed with, rather than in that of the outputs which they stand for."""
+    """The shape of the kept states, those at the ends of all segments, and whether they have the
+    type of computation; else they have that of the outputs, in whose place they are."""
     shape = (arguments.segments + 1, *arguments.state.shape)
     return shape, arguments.every > 1 or not cell.from_output
 
 
 def _allocate(cell: Cell, arguments: Arguments, need_output: bool, keep: bool):
-    """Outputs (T, B, W), what the backward pass keeps besides, and the last state (S, B, W); what
-    is not asked for is empty."""
+    """Outputs (T, B, W), states kept for the backward pass, and the last state (S, B, W). What is
+    not needed is empty."""
     state = arguments.state
     outputs = state.new_empty((arguments.steps, *state.shape[1:]) if need_output else (0,))
     by_outputs = cell.from_output and need_output and arguments.every == 1
@@ -167,7 +167,7 @@ def _allocate(cell: Cell, arguments: Arguments, need_output: bool, keep: bool):
 
 
 def _allocate_gradients(arguments: Arguments, need_d_x: bool):
-    """The gradients of x, factors, bias, state and weight; empty for an x or weight without."""
+    """The gradients of x, factors, bias, state and weight; empty if x or weight has none."""
 
     state = arguments.state
     x = arguments.x if need_d_x else None

@@ -1,4 +1,4 @@
-"""Any recurrence as its definition reads: a loop that autograd differentiates."""
+"""Any recurrence by its definition: a loop that autograd differentiates."""
 
 from typing import Callable, Optional, Sequence, Tuple
 
@@ -25,9 +25,9 @@ def reference(cell: Cell) -> Callable:
         need_output: bool,
         checkpoint_every: int,
     ) -> Tuple[Tensor, State]:
-        """One step after the other, with arguments as `Recurrence` describes and has checked them.
+        """One step after the other, with the checked arguments of `Recurrence`.
 
-        `checkpoint_every` is ignored: autograd keeps what it needs of every step.
+        `checkpoint_every` is ignored: autograd keeps what it needs from every step.
         """
         is_complex = factors[0][0].is_complex()
         inner, stored = (join, split) if is_complex else (_same, _same)

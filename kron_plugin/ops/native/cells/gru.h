@@ -7,7 +7,7 @@
 //
 //   d_n = gamma (1 - z) (1 - n^2)    to u_n and b_n; r d_n to w_n and b_h
 //   d_r = d_n v r (1 - r)            d_z = gamma (h_{t-1} - n) z (1 - z)
-//   to h_{t-1} past the products: gamma z
+//   to h_{t-1}, without the products: gamma z
 #pragma once
 
 #include "../step.h"

@@ -2,7 +2,7 @@
 //
 //   i, f, o = sigmoid(z_i, z_f, z_o),   g = tanh(z_g),   c_t = f c_{t-1} + i g,   h_t = o tanh(c_t).
 //
-// Backwards, from gamma = dL/dh_t and what reaches c_t from later steps, with a = tanh(c_t):
+// Backwards, from gamma = dL/dh_t and the gradient of c_t from later steps, with a = tanh(c_t):
 //
 //   dc = (from later) + gamma o (1 - a^2)       delta_o = gamma a o (1 - o)
 //   delta_i = dc g i (1 - i)                    delta_f = dc c_{t-1} f (1 - f)

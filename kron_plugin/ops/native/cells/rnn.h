@@ -6,12 +6,12 @@
 
 #include "../step.h"
 
-// A nonlinearity: `activate` makes h of z in place; `derive` makes delta = dL/dz of gamma = dL/dh in place,
-// by h alone, and gives the gradient of the bias. An entry of the bias is real where `kMovesModuli`.
+// A nonlinearity. `activate` turns z into h in place. `derive` turns gamma = dL/dh into delta = dL/dz in place,
+// from h alone, and returns the gradient of the bias. With `kMovesModuli` an entry of the bias is real.
 
 // h = (|z| + b) z/|z|, so z has the direction d = h/|h| and |z| = |h| - b where h != 0, and
-// delta = (|h|/|z|) gamma - (b/|z|) d Re(conj(d) gamma), db = Re(conj(d) gamma). Where h = 0 all are 0 (so
-// they are, too, where |h| |z| is below the smallest normal).
+// delta = (|h|/|z|) gamma - (b/|z|) d Re(conj(d) gamma), db = Re(conj(d) gamma). All are 0 where
+// h = 0, or where |h| |z| is below the smallest normal number.
 struct Modrelu {
   static constexpr bool kMovesModuli = true;
 
@@ -19,7 +19,7 @@ struct Modrelu {
   KRON_INLINE static void activate(Element<L>& z, const Coef& bias) {
     const Lanes<L> modulus = square_root<L>(dot(z, z));
     Lanes<L> moved = modulus + bias.v[0];
-    moved = moved < 0 ? Lanes<L>{} : moved;  // a NaN stays one
+    moved = moved < 0 ? Lanes<L>{} : moved;  // NaN stays NaN
     const Lanes<L> scale = modulus == 0 ? Lanes<L>{} : moved / modulus;
     for (int c = 0; c < C; ++c) z.v[c] *= scale;
   }
@@ -36,7 +36,7 @@ struct Modrelu {
     constexpr real kDigit = sizeof(real) == 4 ? real(6e-8) : real(1.1e-16);
     const real b = std::max(bias.v[0], -std::numeric_limits<real>::max());  // not -inf
     const Lanes<L> modulus = square_root<L>(dot(h, h));
-    Lanes<L> of_z = modulus - b;  // |z|, which rounding may take to 0 but not below
+    Lanes<L> of_z = modulus - b;  // |z|; rounding may make it 0, but not negative
     const Lanes<L> floor = kDigit * modulus;
     of_z = of_z < floor ? floor : of_z;
     const auto dead = modulus * of_z < splat<L>(kLeast);
