@@ -7,16 +7,10 @@
 
 constexpr int kAhead = 4;  // a row is brought into the cache so many steps before it is loaded
 
-// The elements of a thread. Threads beyond the batch run along, for the shuffles, and write nothing.
-struct Place {
-  int64 b;
+// The elements of a thread.
+struct Place : Sequence {
   int n;
-  bool real_one;
-  __device__ explicit Place(int64 rows) : n(threadIdx.x * R) {
-    b = int64(blockIdx.x) * blockDim.y + threadIdx.y;
-    real_one = b < rows;
-    b = real_one ? b : rows - 1;
-  }
+  __device__ explicit Place(int64 rows) : Sequence(rows), n(threadIdx.x * R) {}
 };
 
 // u_t, loaded before the step that adds it. A token that is not a symbol makes it NaN (see read_input).

@@ -14,17 +14,6 @@ constexpr int kRows = 4;     // rows of a dense factor summed together, so that 
 constexpr int kStageThreads = 512;
 constexpr int kProductVectors = 3;  // of a block: x, and two that a product alternates between
 
-// The sequence of a thread. Threads beyond the batch run along, for the barriers, and write nothing.
-struct Sequence {
-  int64 b;
-  bool real_one;
-  __device__ explicit Sequence(int64 batch) {
-    b = int64(blockIdx.x) * blockDim.y + threadIdx.y;
-    real_one = b < batch;
-    b = real_one ? b : batch - 1;
-  }
-};
-
 template <class Stored, int C>
 class Stages {
  public:

@@ -96,6 +96,17 @@ __device__ inline real sigmoid(real z) {
   return 1 / (1 + exp(-z));
 }
 
+// The sequence of a thread. Threads beyond the batch run along, for the barriers, and write nothing.
+struct Sequence {
+  int64 b;
+  bool real_one;
+  __device__ explicit Sequence(int64 batch) {
+    b = int64(blockIdx.x) * blockDim.y + threadIdx.y;
+    real_one = b < batch;
+    b = real_one ? b : batch - 1;
+  }
+};
+
 // Shared memory, as much as the launch asked for.
 template <class T>
 __device__ inline T* shared_memory() {

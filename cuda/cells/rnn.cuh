@@ -85,10 +85,7 @@ struct Sigma<kIdentity> {
 };
 
 template <>
-struct Sigma<kTanh> {  // for real numbers
-  template <int C>
-  static constexpr int kParts = C;
-
+struct Sigma<kTanh> : Sigma<kIdentity> {  // for real numbers
   template <class real, int C>
   __device__ static void activate(Number<real, C>& z, const Number<real, C>& bias) {
     add(z, bias);

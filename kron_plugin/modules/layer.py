@@ -155,18 +155,9 @@ class KronLayer(nn.Module):
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
     ) -> Tuple[Tensor, State]:
         """The recurrence from this state on."""
-        return self.recurrence(
-            x,
-            self.products(),
-            self.offsets(),
-            state,
-            lengths,
-            weight=self.weight,
-            activation=self.activation,
-            need_output=need_output,
-            checkpoint_every=self.checkpoint_every,
-            backend=self.backend,
-        )
+        arguments = (x, self.products(), self.offsets(), state, lengths, self.weight)
+        settings = (self.checkpoint_every, self.backend, self.activation)
+        return self.recurrence(*arguments, need_output, *settings)
 
     def available_backends(self) -> List[str]:
         """What can run the recurrence where the parameters are, fastest first."""

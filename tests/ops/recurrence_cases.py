@@ -153,14 +153,9 @@ def forward(
     case: Case, backend: str, need_output: bool = True, checkpoint_every: int = 1
 ) -> Tuple[Tensor, Tuple[Tensor, ...]]:
     """The outputs and the last state."""
-    return RECURRENCES[case.kind.cell](
-        *(case.x, case.factors, case.bias, case.state, case.lengths),
-        weight=case.weight,
-        activation=case.kind.activation,
-        need_output=need_output,
-        checkpoint_every=checkpoint_every,
-        backend=backend,
-    )
+    arguments = (case.x, case.factors, case.bias, case.state, case.lengths, case.weight)
+    settings = (need_output, checkpoint_every, backend, case.kind.activation)
+    return RECURRENCES[case.kind.cell](*arguments, *settings)
 
 
 def run(case: Case, backend: str, **options) -> List[Tensor]:

@@ -45,6 +45,7 @@ class RecurrenceContract:
     backend: str
     shapes = SHAPES
     most = 1000  # sequences in a batch
+    is_exact = True  # whether checkpoints change no bit of a gradient
 
     def run(self, case, **options):
         return run(case, self.backend, **options)
@@ -106,12 +107,12 @@ class RecurrenceContract:
     @pytest.mark.parametrize("shapes", [[(2, 2)] * 4, [(3, 2), (2, 3), (2, 2)]])
     @kinds
     def test_checkpoints_change_nothing(self, kind, shapes):
-        case = random_case(KINDS[kind], shapes, min(5, self.most), 7, "features", True)
+        case = random_case(KINDS[kind], shapes, min(37, self.most), 7, "features", True)
         plain = self.run(case)
         for every in (2, 3, 7, sys.maxsize):
             results = self.run(case, checkpoint_every=every)
             assert equal(results[: len(case.state) + 1], plain[: len(case.state) + 1])
-            assert worst_error(results, plain) < 1e-13
+            assert equal(results, plain) if self.is_exact else worst_error(results, plain) < 1e-13
 
     @forms
     @cells

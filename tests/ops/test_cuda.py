@@ -45,6 +45,7 @@ def cuda(monkeypatch, libraries):
 class TestCUDA(FusedContract):
     backend = "cuda"
     most = 3
+    is_exact = False  # sums over steps are made segment by segment
     shapes = {  # noqa: RUF012
         "2x2s": [(2, 2)] * 4,
         "tall first": SHAPES["tall first"],

@@ -73,15 +73,6 @@ def test_a_wrong_number_of_threads_is_named(threads, monkeypatch):
         run(random_case(), "cpu")
 
 
-@cells
-def test_checkpoints_change_no_bit(kind, monkeypatch):
-    monkeypatch.setenv("KRON_NUM_THREADS", "2")
-    case = random_case(KINDS[kind], SHAPES["mixed"], 37, 11, "features", True, torch.float32)
-    plain = run(case, "cpu")
-    for every in (1, 2, 5, 11, 100, sys.maxsize):
-        assert equal(run(case, "cpu", checkpoint_every=every), plain)
-
-
 @pytest.mark.parametrize("every", [1, 2])
 def test_threads_may_change_before_the_way_back(every, monkeypatch):
     case = random_case(shapes=SHAPES["mixed"], batch=24, steps=5, dtype=torch.float32)

@@ -56,15 +56,6 @@ def kron_lstm(
         ValueError: sizes or types do not fit together; the message names the argument.
         RuntimeError: the named backend cannot serve.
     """
-    outputs, (h_n, c_n) = recurrence(
-        x,
-        factors,
-        bias,
-        state,
-        lengths,
-        weight=weight,
-        need_output=need_output,
-        checkpoint_every=checkpoint_every,
-        backend=backend,
-    )
+    arguments = (x, factors, bias, state, lengths, weight)
+    outputs, (h_n, c_n) = recurrence(*arguments, need_output, checkpoint_every, backend)
     return outputs, (h_n, c_n)

@@ -87,16 +87,6 @@ def kron_rnn(
         ValueError: sizes or types do not fit together; the message names the argument.
         RuntimeError: the named backend cannot serve.
     """
-    outputs, (h_n,) = recurrence(
-        x,
-        [factors],
-        bias,
-        (h0,),
-        lengths,
-        weight=weight,
-        activation=activation,
-        need_output=need_output,
-        checkpoint_every=checkpoint_every,
-        backend=backend,
-    )
+    arguments = (x, [factors], bias, (h0,), lengths, weight)
+    outputs, (h_n,) = recurrence(*arguments, need_output, checkpoint_every, backend, activation)
     return outputs, h_n

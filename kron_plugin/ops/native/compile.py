@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
 from typing import List, Optional, Sequence, Set, Tuple
 
 from ...cache import (
@@ -166,11 +167,7 @@ def _run(command: Sequence[str]) -> Tuple[int, str]:
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, stdin=DEVNULL, stdout=output, stderr=STDOUT, start_new_session=True
             )
         except OSError as error:
             raise CompileError(f"{command[0]} cannot be run: {error}") from error

@@ -12,6 +12,8 @@ from .arguments import Arguments
 from .cell import Cell
 from .operator import define
 
+SAME = ("threads", "steps", "batch", "size", "inputs", "factors", "weight", "bias")  # by name
+
 
 class _Call(ctypes.Structure):
     """`struct Call` of call.h."""
@@ -41,29 +43,23 @@ def backend(cell: Cell) -> Callable:
 
     def run(function: str, given: Arguments, **others) -> None:
         """One of the kernel's two passes; `others` are the fields that only one pass has."""
-        symbols = given.symbols
-        tokens = kernel.tokens(cell.operation, given.x, symbols) if given.is_tokens else None
+        tokens = None
+        if given.is_tokens:
+            tokens = kernel.tokens(cell.operation, given.x, given.symbols)
         kernel.run(
             cell.name,
             function,
             _Call(),
             given.factors.dtype,
             given.is_complex,
-            threads=given.threads,
-            steps=given.steps,
-            batch=given.batch,
-            size=given.size,
-            inputs=given.inputs,
-            token_rows=symbols if given.is_tokens else 0,
+            **{name: getattr(given, name) for name in SAME},
+            token_rows=given.symbols if given.is_tokens else 0,
             activation=list(cell.activations).index(given.activation),
             every=min(given.every, given.steps),
             counts=torch.tensor(given.counts),
             shapes=torch.tensor(given.shapes),
-            factors=given.factors,
             x=None if given.is_tokens else given.x,
             tokens=tokens,
-            weight=given.weight,
-            bias=given.bias,
             initial=given.state,
             lengths=None if given.lengths is None else given.lengths.to(torch.int64),
             **others,

@@ -5,7 +5,7 @@ factors and weights are sums of it over steps and batch, in no order of time. If
 in the backward pass, it is computed again for many steps at once (cuda/README.md).
 """
 
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class _Launches:
         self.delta_type = given.state.dtype if by_butterfly else self.real
         self.vectors = len(cell.state) + 2 + (cell.products if cell.products > 1 else 0)
         self.x = aligned(given.x.to(torch.int64) if given.is_tokens else given.x)
-        self.fields = {
+        self.fields: Dict[str, Any] = {
             "batch": given.batch,
             "inputs": given.inputs,
             "symbols": given.symbols,
@@ -144,42 +144,24 @@ class _Launches:
         shape = (len(self.cell.state), given.batch, given.width)
         d_state = torch.empty(shape, dtype=self.real, device=self.device)
         d_bias = d_state.new_empty(given.batch, given.bias.numel())
-        known = {"outputs": rows}
+        known: Dict[str, Optional[Tensor]] = {"outputs": rows}
         if not self.cell.from_output:
             known = {"kept": rows, "recurrent": self._recurrent(rows[:, 0])}
-        self._launch(
-            "backward",
-            first,
-            rows.shape[0],
-            adjoint=1,
-            **known,
-            d_outputs=d_outputs,
-            d_last=d_last,
-            delta=delta,
-            d_input=d_input,
-            d_bias=d_bias,
-            d_initial=d_state,
-        )
+        known |= {"d_outputs": d_outputs, "d_last": d_last}
+        written = {"delta": delta, "d_input": d_input, "d_bias": d_bias, "d_initial": d_state}
+        self._launch("backward", first, rows.shape[0], adjoint=1, **known, **written)
         return d_state, d_bias.sum(0, dtype=torch.float64)
 
-    def _launch(self, function: str, first: int, steps: int, **fields) -> None:
+    def _launch(self, function: str, first: int, steps: int, **fields: Any) -> None:
         adjoint = function == "backward"
         parts = zip(self.factors, self.products, strict=True)
         factors = [arranged(self.kernels, w, shapes, adjoint) for w, shapes in parts]
         products = [adjoint_shapes(w) if adjoint else w for w in self.products]
-        cut = (function, self.device, products, self.given.batch, self.vectors)
-        launch(
-            self.kernels,
-            function,
-            self.device,
-            geometry(self.kernels, *cut),
-            **self.fields,
-            **fields,
-            x=self.x[first],
-            factors=torch.cat(factors) if len(factors) > 1 else factors[0],
-            first=first,
-            steps=steps,
-        )
+        batch = self.given.batch
+        cut = geometry(self.kernels, function, self.device, products, batch, self.vectors)
+        fields |= {"x": self.x[first], "first": first, "steps": steps}
+        fields["factors"] = torch.cat(factors) if len(factors) > 1 else factors[0]
+        launch(self.kernels, function, self.device, cut, **self.fields, **fields)
 
     def _recurrent(self, h: Tensor) -> Tensor:  # shapes: (t, B, W), (t·B, K·W)
         h = h.reshape(-1, self.given.width)

@@ -30,10 +30,7 @@ class Recurrence:
         )
 
     def available(
-        self,
-        device: Union[str, torch.device],
-        dtype: torch.dtype,
-        is_complex: bool,
+        self, device: Union[str, torch.device], dtype: torch.dtype, is_complex: bool
     ) -> List[str]:
         """The backends that can serve here, fastest first. May compile one to find out."""
         return self.backends.available(Problem(torch.device(device), dtype, is_complex))
@@ -45,12 +42,11 @@ class Recurrence:
         bias: Tensor,
         state: State,
         lengths: Optional[Tensor],  # shape: (B,)
-        *,
         weight: Optional[Tensor],  # shape: (I, K·W)
-        activation: str = "",
         need_output: bool,
         checkpoint_every: int,
         backend: str,
+        activation: str = "",
     ) -> Tuple[Tensor, State]:
         """The outputs, shape (T, B, W), and the last state; arguments as of `kron_rnn`.
 
