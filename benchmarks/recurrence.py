@@ -96,7 +96,7 @@ def recurrences(setting: Setting, device: str) -> Dict[str, Callable[[], None]]:
 
 
 def kru_cost(setting: Setting) -> Dict[str, float]:
-    """The work of one forward and backward pass, as cpu.cpp derives it.
+    """The work of one forward and backward pass, as recurrence.cpp derives it.
 
     multiply_adds: real ones, for W h, W^H and the factors' gradients. A complex one is four real
     ones; a 2x2 stage needs one complex one an element (and one more for all of the diagonals).

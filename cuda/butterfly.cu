@@ -2,7 +2,6 @@
 // in registers from the first step to the last. Sizes, form of input and activation are template arguments,
 // so that a step has no branch for them and the four elements run side by side.
 
-#include "cells/rnn.cuh"
 #include "butterfly.cuh"
 
 constexpr int kAhead = 4;  // a row is brought into the cache so many steps before it is loaded

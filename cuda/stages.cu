@@ -26,6 +26,7 @@ __device__ inline void read_inputs(const Call& call, int64 t, int64 b, int64 n, 
 template <class Stored, int C>
 __global__ void __launch_bounds__(kStageThreads, 1) stages_forward(Call call) {
   static_assert(C == 1 || K == 1, "only a cell of one product can be complex");
+  static_assert(!Cell::kFromOutput || (S == 1 && J == 1), "the output is not all that the sweep back needs");
   using Element = typename Stages<Stored, C>::Element;
   using real = Real<Stored>;
   const Sequence at(call.batch);
@@ -81,8 +82,8 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
       if (call.d_last)
         load_elements<1>(static_cast<const real*>(call.d_last) + s * rows + row, size, n, adjoint.vector(s) + n);
     }
-    for (int j = 0; j < J * bias_parts && at.real_one; ++j)
-      *bias_gradient<real>(call, J * bias_parts, j, at.b, n) = 0;
+    for (int c = 0; call.d_bias && at.real_one && c < bias_parts; ++c)
+      *bias_gradient<real>(call, bias_parts, c, at.b, n) = 0;
   }
   for (int64 t = call.steps - 1; t >= 0; --t) {
     const bool live = t < length;
@@ -120,9 +121,8 @@ __global__ void __launch_bounds__(kStageThreads, 1) stages_backward(Call call) {
         if constexpr (Cell::kSplits)
           store_elements<1>(&d.input[k], K * size, k * size + n, static_cast<real*>(call.d_input) + wide);
       }
-      for (int j = 0; j < J && at.real_one; ++j)
-        for (int c = 0; c < bias_parts; ++c)
-          *bias_gradient<real>(call, J * bias_parts, j * bias_parts + c, at.b, n) += d.bias[j].v[c];
+      for (int c = 0; call.d_bias && at.real_one && c < bias_parts; ++c)
+        *bias_gradient<real>(call, bias_parts, c, at.b, n) += d.bias.v[c];
     }
     for (int k = 0; k < K; ++k) {
       __syncthreads();

@@ -85,10 +85,10 @@ __device__ inline real* bias_gradient(const Call& call, int count, int j, int64 
 }
 
 // The gradients of a step at one unit: of the state before it, without the way through the products; of W_k h;
-// of u, if that is another one (`kSplits`); and of the bias.
+// of u, if that is another one (`kSplits`); and of the bias, from a cell with `kFromOutput`.
 template <class Element, class Cell>
 struct Derivative {
-  Element state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias[Cell::kBiases];
+  Element state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias;
 };
 
 template <class real>

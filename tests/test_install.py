@@ -35,7 +35,8 @@ for name in ("cuda", "tasks"):
 from kron_plugin.ops import available_backends
 from kron_plugin.ops.cuda_kernels import FOLDER
 assert available_backends()[0] == "cpu", "the kernel's sources are missing"
-assert {"pairs.cu", "stages.cu", "step.cuh"} <= {path.name for path in FOLDER.iterdir()}
+found = {path.name for path in [*FOLDER.iterdir(), *FOLDER.glob("cells/*")]}
+assert {"butterfly.cu", "stages.cu", "step.cuh", "gru.cuh"} <= found
 print("FOUND", kron_plugin.__file__)
 """
 

@@ -29,9 +29,8 @@ struct Cell {
     d.delta[0].v[0] = d_n * gate.v * gate.r * (1 - gate.r);
     d.delta[1].v[0] = gamma * (before[0].v[0] - gate.n) * gate.z * (1 - gate.z);
     d.delta[2].v[0] = d_n * gate.r;
-    for (int k = 0; k < kProducts; ++k) d.input[k] = d.bias[k] = d.delta[k];
-    d.input[2].v[0] = d.bias[2].v[0] = d_n;
-    d.bias[3] = d.delta[2];
+    for (int k = 0; k < kProducts; ++k) d.input[k] = d.delta[k];
+    d.input[2].v[0] = d_n;
     return d;
   }
 

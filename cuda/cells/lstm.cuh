@@ -32,7 +32,6 @@ struct Cell {
     d.delta[1].v[0] = dc * c * gate.f * (1 - gate.f);
     d.delta[2].v[0] = dc * gate.i * (1 - gate.g * gate.g);
     d.delta[3].v[0] = gamma * bent * gate.o * (1 - gate.o);
-    for (int k = 0; k < kProducts; ++k) d.bias[k] = d.delta[k];
     return d;
   }
 
@@ -42,8 +41,8 @@ struct Cell {
     real i, f, g, o;
   };
   template <class real>
-  __device__ static Gates<real> gates(const ::Number<real, 1>* recurrent, const ::Number<real, 1>* u,
-                                      const ::Number<real, 1>* bias) {
+  __device__ static Gates<real> gates(const Number<real, 1>* recurrent, const Number<real, 1>* u,
+                                      const Number<real, 1>* bias) {
     real z[kProducts];
     for (int k = 0; k < kProducts; ++k) z[k] = recurrent[k].v[0] + u[k].v[0] + bias[k].v[0];
     return {sigmoid(z[0]), sigmoid(z[1]), tanh(z[2]), sigmoid(z[3])};

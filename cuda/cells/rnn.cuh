@@ -135,7 +135,7 @@ struct Cell {
     Derivative<Element, Cell> d = {};
     d.delta[0] = total[0];
     with_activation(activation, [&](auto sigma) {
-      sigma.descend(d.delta[0], sigma.slope_at(h, bias[0]), d.bias[0]);
+      sigma.descend(d.delta[0], sigma.slope_at(h, bias[0]), d.bias);
     });
     return d;
   }

@@ -141,6 +141,14 @@ class RecurrenceContract:
         assert worst_error(self.run(adjoint), run(copies, "reference")) < 1e-12
 
     @cells
+    def test_last_states_are_tensors_of_their_own(self, kind):
+        case = placed(random_case(KINDS[kind], [(2, 2)] * 4), self.backend)
+        _, state = forward(case, self.backend)
+        others = [part.detach().clone() for part in state]
+        state[0].detach_().zero_()
+        assert equal(state[1:], others[1:])
+
+    @cells
     def test_many_features(self, kind):
         case = random_case(KINDS[kind], [(2, 2)] * 4, 5, 3, "features", inputs=40)
         assert worst_error(self.run(case), run(case, "dense")) < 1e-11

@@ -95,11 +95,32 @@ def test_vectors_too_long_for_shared_memory(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["features", "tokens"])
+@pytest.mark.parametrize("need_output", [True, False])
+@pytest.mark.parametrize("shapes", [[(2, 2)] * 4, [(3, 3), (2, 2)]])
 @cells
-def test_the_sweep_back_in_parts(kind, form, monkeypatch):
-    case = random_case(KINDS[kind], [(2, 2)] * 4, 3, 5, form, True)
-    monkeypatch.setattr(recurrence, "SEGMENT_BYTES", 4 * 4 * case.state[0].numel() * 8)
-    assert worst_error(run(case, "cuda"), run(case, "reference")) < 1e-12
+def test_the_sweep_back_in_parts(kind, shapes, need_output, form, monkeypatch):
+    case = random_case(KINDS[kind], shapes, 3, 5, form, True)
+    arrays = 2 if kind == "kru" else 4 * 4  # of one step, for two steps at a time
+    monkeypatch.setattr(recurrence, "SEGMENT_BYTES", arrays * case.state[0].numel() * 8)
+    expected = run(case, "reference", need_output=need_output)
+    assert worst_error(run(case, "cuda", need_output=need_output), expected) < 1e-12
+
+
+@cells
+def test_saved_tensors_may_have_been_elsewhere_meanwhile(kind):
+    """As hooks on saved tensors may have it: in another layout, at any address."""
+    case = placed(random_case(KINDS[kind], [(2, 2)] * 4, 3, 5, dtype=SINGLE), "cuda")
+
+    def shift(saved):
+        flat = torch.cat([saved.new_empty(1), saved.flatten()])
+        return flat[1:].view_as(saved) if saved.dim() < 3 else saved.transpose(-1, -2).contiguous()
+
+    def unshift(saved):
+        return saved if saved.dim() < 3 else saved.transpose(-1, -2)
+
+    expected = run(case, "cuda")
+    with torch.autograd.graph.saved_tensors_hooks(shift, unshift):
+        assert equal(run(case, "cuda"), expected)
 
 
 @pytest.mark.parametrize("bad", [-5, 3, 1000])

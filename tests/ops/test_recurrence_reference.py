@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_named(changes, message):
     [
         ({"factors": EYES}, "factors has 3 gates, expected 4"),
         ({"factors": [[torch.eye(4)], [], *EYES[1:]]}, "factors of gate f must be matrices"),
-        ({"factors": [[torch.eye(4) + 0j]] * 4}, "factors must be real"),
+        ({"factors": [*EYES, [torch.eye(4) + 0j]]}, "factors of gate o must be real matrices"),
         ({"factors": [*EYES, [torch.ones(2, 4)]]}, "gate o make a 2x4 matrix; .* 4x4"),
         ({"factors": [*EYES, [torch.eye(3)]]}, "gate o make a 3x3 matrix; .* 4x4"),
         ({"state": (torch.zeros(B, N),)}, "state must be 2 tensors: h, c"),

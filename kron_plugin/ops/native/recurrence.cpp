@@ -34,6 +34,7 @@
 namespace {
 
 constexpr int S = Cell::kStates, K = Cell::kProducts;
+static_assert(Cell::kFromOutput ? S == 1 : K > 1, "the way back has no place for W h, or for the state");
 
 template <int L>
 using CellStep = Step<L, Cell>;

@@ -97,7 +97,7 @@ class Arguments(NamedTuple):
         fit = min(counts, default=0) >= 1 and (len(counts), sum(counts)) == expected
         message = "counts={} must be {} numbers of factors, {} in all"
         checks.require(operation, fit, message, counts, *expected)
-        problem = (self.x, self.products, self.bias, h0.unbind(0), self.weight)
+        problem = (self.x, self.products, self.bias, h0.unbind(), self.weight)
         check(cell, *problem, self.is_complex, self.activation)
         checks.check_lengths(operation, self.lengths, self.x)
         checks.check_every(operation, self.every)
@@ -140,6 +140,7 @@ def check(
         checks.check_shape(cell.operation, name, part, (x.shape[1], width))
     checks.check_input(cell.operation, x, weight, cell.products * width)
     tensors = {"x": x, "bias": bias, "weight": weight, **parts}
+    del tensors[f"{cell.state[0]}0"]
     checks.check_alike(cell.operation, state[0], tensors)
 
 

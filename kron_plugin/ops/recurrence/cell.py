@@ -29,7 +29,7 @@ class Cell(NamedTuple):
     step: the definition, (W_k h for all k, u_k for all k, bias, state, activation) to the next
         state. All but the bias are (B, N), and complex if factors are.
     gates: a letter for each product; none if there is only one product.
-    biases: how many numbers the bias has per unit.
+    biases: how many numbers the bias has per unit: one for each u_k, then for a last W_k h.
     activations: the nonlinearities by name, in the order of their numbers in the kernels.
     is_real: whether factors have to be real.
     from_output: whether the output is all of the state, and the nonlinearity's derivative follows

@@ -1,9 +1,11 @@
 """The fused CPU kernel (native/recurrence.cpp): its arguments, its threads and what it needs."""
 
 import ctypes
+from functools import cache
 from typing import Callable, Optional
 
 import torch
+from torch import Tensor
 
 from ..backends import Problem
 from ..native import kernel
@@ -27,6 +29,12 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _NUMBERS.split()),
         *((name, ctypes.c_void_p) for name in _POINTERS.split()),
     ]
+
+
+@cache
+def _numbers(*values: int) -> Tensor:
+    """Numbers as a kernel reads them; the same ones are asked for at every call."""
+    return torch.tensor(values)
 
 
 def obstacle(cell: Cell) -> Callable[[Problem], Optional[str]]:
@@ -56,8 +64,8 @@ def backend(cell: Cell) -> Callable:
             token_rows=given.symbols if given.is_tokens else 0,
             activation=list(cell.activations).index(given.activation),
             every=min(given.every, given.steps),
-            counts=torch.tensor(given.counts),
-            shapes=torch.tensor(given.shapes),
+            counts=_numbers(*given.counts),
+            shapes=_numbers(*given.shapes),
             x=None if given.is_tokens else given.x,
             tokens=tokens,
             initial=given.state,
@@ -71,7 +79,8 @@ def backend(cell: Cell) -> Callable:
     def backward(
         given, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight
     ) -> None:
-        parts = list(zip(given.by_product(given.factors), given.products, strict=True))
+        products = given.products
+        parts = zip(given.by_product(given.factors), products, strict=True)
         found = [inverses(w, shapes, given.is_complex) for w, shapes in parts]
         sums = torch.empty(given.factors.shape, dtype=torch.float64)
         run(
@@ -88,9 +97,7 @@ def backend(cell: Cell) -> Callable:
             d_bias=d_bias,
             d_initial=d_state,
         )
-        for part, inverse, shapes in zip(
-            given.by_product(sums), found, given.products, strict=True
-        ):
+        for part, inverse, shapes in zip(given.by_product(sums), found, products, strict=True):
             if inverse is not None:
                 part.copy_(solve(part, inverse, shapes, given.is_complex))
         d_factors.copy_(sums)

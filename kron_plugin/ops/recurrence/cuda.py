@@ -32,24 +32,26 @@ def backend(cell: Cell) -> Callable:
         state = aligned(given.state.to(call.real))
         rows, befores = outputs, None
         if call.keeps_outputs and kept.numel():
-            rows = kept[1:]
+            rows = kept[1:, 0]
         elif given.every == 1:
             befores = kept
-        length = given.every if kept.numel() and given.every > 1 else given.steps
-        for first in range(0, given.steps, length):
-            if kept.numel():
-                kept[first // given.every].copy_(state)
+        ends = kept if kept.numel() and given.every > 1 else None
+        if ends is not None:
+            ends[0].copy_(state)
+        length = given.steps if ends is None else given.every
+        for i, first in enumerate(range(0, given.steps, length)):
             end = min(first + length, given.steps)
+            after = torch.empty_like(state) if ends is None else ends[i + 1]
             parts = (_part(rows, first, end), _part(befores, first, end))
-            state = call.forward(first, end, state, *parts)
-        if kept.numel():
-            kept[-1].copy_(state)
+            call.forward(first, end, state, after, *parts)
+            state = after
         last.copy_(state)
 
     def backward(
         given, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight
     ) -> None:
         call = _Launches(cell, given)
+        outputs, kept = aligned(outputs), aligned(kept)  # hooks may have stored them elsewhere
         d_outputs = None if d_outputs is None else aligned(d_outputs)
         d_later = None if d_last is None else aligned(d_last.to(call.real))
         length = call.segment_length(d_x)
@@ -121,14 +123,13 @@ class _Launches:
         first: int,
         end: int,
         state: Tensor,  # shape: (S, B, W)
+        last: Tensor,  # shape: (S, B, W)
         outputs: Optional[Tensor],  # shape: (end - first, B, W)
         befores: Optional[Tensor],  # shape: (end - first, S, B, W)
-    ) -> Tensor:  # shape: (S, B, W)
-        """The state after steps `first` to `end`; fills outputs and the states before, if given."""
-        last = torch.empty_like(state)
+    ) -> None:
+        """Fills the state after steps `first` to `end`, outputs and the states before, if given."""
         written = {"initial": state, "outputs": outputs, "kept": befores, "last": last}
         self._launch("forward", first, end - first, **written)
-        return last
 
     def backward(
         self,
@@ -143,14 +144,21 @@ class _Launches:
         given = self.given
         shape = (len(self.cell.state), given.batch, given.width)
         d_state = torch.empty(shape, dtype=self.real, device=self.device)
-        d_bias = d_state.new_empty(given.batch, given.bias.numel())
         known: Dict[str, Optional[Tensor]] = {"outputs": rows}
-        if not self.cell.from_output:
+        d_bias = None
+        if self.cell.from_output:
+            d_bias = d_state.new_empty(given.batch, given.bias.numel())
+        else:
             known = {"kept": rows, "recurrent": self._recurrent(rows[:, 0])}
         known |= {"d_outputs": d_outputs, "d_last": d_last}
         written = {"delta": delta, "d_input": d_input, "d_bias": d_bias, "d_initial": d_state}
         self._launch("backward", first, rows.shape[0], adjoint=1, **known, **written)
-        return d_state, d_bias.sum(0, dtype=torch.float64)
+        if d_bias is not None:
+            return d_state, d_bias.sum(0, dtype=torch.float64)
+        # A gate's first bias is added to u, a further one to the product of a last gate.
+        further = (self.cell.products - self.cell.biases) * given.width or delta.shape[2]
+        parts = (d_input, delta[..., further:])
+        return d_state, torch.cat([part.sum((0, 1), dtype=torch.float64) for part in parts])
 
     def _launch(self, function: str, first: int, steps: int, **fields: Any) -> None:
         adjoint = function == "backward"
@@ -184,7 +192,7 @@ class _Launches:
         """How many steps the backward sweep takes at a time."""
         if self.given.every > 1:
             return self.given.every
-        arrays = 1 + self.cell.splits - self._fills(d_x) + (not self.cell.from_output)
+        arrays = 1 + self.cell.splits - self._fills(d_x) + 2 * (not self.cell.from_output)
         numbers = arrays * self.given.batch * self.cell.products * self.given.width
         row = numbers * self.delta_type.itemsize
         return SEGMENT_BYTES // row or 1 if row else self.given.steps
@@ -195,7 +203,8 @@ class _Launches:
         """The state (B, W) before outputs, and the history of steps `first` to `end`, made again
         if it was not kept."""
         if self.keeps_outputs:
-            rows = kept[1:] if kept.dim() > 1 else outputs  # by axes, because a batch may be empty
+            # By axes, because a batch may be empty.
+            rows = kept[1:, 0] if kept.dim() > 1 else outputs
             initial = self.given.state[0] if first == 0 else rows[first - 1]
             return aligned(initial.to(self.real)), rows[first:end]
         if self.given.every == 1:
@@ -205,7 +214,7 @@ class _Launches:
         dtype = self.given.state.dtype if self.cell.from_output else self.real
         rows = state.new_empty(end - first, *shape, dtype=dtype)
         written = (rows, None) if self.cell.from_output else (None, rows)
-        self.forward(first, end, state, *written)
+        self.forward(first, end, state, torch.empty_like(state), *written)
         return state[0], rows
 
     def factor_gradients(self, delta: Tensor, initial: Optional[Tensor], rows: Tensor) -> Tensor:

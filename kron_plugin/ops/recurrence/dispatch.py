@@ -74,6 +74,8 @@ class Recurrence:
         count = self.cell.products
         require(len(factors) == count, "factors has {} gates, expected {}", len(factors), count)
         for gate, product in zip(self.cell.gates or [None], factors, strict=True):
+            real = not (self.cell.is_real and any(w.is_complex() for w in product))
+            require(real, "factors{} must be real matrices", of_gate(gate))
             fit = bool(product) and all(w.dim() == 2 and w.numel() for w in product)
             message = "factors{} must be matrices, of at least one row and column"
             require(fit, message, of_gate(gate))

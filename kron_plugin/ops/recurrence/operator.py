@@ -5,8 +5,8 @@ A backend supplies two functions on plain tensors, one per pass. They become the
 factors go in as one real vector, so that their gradient is one too.
 """
 
-from inspect import Parameter, signature
-from typing import Callable, Optional, Tuple
+from inspect import Parameter, Signature
+from typing import Callable, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -30,31 +30,40 @@ def define(
     """The recurrence of a cell, made from the two functions of a backend.
 
     Args:
-        forward: fills the results of `_allocate`: (arguments, outputs, kept, last) -> None
+        forward: fills the results of `_allocate`, the last state as one tensor:
+            (arguments, outputs, kept, last) -> None
         backward: fills the results of `_allocate_gradients`, gradients of the first arguments:
             (arguments, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight)
             -> None
         threads: called once per call, so that both passes share out the batch alike.
     """
 
-    def _forward(*given) -> Tuple[Tensor, Tensor, Tensor]:
+    def fill(arguments: Arguments, outputs: Tensor, kept: Tensor, *last: Tensor) -> None:
+        if len(last) == 1:
+            return forward(arguments, outputs, kept, last[0].unsqueeze(0))
+        together = arguments.state.new_empty(arguments.state.shape)
+        forward(arguments, outputs, kept, together)
+        for part, made in zip(last, together, strict=True):  # tensors that share no memory
+            part.copy_(made)
+
+    def _forward(*given) -> Tuple[Tensor, ...]:
         arguments = Arguments(*given[:-2])
         arguments.check(cell)
         results = _allocate(cell, arguments, *given[-2:])
-        forward(arguments, *results)
+        fill(arguments, *results)
         return results
 
     def _forward_fake(*given):
         return _allocate(cell, Arguments(*given[:-2]), *given[-2:])
 
-    def _backward(*given) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _backward(*given) -> Tuple[Tensor, ...]:
         d_outputs, d_last, outputs, kept, *rest, need_d_x = given
         arguments = Arguments(*rest)
         arguments.check(cell)
         if not _has_states(cell, arguments, d_outputs, d_last, outputs, kept):
             made = _allocate(cell, arguments, need_output=False, keep=True)
-            forward(arguments, *made)
-            outputs, kept, _ = made
+            fill(arguments, *made)
+            outputs, kept, *_ = made
         results = _allocate_gradients(arguments, need_d_x)
         backward(arguments, d_outputs, d_last, outputs, kept, *results)
         return results
@@ -62,29 +71,30 @@ def define(
     def _backward_fake(*given):
         return _allocate_gradients(Arguments(*given[4:-1]), given[-1])
 
-    def _differentiate(ctx, d_outputs, d_kept, d_last):
+    def _differentiate(ctx, d_outputs, d_kept, *d_last):
         if d_outputs is not None and d_outputs.numel() == 0:
             d_outputs = None
+        d_state = _stacked(d_last)
         outputs, kept, *tensors = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:GRADIENTS])
         arguments = (*tensors, *ctx.settings)
-        gradients = backward_operator(d_outputs, d_last, outputs, kept, *arguments, needs[0])
+        gradients = backward_operator(d_outputs, d_state, outputs, kept, *arguments, needs[0])
         wanted = [d if need else None for d, need in zip(gradients, needs, strict=True)]
         return (*wanted, *[None] * (len(arguments) - GRADIENTS + 2))
 
     def _setup_context(ctx, inputs, results) -> None:
         *arguments, _, _ = inputs
-        outputs, kept, _ = results
+        outputs, kept, *_ = results
         if kept.numel() or not cell.from_output:
             outputs = outputs.new_empty(0)
         ctx.settings = arguments[GRADIENTS + 1 :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(outputs, kept, *arguments[: GRADIENTS + 1])
 
-    _take(_forward, {}, {"need_output": bool, "keep": bool})
+    _take(_forward, {}, {"need_output": bool, "keep": bool}, results=2 + len(cell.state))
     states = {"outputs": Tensor, "kept": Tensor}
     upstream = {"d_outputs": Optional[Tensor], "d_last": Optional[Tensor]}
-    _take(_backward, {**upstream, **states}, {"need_d_x": bool})
+    _take(_backward, {**upstream, **states}, {"need_d_x": bool}, results=GRADIENTS)
     names = (cell.operation, backend)
     backward_operator = register_backward(*names, _backward, _backward_fake)
     operator = register(*names, _forward, _forward_fake, _differentiate, _setup_context)
@@ -93,8 +103,7 @@ def define(
         x, weight = prepared(x, weight, lengths)
         together = [w for product in factors for w in product]
         flat = flatten(together).to(compute_type(state[0].dtype))
-        stacked = state[0].unsqueeze(0) if len(state) == 1 else torch.stack(state)
-        tensors = (x, flat, bias, stacked, weight)
+        tensors = (x, flat, bias, _stacked(state), weight)
         arguments = Arguments(
             *tensors,
             lengths,
@@ -105,14 +114,22 @@ def define(
             checkpoint_every,
             threads(),
         )
-        outputs, _, last = operator(*arguments, need_output, needs_backward(tensors))
-        return outputs, tuple(last[s] for s in range(len(state)))
+        outputs, _, *last = operator(*arguments, need_output, needs_backward(tensors))
+        return outputs, tuple(last)
 
     vars(run)["operator"] = operator
     return run
 
 
-def _take(function: Callable, before: dict, after: dict) -> None:
+def _stacked(parts: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
+    """The parts of a state as one tensor (S, B, W); zeros for a part that is None, None for all."""
+    given = [part for part in parts if part is not None]
+    if len(parts) == 1 or not given:
+        return given[0].unsqueeze(0) if given else None
+    return torch.stack([torch.zeros_like(given[0]) if part is None else part for part in parts])
+
+
+def _take(function: Callable, before: dict, after: dict, results: int) -> None:
     """Give a function of any arguments the signature for its operator's schema: the fields of
     `Arguments`, with others around them."""
     taken = {**before, **Arguments.__annotations__, **after}
@@ -120,8 +137,8 @@ def _take(function: Callable, before: dict, after: dict) -> None:
         Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
         for name, kind in taken.items()
     ]
-    taken_by = signature(function).replace(parameters=parameters)
-    vars(function)["__signature__"] = taken_by
+    returned = Tuple.__getitem__((Tensor,) * results)
+    vars(function)["__signature__"] = Signature(parameters, return_annotation=returned)
 
 
 def _has_states(
@@ -155,15 +172,15 @@ def _kept(cell: Cell, arguments: Arguments) -> Tuple[Tuple[int, ...], bool]:
 
 
 def _allocate(cell: Cell, arguments: Arguments, need_output: bool, keep: bool):
-    """Outputs (T, B, W), states kept for the backward pass, and the last state (S, B, W). What is
-    not needed is empty."""
+    """Outputs (T, B, W), states kept for the backward pass, and the last state, (B, W) a part. What
+    is not needed is empty."""
     state = arguments.state
     outputs = state.new_empty((arguments.steps, *state.shape[1:]) if need_output else (0,))
     by_outputs = cell.from_output and need_output and arguments.every == 1
     shape, computed = _kept(cell, arguments)
     dtype = compute_type(state.dtype) if computed else state.dtype
     kept = state.new_empty(shape if keep and not by_outputs else (0,), dtype=dtype)
-    return outputs, kept, state.new_empty(state.shape)
+    return outputs, kept, *(state.new_empty(state.shape[1:]) for _ in cell.state)
 
 
 def _allocate_gradients(arguments: Arguments, need_d_x: bool):
