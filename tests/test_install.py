@@ -15,7 +15,11 @@ TRAIN = (
     *("--cpu", "--num-workers", "0", "--save-dir", "out"),
 )
 # The tests that read sources of kernels, recipes and results.
-TESTS = ("tests/test_recipes.py", "tests/ops/test_kron.py", "tests/ops/test_recurrence_cpu.py")
+TESTS = (
+    "tests/test_recipes.py",
+    "tests/ops/test_kron.py",
+    "tests/ops/test_recurrence_cpu.py::test_any_number_of_threads",
+)
 
 # This runs in fairseq after it has imported --user-dir, and checks where modules come from.
 PROBE = """

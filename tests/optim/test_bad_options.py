@@ -12,7 +12,8 @@ kron_plugin.register()
 
 from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import CELLS, KRUConfig  # noqa: E402
+from kron_plugin.models.options import BASELINES, KRUConfig  # noqa: E402
+from kron_plugin.modules import CELLS  # noqa: E402
 from kron_plugin.optim import factored  # noqa: E402
 from kron_plugin.tasks.adding import AddingConfig, AddingTask  # noqa: E402
 
@@ -63,7 +64,7 @@ def test_optimisers(config, shared, of_adam, of_rmsprop):
 
 @fuzzed
 @given(
-    st.sampled_from(CELLS),
+    st.sampled_from([*CELLS, *BASELINES]),
     st.fixed_dictionaries(
         {}, optional={"hidden_size": SIZES, "num_layers": st.integers(-2, 3) | st.just(10**9)}
     ),
