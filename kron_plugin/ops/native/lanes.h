@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -135,7 +136,7 @@ KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
   Lanes<L> series = splat<L>(real(inverse_factorial(kTerms)));
 #pragma GCC unroll 16
   for (int j = kTerms - 1; j > 0; --j) series = series * r + real(inverse_factorial(j));
-  const auto bits = (whole + kBias) << kMantissa;
+  const auto bits = convert<std::make_unsigned_t<integer>, L>(whole + kBias) << kMantissa;  // NaN: negative
   Lanes<L> power;
   __builtin_memcpy(&power, &bits, sizeof(power));
   return power * (series * r) + (power - 1);
