@@ -33,12 +33,8 @@ def check_shape(operation: str, name: str, tensor: Tensor, expected: tuple) -> N
 
 def check_device(operation: str, name: str, tensor: Tensor, h0: Tensor) -> None:
     """Raise a ValueError unless the tensor is on the device of h0."""
-    require(
-        operation,
-        tensor.device == h0.device,
-        "{} is on another device than h0, {} and not {}",
-        *(name, tensor.device, h0.device),
-    )
+    message = "{} is on another device than h0, {} and not {}"
+    require(operation, tensor.device == h0.device, message, name, tensor.device, h0.device)
 
 
 def check_array(
@@ -75,37 +71,21 @@ def is_kept(
     return tensor.numel() > 0
 
 
-def check_steps(operation: str, x: Tensor) -> None:
-    """Raise a ValueError unless x has axes of time and batch, and a first step."""
-    fits = x.dim() >= 2 and x.shape[0] >= 1
-    require(operation, fits, "x needs at least one step, has shape {}", tuple(x.shape))
-
-
 def check_input(operation: str, x: Tensor, weight: Optional[Tensor], width: int) -> None:
     """Raise a ValueError unless x and weight are one of the forms that `project` takes."""
     have = tuple(x.shape)
     if weight is None:
-        require(
-            operation,
-            x.dim() == 3 and x.shape[2] == width,
-            "x has shape {}, expected (T, B, {}) when no weight is given",
-            *(have, width),
-        )
+        message = "x has shape {}, expected (T, B, {}) when no weight is given"
+        require(operation, x.dim() == 3 and x.shape[2] == width, message, have, width)
         return
-    require(
-        operation,
-        weight.dim() == 2 and weight.shape[1] == width and weight.shape[0] >= 1,
-        "weight has shape {}, expected (I, {}), I at least 1",
-        *(tuple(weight.shape), width),
-    )
-    fits = x.dim() == 3 and x.shape[2] == weight.shape[0] if x.is_floating_point() else x.dim() == 2
-    require(
-        operation,
-        fits and not x.is_complex() and x.dtype != torch.bool,
-        "x has shape {} and type {}; with weight {} it must be features (T, B, {}) or integer"
-        " tokens (T, B)",
-        *(have, x.dtype, tuple(weight.shape), weight.shape[0]),
-    )
+    shape = tuple(weight.shape)
+    fits = len(shape) == 2 and shape[1] == width and shape[0] >= 1
+    message = "weight has shape {}, expected (I, {}), I at least 1"
+    require(operation, fits, message, shape, width)
+    fits = x.dim() == 3 and x.shape[2] == shape[0] if x.is_floating_point() else x.dim() == 2
+    fits = fits and not x.is_complex() and x.dtype != torch.bool
+    message = "x has shape {} and type {}; with weight {} it must be features (T, B, {}) or integer"
+    require(operation, fits, f"{message} tokens (T, B)", have, x.dtype, shape, shape[0])
 
 
 def check_alike(operation: str, h0: Tensor, tensors: Dict[str, Optional[Tensor]]) -> None:
@@ -121,12 +101,8 @@ def check_alike(operation: str, h0: Tensor, tensors: Dict[str, Optional[Tensor]]
             continue
         check_device(operation, name, tensor, h0)
         is_tokens = name == "x" and tensors["weight"] is not None and not tensor.is_floating_point()
-        require(
-            operation,
-            is_tokens or tensor.dtype == h0.dtype,
-            "{} has another type than h0, {} and not {}",
-            *(name, tensor.dtype, h0.dtype),
-        )
+        message, fits = "{} has another type than h0, {} and not {}", tensor.dtype == h0.dtype
+        require(operation, fits or is_tokens, message, name, tensor.dtype, h0.dtype)
 
 
 def check_factors(operation: str, factors: Sequence[Tensor], h0: Tensor) -> None:
@@ -136,32 +112,8 @@ def check_factors(operation: str, factors: Sequence[Tensor], h0: Tensor) -> None
     fitting.append(torch.promote_types(fitting[1], torch.complex64))
     for factor in factors:
         check_device(operation, "a factor", factor, h0)
-        require(
-            operation,
-            factor.dtype in fitting,
-            "a factor has the type {}, which does not fit a state of {}",
-            *(factor.dtype, h0.dtype),
-        )
-
-
-def check_flat_factors(
-    operation: str, factors: Tensor, shapes: Sequence[int], is_complex: bool, h0: Tensor
-) -> None:
-    """Raise a ValueError unless all factors, as one vector, fit `shapes` and h0."""
-    require(
-        operation,
-        len(shapes) % 2 == 0 and all(size >= 1 for size in shapes),
-        "shapes={} must be pairs of sizes of at least 1",
-        shapes,
-    )
-    entries = sum(p * q for p, q in zip(shapes[::2], shapes[1::2], strict=True))
-    check_array(operation, "factors", factors, (entries * (1 + is_complex),), h0, computed=True)
-
-
-def check_every(operation: str, checkpoint_every: int) -> None:
-    """Raise a ValueError unless checkpoint_every is at least 1."""
-    message = "checkpoint_every={} must be at least 1"
-    require(operation, checkpoint_every >= 1, message, checkpoint_every)
+        message = "a factor has the type {}, which does not fit a state of {}"
+        require(operation, factor.dtype in fitting, message, factor.dtype, h0.dtype)
 
 
 def check_lengths(operation: str, lengths: Optional[Tensor], x: Tensor) -> None:

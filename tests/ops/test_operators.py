@@ -29,7 +29,7 @@ def problem(kind, steps=5, batch=3, form="features", bits=2):
     together = [w for product in case.factors for w in product]
     tensors = (case.x, flatten(together), case.bias, torch.stack(case.state), case.weight)
     return Arguments(
-        *(tensor.detach() for tensor in tensors),
+        *(None if tensor is None else tensor.detach() for tensor in tensors),
         case.lengths,
         shapes_of(together),
         [len(product) for product in case.factors],
@@ -57,6 +57,18 @@ def backward(kind, **given):
         **same,
         "need_d_x": True,
     }
+
+
+@pytest.mark.parametrize("form", ["dense", "features", "tokens"])
+@cells
+def test_opcheck(kind, form, monkeypatch):
+    monkeypatch.undo()  # opcheck compares results that it asked not to be written
+    for need_output, every in [(True, 1), (False, 1), (True, 2)]:
+        given = forward(kind, form=form) | {"need_output": need_output, "every": every}
+        for value in given.values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                value.requires_grad_()
+        torch.library.opcheck(operator(kind, "cpu").default, tuple(given.values()))
 
 
 def spoilt(value):

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from kron_plugin.ops import available_backends, kron_lstm
-from kron_plugin.ops.kron.flat import flatten
 from kron_plugin.ops.native import solve
 
 from .recurrence_cases import (
     KINDS,
     ONE_OF_EACH_CELL,
-    RECURRENCES,
     SHAPES,
     cast,
     equal,
@@ -35,25 +33,6 @@ def test_the_backend_is_here():
 class TestCPU(FusedContract):
     backend = "cpu"
     shapes = SHAPES | {"large": [(512, 512)]}
-
-
-@pytest.mark.parametrize("form", ["dense", "features", "tokens"])
-@cells
-def test_opcheck(kind, form, monkeypatch):
-    monkeypatch.undo()  # opcheck compares results that it asked not to be written
-    case = random_case(KINDS[kind], [(2, 2)] * 3, form=form, with_lengths=True)
-    together = [w for product in case.factors for w in product]
-    state = torch.stack(case.state).detach().requires_grad_()
-    flat = flatten(together).detach().requires_grad_()
-    operator = RECURRENCES[case.kind.cell].backends.table["cpu"].run.__wrapped__.operator
-    counts = [len(product) for product in case.factors]
-    shapes = [size for w in together for size in w.shape]
-    for need_output, every in [(True, 1), (False, 1), (True, 2)]:
-        arguments = (
-            *(case.x, flat, case.bias, state, case.weight, case.lengths, shapes, counts),
-            *(case.kind.is_complex, case.kind.activation, every, 2, need_output, True),
-        )
-        torch.library.opcheck(operator, arguments)
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "5"])

@@ -59,11 +59,6 @@ def check_equal(layer, ours, theirs):
     assert worst_error(*gradients) < 1e-13
 
 
-def test_tanh_wants_real_factors():
-    with pytest.raises(ValueError, match="activation='tanh' needs real factors"):
-        kron_rnn(**(RNN | {"factors": [torch.eye(4) + 0j], "activation": "tanh"}))
-
-
 RNN = {
     "x": torch.zeros(T, B, N),
     "factors": [torch.eye(2), torch.eye(2)],
@@ -108,6 +103,7 @@ EYES = [[torch.eye(4)]] * 3
         ({"checkpoint_every": 0}, "checkpoint_every=0 must be at least 1"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1 must be at least 1"),
         ({"activation": "relu"}, "activation='relu': choose from"),
+        ({"factors": [torch.eye(4) + 0j], "activation": "tanh"}, "'tanh' needs real factors"),
         ({"backend": "abacus"}, "backend='abacus': choose one of auto, cuda, cpu, reference"),
     ],
 )

@@ -53,8 +53,7 @@ def kron_lstm(
         h after each step, and the last h and c.
 
     Raises:
-        ValueError: sizes or types do not fit together; the message names the argument.
-        RuntimeError: the named backend cannot serve.
+        ValueError, RuntimeError: as `kron_rnn`.
     """
     arguments = (x, factors, bias, state, lengths, weight)
     outputs, (h_n, c_n) = recurrence(*arguments, need_output, checkpoint_every, backend)

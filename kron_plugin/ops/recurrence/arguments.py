@@ -92,7 +92,13 @@ class Arguments(NamedTuple):
         operation, h0, counts = cell.operation, self.state, self.counts
         message = "state has {} axes, expected (S, B, W)"
         checks.require(operation, h0.dim() == 3, message, h0.dim())
-        checks.check_flat_factors(operation, self.factors, self.shapes, self.is_complex, h0)
+        shapes = self.shapes
+        fit = len(shapes) % 2 == 0 and all(size >= 1 for size in shapes)
+        message = "shapes={} must be pairs of sizes of at least 1"
+        checks.require(operation, fit, message, shapes)
+        entries = sum(p * q for p, q in zip(shapes[::2], shapes[1::2], strict=True))
+        numbers = (entries * (1 + self.is_complex),)
+        checks.check_array(operation, "factors", self.factors, numbers, h0, computed=True)
         expected = (cell.products, len(self.shapes) // 2)
         fit = min(counts, default=0) >= 1 and (len(counts), sum(counts)) == expected
         message = "counts={} must be {} numbers of factors, {} in all"
@@ -100,7 +106,8 @@ class Arguments(NamedTuple):
         problem = (self.x, self.products, self.bias, h0.unbind(), self.weight)
         check(cell, *problem, self.is_complex, self.activation)
         checks.check_lengths(operation, self.lengths, self.x)
-        checks.check_every(operation, self.every)
+        message = "every={} must be at least 1"
+        checks.require(operation, self.every >= 1, message, self.every)
 
 
 def check(
@@ -130,7 +137,8 @@ def check(
     message = "activation={!r} needs real factors" if activation else "factors must be real"
     require(not (is_complex and needs_real), message, activation)
     width = 2 * n if is_complex else n
-    checks.check_steps(cell.operation, x)
+    fit = x.dim() >= 2 and x.shape[0] >= 1
+    require(fit, "x needs at least one step, has shape {}", tuple(x.shape))
     bias_size = cell.bias_size(n, is_complex, activation)
     checks.check_shape(cell.operation, "bias", bias, (bias_size,))
     message = "state must be {} tensors: {}"

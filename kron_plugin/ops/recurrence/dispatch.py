@@ -62,7 +62,8 @@ class Recurrence:
         operation, h0 = self.cell.operation, state[0]
         checks.check_factors(operation, [w for product in factors for w in product], h0)
         lengths = checks.checked_lengths(operation, lengths, x)
-        checks.check_every(operation, checkpoint_every)
+        message = "checkpoint_every={} must be at least 1"
+        checks.require(operation, checkpoint_every >= 1, message, checkpoint_every)
         run = self.backends.run(backend, Problem(h0.device, h0.dtype, is_complex))
         settings = (activation, need_output, checkpoint_every)
         return run(x, factors, bias, state, lengths, weight, *settings)

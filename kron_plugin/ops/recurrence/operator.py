@@ -133,22 +133,13 @@ def _take(function: Callable, before: dict, after: dict, results: int) -> None:
     """Give a function of any arguments the signature for its operator's schema: the fields of
     `Arguments`, with others around them."""
     taken = {**before, **Arguments.__annotations__, **after}
-    parameters = [
-        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
-        for name, kind in taken.items()
-    ]
+    how = Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [Parameter(name, how, annotation=kind) for name, kind in taken.items()]
     returned = Tuple.__getitem__((Tensor,) * results)
     vars(function)["__signature__"] = Signature(parameters, return_annotation=returned)
 
 
-def _has_states(
-    cell: Cell,
-    arguments: Arguments,
-    d_outputs: Optional[Tensor],
-    d_last: Optional[Tensor],
-    outputs: Tensor,
-    kept: Tensor,
-) -> bool:
+def _has_states(cell: Cell, arguments: Arguments, d_outputs, d_last, outputs, kept) -> bool:
     """Whether the backward pass has states: a graph traced without gradients kept none.
 
     Raises:

@@ -1,6 +1,6 @@
 """Any recurrence by its definition: a loop that autograd differentiates."""
 
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -8,23 +8,13 @@ from torch import Tensor
 from ..activation import join, split
 from ..inputs import project, within_lengths
 from ..kron.reference import kron_matmul_reference as kron_matmul
-from .cell import Cell, State
+from .cell import Cell
 
 
 def reference(cell: Cell) -> Callable:
     """The backend of a cell that is its definition."""
 
-    def run(
-        x: Tensor,
-        factors: Sequence[Sequence[Tensor]],
-        bias: Tensor,
-        state: State,
-        lengths: Optional[Tensor],
-        weight: Optional[Tensor],
-        activation: str,
-        need_output: bool,
-        checkpoint_every: int,
-    ) -> Tuple[Tensor, State]:
+    def run(x, factors, bias, state, lengths, weight, activation, need_output, checkpoint_every):
         """One step after the other, with the checked arguments of `Recurrence`.
 
         `checkpoint_every` is ignored: autograd keeps what it needs from every step.
