@@ -63,7 +63,8 @@ class RecurrenceContract:
             case = random_case(KINDS[kind], shapes, *sizes, form, with_lengths)
             results = self.run(case, **options)
             expected = run(case, "dense", need_output=options.get("need_output", True))
-            assert worst_error(results, expected) < 1e-11, name
+            bound = 1e-11 if KINDS[kind].cell == "rnn" else 1e-12
+            assert worst_error(results, expected) < bound, name
 
     @forms
     @kinds
@@ -72,21 +73,27 @@ class RecurrenceContract:
         single = cast(exact, torch.float32)
         expected = run(exact, "dense")
         usual = worst_error(run(single, "reference"), expected)
-        assert worst_error(self.run(single), expected) < 3 * usual + 1e-5
+        more = 1e-5 if KINDS[kind].cell == "rnn" or self.backend == "cuda" else 1e-6
+        assert worst_error(self.run(single), expected) < 3 * usual + more
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @cells
     def test_half_precision_is_storage_only(self, kind, dtype):
         """Results equal float32 of the same numbers, but for rounding when they are stored."""
         half = random_case(KINDS[kind], [(2, 2)] * 4, 3, 5, "features", True, dtype)
-        expected = run(cast(half, torch.float32), "reference")
+        single = cast(half, torch.float32)
+        expected = self.run(single) if self.is_exact else run(single, "reference")
         for options in ({}, {"checkpoint_every": 2}):
             results = self.run(half, **options)
             assert all(have.dtype == dtype for have in results[: len(half.state) + 2])
-            assert worst_error(results, expected) < (4e-3 if dtype == torch.float16 else 3e-2)
+            if self.is_exact:  # and computed as in float32
+                for have, want in zip(results, expected, strict=True):
+                    torch.testing.assert_close(have, want.to(have.dtype))
+            else:
+                assert worst_error(results, expected) < (4e-3 if dtype == torch.float16 else 3e-2)
 
     @kinds
-    @pytest.mark.parametrize("shapes", [[(2, 2)] * 4, [(2, 4), (4, 2)]])
+    @pytest.mark.parametrize("shapes", [[(2, 2)] * 3, [(2, 4), (4, 2)]])
     def test_gradcheck(self, kind, shapes):
         case = random_case(KINDS[kind], shapes, 3, 3, "features", True)
         case = placed(case, self.backend)
@@ -102,7 +109,7 @@ class RecurrenceContract:
 
         factors = [w for product in case.factors for w in product]
         leaves = (case.x, case.bias, case.weight, *case.state, *factors)
-        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+        assert torch.autograd.gradcheck(function, leaves, fast_mode=not self.is_exact)
 
     @pytest.mark.parametrize("shapes", [[(2, 2)] * 4, [(3, 2), (2, 3), (2, 2)]])
     @kinds
@@ -129,7 +136,8 @@ class RecurrenceContract:
             factors=[[_view(w) for w in product] for product in case.factors],
             state=tuple(map(_view, case.state)),
         )
-        assert worst_error(self.run(views), self.run(case)) < 1e-14
+        bound = 1e-14 if self.backend == "reference" else 0.0
+        assert worst_error(self.run(views), self.run(case)) <= bound
 
     def test_factors_may_be_views_of_conjugates(self):
         case = random_case(shapes=[(2, 2)] * 4)
@@ -227,10 +235,11 @@ class RecurrenceContract:
     )
     def test_factors_far_from_unitary(self, first, tolerance, is_complex):
         kind = KINDS["kru" if is_complex else "real modrelu"]
-        case = random_case(kind, [(2, 2)] * 4, min(5, self.most), 3)
+        count = 7 if self.is_exact else 4
+        case = random_case(kind, [(2, 2)] * count, min(5, self.most), 3)
         element = case.factors[0][0].dtype
         factor = torch.tensor(first, dtype=torch.float64).to(element).requires_grad_()
-        for place in (0, 1, 3):
+        for place in (0, count // 2, count - 1):
             factors = list(case.factors[0])
             factors[place] = factor
             changed = case._replace(factors=[factors])

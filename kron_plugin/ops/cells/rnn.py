@@ -22,16 +22,11 @@ def step(
     return (ACTIVATIONS[activation].function(recurrent[0] + u[0], bias),)
 
 
-RNN = Cell(
-    "rnn",
-    ("h",),
-    step,
-    activations=ACTIVATIONS,
-    is_real=False,
-    from_output=True,
-    has_butterfly=True,
+recurrence = Recurrence(
+    Cell(
+        "rnn", ("h",), step, "", 1, ACTIVATIONS, is_real=False, from_output=True, has_butterfly=True
+    )
 )
-recurrence = Recurrence(RNN)
 check_backend = recurrence.backends.check
 
 

@@ -90,24 +90,21 @@ class Arguments(NamedTuple):
         Anybody can call operators, with anything.
         """
         operation, h0, counts = cell.operation, self.state, self.counts
-        message = "state has {} axes, expected (S, B, W)"
-        checks.require(operation, h0.dim() == 3, message, h0.dim())
+        checks.require(operation, h0.dim() == 3, "state has {} axes, expected 3", h0.dim())
         shapes = self.shapes
         fit = len(shapes) % 2 == 0 and all(size >= 1 for size in shapes)
-        message = "shapes={} must be pairs of sizes of at least 1"
-        checks.require(operation, fit, message, shapes)
+        checks.require(operation, fit, "shapes={} must be pairs of sizes of at least 1", shapes)
         entries = sum(p * q for p, q in zip(shapes[::2], shapes[1::2], strict=True))
-        numbers = (entries * (1 + self.is_complex),)
-        checks.check_array(operation, "factors", self.factors, numbers, h0, computed=True)
-        expected = (cell.products, len(self.shapes) // 2)
+        size = (entries * (1 + self.is_complex),)
+        checks.check_array(operation, "factors", self.factors, size, h0, computed=True)
+        expected = (cell.products, len(shapes) // 2)
         fit = min(counts, default=0) >= 1 and (len(counts), sum(counts)) == expected
         message = "counts={} must be {} numbers of factors, {} in all"
         checks.require(operation, fit, message, counts, *expected)
         problem = (self.x, self.products, self.bias, h0.unbind(), self.weight)
         check(cell, *problem, self.is_complex, self.activation)
         checks.check_lengths(operation, self.lengths, self.x)
-        message = "every={} must be at least 1"
-        checks.require(operation, self.every >= 1, message, self.every)
+        checks.require(operation, self.every >= 1, "every={} must be at least 1", self.every)
 
 
 def check(

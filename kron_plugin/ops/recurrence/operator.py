@@ -117,7 +117,6 @@ def define(
         outputs, _, *last = operator(*arguments, need_output, needs_backward(tensors))
         return outputs, tuple(last)
 
-    vars(run)["operator"] = operator
     return run
 
 
