@@ -19,37 +19,37 @@
 
 #include "interrupt.h"
 #include "lanes.h"
+#include "layout.h"
 
-// A run of sequences that fill the lanes of a vector.
+// Sequences that are computed together: as many as fill the lanes, or one whose units fill them.
 struct Block {
   int64_t begin;
-  int lanes;
+  int sequences;
+  bool by_units;
 };
 
-// Blocks are as wide as the widest vector, or narrower if some threads would get none. The rest of the
-// batch is in still narrower blocks, so that no lane is empty.
-inline std::vector<Block> partition(int64_t batch, int64_t threads) {
+// Blocks of sequences are as wide as the widest vector, or narrower if some threads would get none. The rest
+// of the batch is in still narrower blocks, so that no lane is empty.
+inline std::vector<Block> partition(int64_t batch, int64_t threads, bool by_units) {
   constexpr int kNarrowest = 16 / sizeof(real);  // narrower vectors take as long
-  int width = kMaxLanes;
+  int width = by_units ? 1 : kMaxLanes;
   while (width > kNarrowest && (batch + width - 1) / width < threads) width /= 2;
   std::vector<Block> blocks;
   for (int64_t begin = 0; begin < batch; begin += width) {
     while (width > batch - begin) width = width > kNarrowest ? width / 2 : 1;
-    blocks.push_back({begin, width});
+    blocks.push_back({begin, width, by_units});
   }
   return blocks;
 }
 
-template <int L>
-using Width = std::integral_constant<int, L>;
-
 template <class Work>
-void with_lanes(int lanes, Work work) {
-  switch (lanes) {
-    case 1: return work(Width<1>());
-    case kMaxLanes / 4: return work(Width<kMaxLanes / 4>());
-    case kMaxLanes / 2: return work(Width<kMaxLanes / 2>());
-    case kMaxLanes: return work(Width<kMaxLanes>());
+void with_layout(const Block& block, Work work) {
+  if (block.by_units) return work(OfUnits());
+  switch (block.sequences) {
+    case 1: return work(OfSequences<1>());
+    case kMaxLanes / 4: return work(OfSequences<kMaxLanes / 4>());
+    case kMaxLanes / 2: return work(OfSequences<kMaxLanes / 2>());
+    case kMaxLanes: return work(OfSequences<kMaxLanes>());
   }
 }
 
@@ -57,38 +57,40 @@ void with_lanes(int lanes, Work work) {
 struct Shares {
   std::vector<Block> blocks;
   int64_t threads;
-  Shares(int64_t batch, int64_t most) : blocks(partition(batch, most)), threads(std::min<int64_t>(most, blocks.size())) {}
+  Shares(int64_t batch, int64_t most, bool by_units)
+      : blocks(partition(batch, most, by_units)), threads(std::min<int64_t>(most, blocks.size())) {}
 };
 
-// The Workers of one thread, one for each width of its blocks.
-template <template <int> class Worker>
+// The Workers of one thread, one for each layout of its blocks.
+template <template <class> class Worker>
 struct Workers {
-  std::tuple<std::unique_ptr<Worker<1>>, std::unique_ptr<Worker<kMaxLanes / 4>>,
-             std::unique_ptr<Worker<kMaxLanes / 2>>, std::unique_ptr<Worker<kMaxLanes>>>
-      by_width;
-  template <int L>
-  std::unique_ptr<Worker<L>>& of(Width<L>) {
-    return std::get<std::unique_ptr<Worker<L>>>(by_width);
+  std::tuple<std::unique_ptr<Worker<OfSequences<1>>>, std::unique_ptr<Worker<OfSequences<kMaxLanes / 4>>>,
+             std::unique_ptr<Worker<OfSequences<kMaxLanes / 2>>>,
+             std::unique_ptr<Worker<OfSequences<kMaxLanes>>>, std::unique_ptr<Worker<OfUnits>>>
+      by_layout;
+  template <class Layout>
+  std::unique_ptr<Worker<Layout>>& of(Layout) {
+    return std::get<std::unique_ptr<Worker<Layout>>>(by_layout);
   }
 };
 
-// Runs every block by a Worker<L>: worker.run(block, pace). make(width, thread) makes all Workers, with all
+// Runs every block by a Worker<Layout>: worker.run(block, pace). make(layout, thread) makes all Workers, with all
 // their memory, before threads start: a thread without memory cannot report it, because to throw takes memory.
 // If the system gives no more threads, the caller does their share.
-template <template <int> class Worker, class Make>
+template <template <class> class Worker, class Make>
 void for_blocks(const Shares& shares, Running& running, Make make) {
   const std::vector<Block>& blocks = shares.blocks;
   std::vector<Workers<Worker>> workers(shares.threads);
   for (size_t i = 0; i < blocks.size(); ++i)
-    with_lanes(blocks[i].lanes, [&](auto width) {
+    with_layout(blocks[i], [&](auto layout) {
       const int64_t thread = i % shares.threads;
-      auto& worker = workers[thread].of(width);
-      if (!worker) worker = make(width, thread);
+      auto& worker = workers[thread].of(layout);
+      if (!worker) worker = make(layout, thread);
     });
   const auto share = [&](int64_t thread, bool is_caller) {
     Pace pace(running, is_caller);
     for (size_t i = thread; i < blocks.size() && !running.stopped(); i += shares.threads)
-      with_lanes(blocks[i].lanes, [&](auto width) { workers[thread].of(width)->run(blocks[i], pace); });
+      with_layout(blocks[i], [&](auto layout) { workers[thread].of(layout)->run(blocks[i], pace); });
   };
   std::mutex mutex;
   std::condition_variable ended;
@@ -131,52 +133,48 @@ int status(const Interpreter* interpreter, Pass pass) {
   }
 }
 
-// ---- between tensors of shape (B, C n) and the cells of a block
+// ---- between tensors of shape (B, C units) and the cells of a block
 
-template <int L>
-void load_batch(const real* from, const Block& block, int64_t n, Element<L>* cells) {
-  const real* rows[L];
-  for (int l = 0; l < L; ++l) rows[l] = from + (block.begin + l) * C * n;
-  load_rows<L>(rows, n, cells);
+template <class Layout>
+void load_batch(const real* from, const Block& block, int64_t units, Element<Layout::kLanes>* cells) {
+  const real* rows[Layout::kSequences];
+  for (int l = 0; l < Layout::kSequences; ++l) rows[l] = from + (block.begin + l) * C * units;
+  Layout::load(rows, units, cells);
 }
-template <int L>
-void store_batch(const Element<L>* cells, const Block& block, int64_t n, real* to) {
-  real* rows[L];
-  for (int l = 0; l < L; ++l) rows[l] = to + (block.begin + l) * C * n;
-  store_rows<L, false>(cells, n, rows);
+template <class Layout, Store how = Store::kPlain>
+void store_batch(const Element<Layout::kLanes>* cells, const Block& block, int64_t units, real* to) {
+  real* rows[Layout::kSequences];
+  for (int l = 0; l < Layout::kSequences; ++l) rows[l] = to + (block.begin + l) * C * units;
+  Layout::template store<how>(cells, units, rows);
 }
 
 // How many steps of each sequence of the block count; all if `lengths` is null.
-template <int L>
+template <class Layout>
 class Lengths {
+  static constexpr int kSequences = Layout::kSequences;
+
  public:
   Lengths(const int64_t* lengths, int64_t steps) : given(lengths), lengths_(lengths), steps_(steps) {}
   const bool given;
   void begin(const Block& block) {
-    for (int l = 0; l < L; ++l)
+    for (int l = 0; l < kSequences; ++l)
       length_[l] = given ? std::clamp<int64_t>(lengths_[block.begin + l], 0, steps_) : steps_;
   }
   // Whether step t still counts, lane by lane.
   auto live(int64_t t) const {
-    real left[L];
-    for (int l = 0; l < L; ++l) left[l] = real(length_[l] - t);
-    return get<L>(left) > Lanes<L>{};
+    real left[kSequences];
+    for (int l = 0; l < kSequences; ++l) left[l] = real(length_[l] - t);
+    return Layout::spread(left) > Lanes<Layout::kLanes>{};
   }
 
  private:
   const int64_t* const lengths_;
   const int64_t steps_;
-  int64_t length_[L];
+  int64_t length_[kSequences];
 };
 
 // ---- sums over the batch
 
-// Adds the sums over lanes of cells[n].v[c] to to[c n + n].
-template <int L>
-void add_lanes(const Element<L>* cells, int64_t n, int parts, double* to) {
-  for (int c = 0; c < parts; ++c)
-    for (int64_t i = 0; i < n; ++i) to[c * n + i] += sum<L>(cells[i].v[c]);
-}
 template <class T>
 void add_to(const std::vector<T>& from, std::vector<T>& to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];

@@ -17,6 +17,7 @@ struct Call {
   int64_t token_rows;      // rows of the weight table
   int64_t activation;      // index into the cell's activations
   int64_t every;           // states are kept once in so many steps
+  int64_t in_sequences;    // 1: lanes hold sequences, even where units would be faster
   const int64_t* counts;   // (K): factors of each product
   const int64_t* shapes;   // (sum of counts, 2)
   const real* factors;     // (sum P_f Q_f, C)
@@ -27,7 +28,7 @@ struct Call {
   const real* initial;     // (S, B, W)
   const int64_t* lengths;  // (B) or null
   real* outputs;           // (T, B, W): h after each step; or null
-  real* kept;              // block of lanes by block: (segments + 1, S N, C, L); or null
+  real* kept;              // block by block, in elements: (segments + 1, S, elements); or null
   real* last;              // (S, B, W)
   // for the backward pass only
   const int64_t* shortcut;  // (K): 1: d_factors gets K_f = W_f^H dW_f; 0: dW_f itself

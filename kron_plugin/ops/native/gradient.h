@@ -76,22 +76,37 @@ KRON_OUTLINE void correlate_butterflies(const Element<L>* g, const Element<L>* h
     for (int entry = 0; entry < 2; ++entry) add(sums[2 * k + entry], acc[k][entry]);
 }
 
+// Off-diagonal entries of the factors that exchange lanes: lane l of sums[k] gets g conj(h of lane l ^ 2^k).
+template <int L, int D = 1>
+KRON_INLINE void correlate_lanes(const Element<L>& g, const Element<L>& h, Element<L>* sums) {
+  if constexpr (D < L) {
+    mac_conj(*sums, g, crossed<L, D>(h));
+    correlate_lanes<L, 2 * D>(g, h, sums + 1);
+  }
+}
+
 // K of every factor from one pair of vectors: the gradient g = W^H delta, and the state h that W was
 // applied to (all factors square). A diagonal entry of a 2x2 factor is the sum of g_n conj(h_n) over
-// half of the n. The caller sums these products over time in `diagonal`; `finish` distributes them.
-template <int L>
+// half of the n. These products are summed over time for each n; `finish` distributes them.
+template <class Layout>
 class Correlation {
+  static constexpr int L = Layout::kLanes, kBits = log2_of(Layout::kUnits);
+
  public:
   Correlation(Arena& arena, int64_t count, const int64_t* shapes) {
-    int64_t n = 1, sums = 0;
-    for (int64_t f = 0; f < count; ++f) n *= shapes[2 * f];
-    int64_t outer = n, inner = 1, run = 0;
+    int64_t sums = 0;
+    for (int64_t f = 0; f < count; ++f) units_ *= shapes[2 * f];
     std::vector<int64_t> offsets;
     for (int64_t f = 0; f < count; ++f) {
       offsets.push_back(sums);
       sums += shapes[2 * f] * shapes[2 * f] * C;
     }
-    for (int64_t f = count; f-- > 0; run = 0) {
+    int64_t stride = 1;
+    for (int64_t f = count; f-- > 0; stride *= shapes[2 * f])
+      if (shapes[2 * f] == 2) pairs_.push_back({offsets[f], stride});
+    size_ = units_ / Layout::kUnits;
+    int64_t outer = size_, inner = 1, run = 0;
+    for (int64_t f = count - kBits; f-- > 0; run = 0) {
       while (run < kMaxBits && run <= f && shapes[2 * (f - run)] == 2) ++run;
       Part part{run ? int64_t(2) : shapes[2 * f], std::max<int64_t>(run, 1), 0, inner, {}, nullptr};
       for (int64_t k = 0; k < part.bits; ++k) {
@@ -104,16 +119,25 @@ class Correlation {
       f -= part.bits - 1;
       parts_.push_back(std::move(part));
     }
-    size_ = n;
-    if (!has_butterflies()) return;
-    diagonal = arena.sums<Element<L>>(n);
-    products_ = arena.take<Coef>(n);
+    if (pairs_.empty()) return;
+    if (kBits) lanes_ = arena.sums<Element<L>>(kBits);
+    diagonal_ = arena.sums<Element<L>>(size_);
+    products_ = arena.take<double>(C * units_);
   }
 
-  Element<L>* diagonal = nullptr;  // null when there is no 2x2 factor
-
-  // Adds `steps` pairs of vectors, stored one after the other. All 2x2 factors of low digits work on a
-  // piece while it is in the cache; each other factor goes over all vectors.
+  // Adds g_n conj(h_n) for `count` elements from n on: all that depends on single elements.
+  KRON_INLINE void add_products(const Element<L>* g, const Element<L>* h, int64_t n, int64_t count) const {
+    if (!diagonal_) return;
+    Element<L> lanes[kBits + 1] = {};
+    for (int k = 0; k < kBits; ++k) lanes[k] = lanes_[k];
+    for (const int64_t end = n + count; n < end; ++n) {
+      mac_conj(diagonal_[n], g[n], h[n]);
+      if constexpr (kBits > 0) correlate_lanes<L>(g[n], h[n], lanes);
+    }
+    for (int k = 0; k < kBits; ++k) lanes_[k] = lanes[k];
+  }
+  // Adds the rest for `steps` pairs of vectors, stored one after the other. All 2x2 factors of low digits work on
+  // a piece while it is in the cache; each other factor goes over all vectors.
   void operator()(const Element<L>* g, const Element<L>* h, int64_t steps, double* sums) const {
     size_t low = 0;
     int64_t piece = 1;
@@ -128,21 +152,30 @@ class Correlation {
   }
   // Adds the contents of the cells to the sums (p, q, C) of the factors.
   void finish(double* sums) const {
-    if (!diagonal) return;
-    for (int64_t n = 0; n < size_; ++n)
-      for (int c = 0; c < C; ++c) products_[n].v[c] = sum<L>(diagonal[n].v[c]);
+    if (!diagonal_) return;
+    std::fill_n(products_, C * units_, 0.0);
+    add_units<Layout>(diagonal_, units_, C, products_);
+    for (const Pair& pair : pairs_)
+      for (int c = 0; c < C; ++c)
+        for (int digit = 0; digit < 2; ++digit)
+          sums[pair.offset + 3 * C * digit + c] += over_half(products_ + c * units_, pair.stride, digit);
     for (const Part& part : parts_)
       for (int64_t k = 0; part.cells && k < part.bits; ++k)
         for (int c = 0; c < C; ++c) {
           double* to = sums + part.offsets[k] + c;
           to[1 * C] += sum<L>(part.cells[2 * k].v[c]);
           to[2 * C] += sum<L>(part.cells[2 * k + 1].v[c]);
-          const int64_t stride = part.inner << k;
-          for (int64_t n = 0; n < size_; ++n) to[n / stride % 2 * 3 * C] += products_[n].v[c];
         }
+    for (int k = 0; k < kBits; ++k)
+      for (int l = 0; l < L; ++l)
+        for (int c = 0; c < C; ++c)
+          sums[pairs_[k].offset + ((l >> k & 1) + 1) * C + c] += at<L>(lanes_[k].v[c], l);
   }
 
  private:
+  struct Pair {  // a 2x2 factor, the lowest digit first
+    int64_t offset, stride;  // of its sums; of its digit
+  };
   struct Part {
     int64_t p, bits, outer, inner;
     std::vector<int64_t> offsets;  // of each factor's sums, the lowest digit first
@@ -159,12 +192,18 @@ class Correlation {
     else
       correlate_butterflies<L, 1>(g, h, outer, part.inner, part.cells);
   }
-  bool has_butterflies() const {
-    return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.cells; });
+  // The sum over the units whose digit, of this stride, is `digit`.
+  double over_half(const double* of_units, int64_t stride, int digit) const {
+    double total = 0;
+    for (int64_t n = digit * stride; n < units_; n += 2 * stride)
+      for (int64_t i = n; i < n + stride; ++i) total += of_units[i];
+    return total;
   }
+  std::vector<Pair> pairs_;
   std::vector<Part> parts_;
-  int64_t size_;
-  Coef* products_ = nullptr;  // `diagonal`, summed over the lanes
+  int64_t units_ = 1, size_;  // size_: elements
+  Element<L>*diagonal_ = nullptr, *lanes_ = nullptr;  // null if there is no 2x2 factor; sums over time
+  double* products_ = nullptr;  // `diagonal_`, summed over the sequences
 };
 
 // How many steps to collect before correlating. A large factor needs one sum over the lanes per entry;
@@ -187,12 +226,14 @@ struct FactorGradient {
   virtual void finish(double* sums) = 0;
 };
 
-// K of square factors, from g and h.
-template <int L>
-class Shortcut final : public FactorGradient<L> {
+// K of square factors, from g and h. `n` elements.
+template <class Layout>
+class Shortcut final : public FactorGradient<Layout::kLanes> {
+  static constexpr int L = Layout::kLanes;
+
  public:
   Shortcut(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
-      : adjoint_(read_factors(count, shapes, data, true), sizeof(Element<L>)),
+      : adjoint_(read_factors(count, shapes, data, true), sizeof(Element<L>), Layout::kUnits),
         correlation_(arena, count, shapes),
         work_(arena, {&adjoint_}),
         n_(n),
@@ -200,17 +241,9 @@ class Shortcut final : public FactorGradient<L> {
     for (auto& store : stores_) store = steps_ > 1 ? arena.take<Element<L>>(steps_ * n) : nullptr;
   }
   void step(const Element<L>* delta, const Element<L>* h, Element<L>* g, double* sums) override {
-    const Coef* diagonal = adjoint_.diagonal();
     apply<L>(adjoint_, delta, g, work_, [&](int64_t first, int64_t count) {
-      for (int64_t n = first; n < first + count; ++n) {
-        Element<L> value = g[n];
-        if (diagonal) {
-          value = {};
-          mac(value, splat<L>(diagonal[n]), g[n]);
-          g[n] = value;
-        }
-        if (correlation_.diagonal) mac_conj(correlation_.diagonal[n], value, h[n]);
-      }
+      for (int64_t n = first; n < first + count; ++n) g[n] = adjoint_.template finished<Layout>(g[n], n);
+      correlation_.add_products(g, h, first, count);
     });
     if (steps_ == 1) return correlation_(g, h, 1, sums);
     std::copy_n(g, n_, stores_[0] + filled_ * n_);
@@ -228,7 +261,7 @@ class Shortcut final : public FactorGradient<L> {
     filled_ = 0;
   }
   Product adjoint_;
-  Correlation<L> correlation_;
+  Correlation<Layout> correlation_;
   Workspace<L> work_;
   int64_t n_, steps_, filled_ = 0;
   Element<L>* stores_[2];
@@ -301,9 +334,10 @@ inline int64_t factor_entries(int64_t count, const int64_t* shapes) {
   return entries * C;
 }
 
-template <int L>
-std::unique_ptr<FactorGradient<L>> factor_gradient(Arena& arena, bool shortcut, int64_t count,
-                                                   const int64_t* shapes, const real* data, int64_t n) {
-  if (shortcut) return std::make_unique<Shortcut<L>>(arena, count, shapes, data, n);
-  return std::make_unique<Stages<L>>(arena, count, shapes, data, n);
+template <class Layout>
+std::unique_ptr<FactorGradient<Layout::kLanes>> factor_gradient(Arena& arena, bool shortcut, int64_t count,
+                                                                const int64_t* shapes, const real* data, int64_t n) {
+  if constexpr (Layout::kUnits == 1)
+    if (!shortcut) return std::make_unique<Stages<Layout::kLanes>>(arena, count, shapes, data, n);
+  return std::make_unique<Shortcut<Layout>>(arena, count, shapes, data, n);
 }

@@ -8,6 +8,7 @@
 
 #include "blocks.h"
 #include "lanes.h"
+#include "layout.h"
 
 // `size` is how many cells an input fills; W = C size. Tensors are contiguous.
 struct InputTensors {
@@ -20,47 +21,49 @@ struct InputTensors {
   real* d_x;              // as x, or null
 };
 
-template <int L>
+template <class Layout>
 class Input {
+  static constexpr int L = Layout::kLanes;
+
  public:
   Input(const InputTensors& tensors, Arena& arena)
       : of(tensors),
         features(of.inputs > 0 ? arena.take<Lanes<L>>(of.inputs) : nullptr),
-        cells_(of.inputs > 0 ? nullptr : arena.take<Element<L>>(of.size)) {}
+        rows_(arena, of.inputs > 0 ? 0 : of.size) {}
 
   const InputTensors of;
   Lanes<L>* const features;  // x_t of the block: one cell per input
 
   void begin(const Block& block) { block_ = block; }
-  // The index of lane l's row in tensors of shape (T, B, ..).
+  // The index of the l-th sequence's row in tensors of shape (T, B, ..).
   int64_t row(int64_t t, int l) const { return t * of.batch + block_.begin + l; }
 
   void read_features(int64_t t) {
     for (int64_t i = 0; i < of.inputs; ++i) {
-      real a[L];
-      for (int l = 0; l < L; ++l) a[l] = of.x[row(t, l) * of.inputs + i];
-      features[i] = get<L>(a);
+      real a[Layout::kSequences];
+      for (int l = 0; l < Layout::kSequences; ++l) a[l] = of.x[row(t, l) * of.inputs + i];
+      features[i] = Layout::spread(a);
     }
   }
   void read(int64_t t) {
     if (of.inputs > 0) return read_features(t);
     const int64_t width = C * of.size;
-    const real* rows[L];
-    for (int l = 0; l < L; ++l)
+    const real* rows[Layout::kSequences];
+    for (int l = 0; l < Layout::kSequences; ++l)
       rows[l] = of.inputs ? of.weight + of.tokens[row(t, l)] * width : of.x + row(t, l) * width;
-    load_rows<L>(rows, of.size, cells_);
+    rows_.read(rows);
   }
   // z += u_t[n]
   KRON_INLINE void add_to(Element<L>& z, int64_t n) const {
-    if (of.inputs <= 0) return add(z, cells_[n]);
+    if (of.inputs <= 0) return add(z, rows_[n]);
     for (int64_t i = 0; i < of.inputs; ++i)
       for (int c = 0; c < C; ++c)
-        z.v[c] += of.weight[(i * C + c) * of.size + n] * features[i];
+        z.v[c] += Layout::of_units(of.weight + (i * C + c) * of.size, n) * features[i];
   }
 
  private:
   Block block_{};
-  Element<L>* const cells_;  // u_t, if it is read as rows
+  Rows<Layout> rows_;  // u_t, if it is read as rows
 };
 
 // A thread's share of the input weight's gradient.
@@ -85,12 +88,15 @@ struct WeightSums {
 };
 
 // The gradients of x_t and of the input weight, from delta_t.
-template <int L>
+template <class Layout>
 class InputGradient {
+  static constexpr int L = Layout::kLanes;
+
  public:
-  InputGradient(Input<L>& input, Arena& arena) : input_(input), of_(input.of) {
+  InputGradient(Input<Layout>& input, Arena& arena)
+      : input_(input), of_(input.of), elements_(of_.size / Layout::kUnits) {
     if (of_.inputs <= 0) return;
-    d_weight_ = arena.sums<Element<L>>(of_.inputs * of_.size);
+    d_weight_ = arena.sums<Element<L>>(of_.inputs * elements_);
     d_features_ = arena.take<Lanes<L>>(of_.inputs);
   }
   void begin(int64_t t) {
@@ -99,37 +105,38 @@ class InputGradient {
   }
   KRON_INLINE void operator()(const Element<L>& delta, int64_t n) {
     for (int64_t i = 0; i < of_.inputs; ++i) {
-      const real* weight = of_.weight + i * C * of_.size + n;
-      Element<L>& sum = d_weight_[i * of_.size + n];
+      const real* weight = of_.weight + i * C * of_.size;
+      Element<L>& sum = d_weight_[i * elements_ + n];
       for (int c = 0; c < C; ++c) {
         sum.v[c] += input_.features[i] * delta.v[c];
-        if (of_.d_x) d_features_[i] += weight[c * of_.size] * delta.v[c];
+        if (of_.d_x) d_features_[i] += Layout::of_units(weight + c * of_.size, n) * delta.v[c];
       }
     }
   }
   void end(int64_t t, const Element<L>* delta, WeightSums& sums) {
     const int64_t width = C * of_.size;
-    real* rows[L];
-    for (int l = 0; l < L; ++l) {
+    real* rows[Layout::kSequences];
+    for (int l = 0; l < Layout::kSequences; ++l) {
       if (of_.inputs < 0) rows[l] = sums.table + of_.tokens[input_.row(t, l)] * width;
       if (of_.inputs == 0 && of_.d_x) rows[l] = of_.d_x + input_.row(t, l) * width;
     }
-    if (of_.inputs < 0) store_rows<L, true>(delta, of_.size, rows);
-    if (of_.inputs == 0 && of_.d_x) store_rows<L, false>(delta, of_.size, rows);
+    if (of_.inputs < 0) Layout::template store<Store::kAdd>(delta, of_.size, rows);
+    if (of_.inputs == 0 && of_.d_x) Layout::template store<Store::kPlain>(delta, of_.size, rows);
     for (int64_t i = 0; of_.d_x && i < of_.inputs; ++i) {
-      real a[L];
-      put<L>(a, d_features_[i]);
-      for (int l = 0; l < L; ++l) of_.d_x[input_.row(t, l) * of_.inputs + i] = a[l];
+      real a[Layout::kSequences];
+      Layout::collect(d_features_[i], a);
+      for (int l = 0; l < Layout::kSequences; ++l) of_.d_x[input_.row(t, l) * of_.inputs + i] = a[l];
     }
   }
   void finish(WeightSums& sums) const {
     for (int64_t i = 0; i < of_.inputs; ++i)
-      add_lanes<L>(d_weight_ + i * of_.size, of_.size, C, sums.features.data() + i * C * of_.size);
+      add_units<Layout>(d_weight_ + i * elements_, of_.size, C, sums.features.data() + i * C * of_.size);
   }
 
  private:
-  Input<L>& input_;
+  Input<Layout>& input_;
   const InputTensors& of_;
+  const int64_t elements_;
   Element<L>* d_weight_ = nullptr;
   Lanes<L>* d_features_ = nullptr;
 };

@@ -15,6 +15,15 @@
 #include <utility>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+// Libraries of several types are loaded side by side. None may take another's symbols, so only entries are
+// visible.
+#pragma GCC visibility push(hidden)
+#define KRON_ENTRY extern "C" __attribute__((visibility("default")))
+
 using real = KRON_REAL;
 constexpr int C = KRON_COMPLEX ? 2 : 1;  // real numbers in an element: (re, im) or one
 constexpr int kMaxLanes = 64 / sizeof(real);
@@ -52,9 +61,35 @@ template <int L>
 KRON_INLINE void put(real* to, Lanes<L> v) {
   __builtin_memcpy(to, &v, sizeof(v));
 }
+// A store of a whole line that leaves the cache as it is, where the processor has one and the address fits.
+// `finish_stores` makes such stores visible to other threads.
+template <int L>
+KRON_INLINE void put_past_cache(real* to, Lanes<L> v) {
+#ifdef __AVX512F__
+  if (sizeof(v) == 64 && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    __m512i line;
+    __builtin_memcpy(&line, &v, sizeof(v));
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+  }
+#endif
+  put<L>(to, v);
+}
+inline void finish_stores() {
+#ifdef __AVX512F__
+  _mm_sfence();
+#endif
+}
 template <int L>
 KRON_INLINE Lanes<L> splat(real a) {
   return Lanes<L>{} + a;
+}
+// One lane.
+template <int L>
+KRON_INLINE real at(Lanes<L> v, int l) {
+  if constexpr (L == 1)
+    return v;
+  else
+    return v[l];
 }
 
 // y += w x
@@ -95,13 +130,47 @@ KRON_INLINE Lanes<L> dot(const Element<L>& g, const Element<L>& h) {
   return sum;
 }
 
-// Vector types have no operator for these. Compilers turn the loops over an array into one instruction.
+// Integers of the size of `real`, and the bits of one as the other.
+using integer = std::conditional_t<sizeof(real) == 4, int32_t, int64_t>;
 template <int L>
-KRON_INLINE Lanes<L> square_root(Lanes<L> x) {
-  real a[L];
-  put<L>(a, x);
-  for (int l = 0; l < L; ++l) a[l] = std::sqrt(a[l]);
-  return get<L>(a);
+using Integers = typename VectorType<integer, L>::type;
+template <class To, class From>
+KRON_INLINE To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Divisions and roots take as long as thirty multiply-adds. These begin with the exponent and the mantissa
+// halved, or negated, as one integer, which is right to 4 and 12 percent. Each round then makes an error e
+// about e^3. The result is right to the last digit or two. x must be normal and finite; 0 gives a large number.
+
+constexpr int kRounds = sizeof(real) == 4 ? 2 : 3;
+
+// 1 / sqrt(x)
+template <int L>
+KRON_INLINE Lanes<L> inverse_root(Lanes<L> x) {
+  constexpr integer kMagic = sizeof(real) == 4 ? integer(0x5f3759df) : integer(0x5fe6eb50c7b537a9);
+  Lanes<L> y = same_bits<Lanes<L>>(kMagic - (same_bits<Integers<L>>(x) >> 1));
+#pragma GCC unroll 3
+  for (int i = 0; i < kRounds; ++i) {
+    const Lanes<L> e = 1 - (x * y) * y;  // y * y would be infinite for 0
+    y += y * e * (real(0.375) * e + real(0.5));
+  }
+  return y;
+}
+// 1 / x for positive x
+template <int L>
+KRON_INLINE Lanes<L> inverse(Lanes<L> x) {
+  constexpr integer kMagic = sizeof(real) == 4 ? integer(0x7ef311c3) : integer(0x7fde623822fc16e6);
+  Lanes<L> y = same_bits<Lanes<L>>(kMagic - same_bits<Integers<L>>(x));
+#pragma GCC unroll 3
+  for (int i = 0; i < kRounds; ++i) {
+    const Lanes<L> e = 1 - x * y;
+    y += y * (e * e + e);
+  }
+  return y;
 }
 template <int L>
 KRON_INLINE real sum(Lanes<L> x) {
@@ -126,7 +195,6 @@ constexpr double inverse_factorial(int j) { return j > 1 ? inverse_factorial(j -
 // Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
 template <int L>
 KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
-  using integer = std::conditional_t<sizeof(real) == 4, int32_t, int64_t>;
   constexpr int kTerms = sizeof(real) == 4 ? 8 : 14;
   constexpr int kMantissa = sizeof(real) == 4 ? 23 : 52, kBias = sizeof(real) == 4 ? 127 : 1023;
   const auto whole = convert<integer, L>(a * real(1.4426950408889634) + real(0.5));
@@ -137,8 +205,7 @@ KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
 #pragma GCC unroll 16
   for (int j = kTerms - 1; j > 0; --j) series = series * r + real(inverse_factorial(j));
   const auto bits = convert<std::make_unsigned_t<integer>, L>(whole + kBias) << kMantissa;  // NaN: negative
-  Lanes<L> power;
-  __builtin_memcpy(&power, &bits, sizeof(power));
+  const Lanes<L> power = same_bits<Lanes<L>>(bits);
   return power * (series * r) + (power - 1);
 }
 // tanh |x| = m / (m + 2) with m = e^{2|x|} - 1
@@ -146,7 +213,7 @@ template <int L>
 KRON_INLINE Lanes<L> hyperbolic_tangent(Lanes<L> x) {
   const Lanes<L> a = 2 * (x < 0 ? -x : x);
   const Lanes<L> m = exponential_less_one<L>(a > 40 ? splat<L>(40) : a);  // tanh 20 rounds to 1; NaN stays
-  const Lanes<L> tangent = m / (m + 2);
+  const Lanes<L> tangent = m * inverse<L>(m + 2);
   return x < 0 ? -tangent : tangent;
 }
 // 1 / (1 + e^{-|x|}) = (m + 1) / (m + 2) with m = e^{|x|} - 1, and 1 / (m + 2) on the other side of 0
@@ -154,7 +221,7 @@ template <int L>
 KRON_INLINE Lanes<L> sigmoid(Lanes<L> x) {
   const Lanes<L> a = x < 0 ? -x : x;
   const Lanes<L> m = exponential_less_one<L>(a > 80 ? splat<L>(80) : a);  // e^-80 = 2e-35 counts as 0
-  return (x < 0 ? splat<L>(1) : m + 1) / (m + 2);
+  return (x < 0 ? splat<L>(1) : m + 1) * inverse<L>(m + 2);
 }
 
 // ---- between the rows of a torch tensor (one row per sequence) and cells (one lane per sequence)
@@ -175,6 +242,18 @@ KRON_INLINE void transpose(Lanes<L> (&rows)[L]) {
         exchange<L, D>(rows[i], rows[i + D], std::make_integer_sequence<int, L>());
     transpose<L, D / 2>(rows);
   }
+}
+
+template <int L, int D, int... I>
+KRON_INLINE Lanes<L> crossed(Lanes<L> x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, (I ^ D)...);
+}
+// Lane l of the result is lane l ^ D of x.
+template <int L, int D>
+KRON_INLINE Element<L> crossed(const Element<L>& x) {
+  Element<L> y;
+  for (int c = 0; c < C; ++c) y.v[c] = crossed<L, D>(x.v[c], std::make_integer_sequence<int, L>());
+  return y;
 }
 
 // sums[j] = the sum of the lanes of x[j]; one transpose makes L of them.

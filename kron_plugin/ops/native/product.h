@@ -7,6 +7,7 @@
 //   makes the pivots larger. The diagonals of all factors become one diagonal at the end, and the
 //   swaps an XOR of indices at load. A stage then needs one multiplication per element, not two.
 // - Up to three neighbouring 2x2 factors are applied in registers, eight elements at a time.
+// - If the lanes are units, the factors of the lowest digits exchange lanes, after all other stages.
 // - Stages are grouped so that a group's tile stays in the second-level cache.
 #pragma once
 
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "layout.h"
 
 struct Factor {
   int64_t p, q;            // rows and columns as applied: swapped already for an adjoint
@@ -105,14 +107,18 @@ inline Butterfly butterfly(const Factor& w) {
   return {true, swapped, {m[0], m[3]}, m[1] / m[0], m[2] / m[3]};
 }
 
+constexpr int log2_of(int64_t n) { return n > 1 ? 1 + log2_of(n / 2) : 0; }
+
 class Product {
  public:
-  // `cell_bytes` is the size of an element in the lane block this will run on.
-  Product(const std::vector<Factor>& factors, int64_t cell_bytes) {
-    std::vector<wide> diagonal{1.0};
-    std::vector<Stage> stages = plan(factors, diagonal);
-    if (diagonal.size() > 1)
-      for (wide d : diagonal) diagonal_.push_back(narrow(d));
+  // `cell_bytes` is the size of an element in the block this will run on. An element has `units`, and the
+  // factors of its lowest log2(units) digits must be usable butterflies.
+  Product(const std::vector<Factor>& factors, int64_t cell_bytes, int64_t units = 1) {
+    std::vector<Butterfly> cut;
+    for (const Factor& w : factors) cut.push_back(butterfly(w));
+    make_diagonal(factors, cut);
+    cross(cut, log2_of(units));
+    std::vector<Stage> stages = plan(factors, cut, factors.size() - log2_of(units));
     int64_t outer = 1, inner = 1;
     for (const Stage& stage : stages) outer *= stage.q;
     for (size_t first = 0; first < stages.size();) {
@@ -128,24 +134,73 @@ class Product {
   }
 
   const std::vector<Group>& groups() const { return groups_; }
-  const Coef* diagonal() const { return diagonal_.empty() ? nullptr : diagonal_.data(); }
+  // Element n of the result, from what `apply` makes of it.
+  template <class Layout>
+  KRON_INLINE Element<Layout::kLanes> finished(Element<Layout::kLanes> z, int64_t n) const {
+    if constexpr (Layout::kUnits > 1) cross_lanes<Layout::kLanes, 1>(z);
+    if (diagonal_.empty()) return z;
+    Element<Layout::kLanes> scaled = {};
+    mac(scaled, of_units<Layout>(diagonal_.front().v, size_, n), z);
+    return scaled;
+  }
   int64_t capacity() const { return capacity_; }  // cells of the largest intermediate vector
   int64_t scratch() const { return scratch_; }    // cells of the largest intermediate tile
 
  private:
-  static std::vector<Stage> plan(const std::vector<Factor>& factors, std::vector<wide>& diagonal) {
-    std::vector<Stage> stages;
-    std::vector<Butterfly> cut;
-    bool any = false;
-    for (const Factor& w : factors) any |= (cut.push_back(butterfly(w)), cut.back().usable);
-    for (size_t f = 0; any && f < factors.size(); ++f) {  // the diagonal, first factor slowest
+  struct alignas(64) Line {
+    real v[kMaxLanes];
+  };
+  // The diagonal of all factors, first factor slowest; real parts, then imaginary ones.
+  void make_diagonal(const std::vector<Factor>& factors, const std::vector<Butterfly>& cut) {
+    if (std::none_of(cut.begin(), cut.end(), [](const Butterfly& w) { return w.usable; })) return;
+    std::vector<wide> diagonal{1.0};
+    for (size_t f = 0; f < factors.size(); ++f) {
       std::vector<wide> longer;
       for (wide d : diagonal)
         for (int64_t p = 0; p < factors[f].p; ++p)
           longer.push_back(cut[f].usable ? d * cut[f].diagonal[p] : d);
       diagonal = std::move(longer);
     }
-    for (size_t f = factors.size(); f-- > 0;) {
+    size_ = diagonal.size();
+    diagonal_.resize((C * size_ + kMaxLanes - 1) / kMaxLanes);
+    real* const to = diagonal_.front().v;
+    for (int64_t n = 0; n < size_; ++n)
+      for (int c = 0; c < C; ++c) to[c * size_ + n] = narrow(diagonal[n]).v[c];
+  }
+  // The lowest `bits` digits: lane l gets a or b of lane l with this bit the other way.
+  void cross(const std::vector<Butterfly>& cut, int bits) {
+    for (int k = 0; k < bits; ++k) {
+      const Butterfly& w = cut[cut.size() - 1 - k];
+      const Coef coef[] = {narrow(w.a), narrow(w.b)};
+      for (int c = 0; c < C; ++c) {
+        crossing_.emplace_back();
+        for (int l = 0; l < kMaxLanes; ++l) crossing_.back().v[l] = coef[l >> k & 1].v[c];
+      }
+      if (w.swapped) lane_swap_ |= 1 << k;
+    }
+  }
+  template <int L, int D>
+  KRON_INLINE void cross_lanes(Element<L>& z) const {
+    if constexpr (D == 1)
+      if (lane_swap_) swap_lanes<L, 1>(z);
+    if constexpr (D < L) {
+      Element<L> w;
+      for (int c = 0; c < C; ++c) w.v[c] = get<L>(crossing_[C * log2_of(D) + c].v);
+      mac(z, w, crossed<L, D>(z));
+      cross_lanes<L, 2 * D>(z);
+    }
+  }
+  template <int L, int D>
+  KRON_INLINE void swap_lanes(Element<L>& z) const {
+    if constexpr (D < L) {
+      if (lane_swap_ & D) z = crossed<L, D>(z);
+      swap_lanes<L, 2 * D>(z);
+    }
+  }
+  // Stages of the first `count` factors, the lowest digit first.
+  static std::vector<Stage> plan(const std::vector<Factor>& factors, const std::vector<Butterfly>& cut, size_t count) {
+    std::vector<Stage> stages;
+    for (size_t f = count; f-- > 0;) {
       if (!cut[f].usable) {
         stages.push_back(pack(factors[f]));
         continue;
@@ -194,8 +249,10 @@ class Product {
   }
 
   std::vector<Group> groups_;
-  std::vector<Coef> diagonal_;  // empty, or one entry for each element of the result
-  int64_t capacity_ = 0, scratch_ = 0;
+  std::vector<Line> diagonal_;  // shape: (C, size_); or empty
+  std::vector<Line> crossing_;  // shape: (bits, C), if elements have several units
+  int64_t size_ = 0, capacity_ = 0, scratch_ = 0;
+  int lane_swap_ = 0;  // like Stage::swap
 };
 
 // A strided view of a tile: element (row, s) is data[row * stride + s].
@@ -296,9 +353,9 @@ struct Workspace {
   }
 };
 
-// Applies the product, without its diagonal, to `in` and writes `out`, which must be another array.
+// Applies the product, up to `Product::finished`, to `in` and writes `out`, which must be another array.
 // finish(n, count) is called as soon as elements n..n+count-1 are written, once for each element. There
-// the caller applies the diagonal and does its other work on results, which are still in the cache.
+// the caller calls `finished` and does its other work on results, which are still in the cache.
 template <int L, class Finish>
 KRON_INLINE void apply(const Product& product, const Element<L>* in, Element<L>* out, Workspace<L>& work,
                        Finish finish) {

@@ -36,8 +36,8 @@ namespace {
 constexpr int S = Cell::kStates, K = Cell::kProducts;
 static_assert(Cell::kFromOutput ? S == 1 : K > 1, "the way back has no place for W h, or for the state");
 
-template <int L>
-using CellStep = Step<L, Cell>;
+template <class Layout>
+using CellStep = Step<Layout, Cell>;
 
 // The states at the ends of all segments of `every` steps, from before the first to after the last.
 template <int L>
@@ -45,58 +45,66 @@ Element<L>* kept_states(const Call& call, const Block& block) {
   return reinterpret_cast<Element<L>*>(call.kept + block.begin * (call.segments() + 1) * S * call.width());
 }
 
-template <int L>
-void load_state(const real* from, const Call& call, const Block& block, Element<L>* state) {
+template <class Layout>
+void load_state(const real* from, const Call& call, const Block& block, Element<Layout::kLanes>* state) {
   for (int s = 0; s < S; ++s)
-    load_batch<L>(from + s * call.batch * call.width(), block, call.size, state + s * call.size);
+    load_batch<Layout>(from + s * call.batch * call.width(), block, call.size,
+                       state + s * call.size / Layout::kUnits);
 }
-template <int L>
-void store_state(const Element<L>* state, const Call& call, const Block& block, real* to) {
+template <class Layout>
+void store_state(const Element<Layout::kLanes>* state, const Call& call, const Block& block, real* to) {
   for (int s = 0; s < S; ++s)
-    store_batch<L>(state + s * call.size, block, call.size, to + s * call.batch * call.width());
+    store_batch<Layout>(state + s * call.size / Layout::kUnits, block, call.size,
+                        to + s * call.batch * call.width());
 }
 
-template <int L>
+template <class Layout>
 class Forward {
+  static constexpr int L = Layout::kLanes;
+
  public:
   explicit Forward(const Call& call)
       : call_(call),
         step_(call, arena_),
-        ring_{arena_.take<Element<L>>(S * call.size), arena_.take<Element<L>>(S * call.size)} {}
+        ring_{arena_.take<Element<L>>(S * step_.size), arena_.take<Element<L>>(S * step_.size)} {}
 
   void run(const Block& block, Pace& pace) {
-    const int64_t elements = S * call_.size, steps = call_.steps, every = call_.every;
+    const int64_t elements = S * step_.size, steps = call_.steps, every = call_.every;
     const auto place = [&](int64_t t) {  // of the state before step t
       if (!call_.kept || (t % every != 0 && t != steps)) return ring_[t & 1];
       return kept_states<L>(call_, block) + (t == steps ? call_.segments() : t / every) * elements;
     };
     step_.begin(block);
     Element<L>* state = place(0);
-    load_state<L>(call_.initial, call_, block, state);
-    for (int64_t t = 0; t < steps && !pace.stop(K * call_.size); ++t) {
+    load_state<Layout>(call_.initial, call_, block, state);
+    for (int64_t t = 0; t < steps && !pace.stop(K * step_.size); ++t) {
       Element<L>* next = place(t + 1);
       step_(t, state, next);
       state = next;
       if (call_.outputs)
-        store_batch<L>(state, block, call_.size, call_.outputs + t * call_.batch * call_.width());
+        store_batch<Layout, Store::kStream>(state, block, call_.size,
+                                            call_.outputs + t * call_.batch * call_.width());
     }
-    store_state<L>(state, call_, block, call_.last);
+    store_state<Layout>(state, call_, block, call_.last);
+    finish_stores();
   }
 
  private:
   const Call& call_;
   Arena arena_;
-  CellStep<L> step_;
+  CellStep<Layout> step_;
   Element<L>* const ring_[2];
 };
 
 // The states before each step, for the backward pass. They are the outputs, or the states kept at the ends
 // of segments. States within a segment are computed again when the backward pass enters it.
-template <int L>
+template <class Layout>
 class History {
+  static constexpr int L = Layout::kLanes;
+
  public:
-  History(const Call& call, CellStep<L>& step, Arena& arena)
-      : call_(call), step_(step), elements_(S * call.size) {
+  History(const Call& call, CellStep<Layout>& step, Arena& arena)
+      : call_(call), step_(step), elements_(S * step.size) {
     if (call.kept)
       segment_ = arena.take<Element<L>>(std::min(call.every - 1, call.steps) * elements_);
     else
@@ -115,7 +123,7 @@ class History {
     if (t == first) return kept + segment * elements_;
     if (segment != entered_) {
       const Element<L>* state = kept + segment * elements_;
-      for (int64_t i = first; i < t && !pace.stop(K * call_.size); ++i) {
+      for (int64_t i = first; i < t && !pace.stop(K * step_.size); ++i) {
         step_(i, state, segment_ + (i - first) * elements_);
         state = segment_ + (i - first) * elements_;
       }
@@ -127,14 +135,14 @@ class History {
  private:
   const Element<L>* from_outputs(int64_t t) {
     Element<L>* slot = ring_[t & 1];
-    if (t != loaded_ && t == 0) load_state<L>(call_.initial, call_, block_, slot);
+    if (t != loaded_ && t == 0) load_state<Layout>(call_.initial, call_, block_, slot);
     if (t != loaded_ && t > 0)
-      load_batch<L>(call_.outputs + (t - 1) * call_.batch * call_.width(), block_, call_.size, slot);
+      load_batch<Layout>(call_.outputs + (t - 1) * call_.batch * call_.width(), block_, call_.size, slot);
     loaded_ = t;
     return slot;
   }
   const Call& call_;
-  CellStep<L>& step_;
+  CellStep<Layout>& step_;
   const int64_t elements_;
   Block block_{};
   Element<L>*segment_, *ring_[2];
@@ -142,15 +150,17 @@ class History {
 };
 
 // From delta_t, computes gamma_{t-1} and the gradients of all factors.
-template <int L>
+template <class Layout>
 class RecurrentGradient {
+  static constexpr int L = Layout::kLanes;
+
  public:
-  RecurrentGradient(const Call& call, Arena& arena, Sums& sums)
-      : size_(call.size), share_(K > 1 ? arena.take<Element<L>>(call.size) : nullptr) {
+  RecurrentGradient(const Call& call, int64_t size, Arena& arena, Sums& sums)
+      : size_(size), share_(K > 1 ? arena.take<Element<L>>(size) : nullptr) {
     for (const ProductFactors& of : product_factors(call, K)) {
       const bool shortcut = call.shortcut[products_.size()];
-      products_.push_back(factor_gradient<L>(arena, shortcut, of.count, of.shapes,
-                                             call.factors + of.offset, call.size));
+      products_.push_back(factor_gradient<Layout>(arena, shortcut, of.count, of.shapes,
+                                                  call.factors + of.offset, size));
       sums_.push_back(sums.factors.data() + of.offset);
     }
   }
@@ -172,46 +182,58 @@ class RecurrentGradient {
   std::vector<double*> sums_;
 };
 
-template <int L>
+template <class Layout>
 class Backward {
+  static constexpr int L = Layout::kLanes;
+
  public:
   Backward(const Call& call, Sums& sums)
       : call_(call),
         sums_(sums),
         step_(call, arena_),
+        size_(step_.size),
         history_(call, step_, arena_),
-        recurrent_(call, arena_, sums),
+        recurrent_(call, size_, arena_, sums),
         inputs_(step_.input, arena_),
-        gradient_(arena_.sums<Element<L>>(S * call.size)),
-        delta_(arena_.take<Element<L>>(K * call.size)),
-        d_input_(Cell::kSplits ? arena_.take<Element<L>>(K * call.size) : delta_),
-        d_bias_(arena_.sums<Element<L>>(Cell::kBiases * call.size)),
-        outside_(call.d_outputs ? arena_.take<Element<L>>(call.size) : nullptr),
-        direct_(call.lengths || Cell::kIsDirect ? arena_.sums<Element<L>>(call.size) : nullptr) {}
+        outside_(arena_, call.d_outputs ? call.size : 0),
+        gradient_(arena_.sums<Element<L>>(S * size_)),
+        delta_(arena_.take<Element<L>>(K * size_)),
+        d_input_(Cell::kSplits ? arena_.take<Element<L>>(K * size_) : delta_),
+        d_bias_(arena_.sums<Element<L>>(Cell::kBiases * size_)),
+        direct_(call.lengths || Cell::kIsDirect ? arena_.sums<Element<L>>(size_) : nullptr) {}
 
   void run(const Block& block, Pace& pace) {
-    const int64_t size = call_.size;
     arena_.clear();
     step_.begin(block);
     history_.begin(block);
-    if (call_.d_last) load_state<L>(call_.d_last, call_, block, gradient_);
-    for (int64_t t = call_.steps - 1; t >= 0 && !pace.stop(K * size); --t) step(t, block, pace);
+    if (call_.d_last) load_state<Layout>(call_.d_last, call_, block, gradient_);
+    for (int64_t t = call_.steps - 1; t >= 0 && !pace.stop(K * size_); --t) step(t, block, pace);
     recurrent_.finish();
     inputs_.finish(sums_.weight);
-    add_lanes<L>(d_bias_, Cell::kBiases * size, Cell::bias_parts(call_), sums_.bias.data());
-    for (int64_t n = 0; direct_ && n < size; ++n) add(gradient_[n], direct_[n]);
-    store_state<L>(gradient_, call_, block, call_.d_initial);
+    for (int j = 0; j < Cell::kBiases; ++j) {
+      const int parts = Cell::bias_parts(call_);
+      add_units<Layout>(d_bias_ + j * size_, call_.size, parts, sums_.bias.data() + j * parts * call_.size);
+    }
+    for (int64_t n = 0; direct_ && n < size_; ++n) add(gradient_[n], direct_[n]);
+    store_state<Layout>(gradient_, call_, block, call_.d_initial);
   }
 
  private:
+  // The gradients of outputs at step t.
+  void read_outside(int64_t t, const Block& block) {
+    const real* rows[Layout::kSequences];
+    for (int l = 0; l < Layout::kSequences; ++l)
+      rows[l] = call_.d_outputs + (t * call_.batch + block.begin + l) * call_.width();
+    outside_.read(rows);
+  }
   void step(int64_t t, const Block& block, Pace& pace) {
-    const int64_t size = call_.size;
+    const int64_t size = size_;
     const Element<L>* after = Cell::kFromOutput ? history_(t + 1, pace) : nullptr;
     const Element<L>* before = history_(t, pace);
     Element<L>*const gradient = gradient_, *const delta = delta_, *const d_input = d_input_;
-    Element<L>*const d_bias = d_bias_, *const outside = outside_, *const direct = direct_;
-    if (outside)
-      load_batch<L>(call_.d_outputs + t * call_.batch * call_.width(), block, size, outside);
+    Element<L>*const d_bias = d_bias_, *const direct = direct_;
+    const Rows<Layout>* const outside = call_.d_outputs ? &outside_ : nullptr;
+    if (outside) read_outside(t, block);
     if constexpr (!Cell::kFromOutput)
       step_.read(t, before, nullptr, [](int64_t, int64_t) {});
     inputs_.begin(t);
@@ -225,7 +247,7 @@ class Backward {
     for (int64_t n = 0; n < size; ++n) {
       Element<L> total[S];  // the gradient of the state after the step
       for (int s = 0; s < S; ++s) total[s] = gradient[s * size + n];
-      if (outside) add(total[0], outside[n]);
+      if (outside) add(total[0], (*outside)[n]);
       if (direct) add(total[0], direct[n]);
       for (int c = 0; c < C; ++c) __builtin_prefetch(&before[n].v[c]);  // last used long ago
       const auto d = Cell::template derivative<L>(step_, n, before, after, total);
@@ -246,34 +268,41 @@ class Backward {
   const Call& call_;
   Sums& sums_;
   Arena arena_;
-  CellStep<L> step_;
-  History<L> history_;
-  RecurrentGradient<L> recurrent_;
-  InputGradient<L> inputs_;
+  CellStep<Layout> step_;
+  const int64_t size_;
+  History<Layout> history_;
+  RecurrentGradient<Layout> recurrent_;
+  InputGradient<Layout> inputs_;
+  Rows<Layout> outside_;
   Element<L>*const gradient_;  // of the state after step t, without the part in `direct_`
-  Element<L>*const delta_, *const d_input_, *const d_bias_, *const outside_, *const direct_;
+  Element<L>*const delta_, *const d_input_, *const d_bias_, *const direct_;
 };
+
+Shares shares(const Call& call) { return Shares(call.batch, call.threads, by_units(call, K)); }
 
 }  // namespace
 
-extern "C" int forward(const Call* call) {
+// Whether the lanes hold units.
+KRON_ENTRY int holds_units(const Call* call) { return by_units(*call, K); }
+
+KRON_ENTRY int forward(const Call* call) {
   return status(call->interpreter, [&](Running& running) {
     const int64_t row = call->batch * call->width() * sizeof(real);
     use_huge_pages(call->outputs, call->steps * row);
     use_huge_pages(call->kept, (call->segments() + 1) * S * row);
-    for_blocks<Forward>(Shares(call->batch, call->threads), running, [&](auto width, int64_t) {
-      return std::make_unique<Forward<decltype(width)::value>>(*call);
+    for_blocks<Forward>(shares(*call), running, [&](auto layout, int64_t) {
+      return std::make_unique<Forward<decltype(layout)>>(*call);
     });
   });
 }
 
-extern "C" int backward(const Call* call) {
+KRON_ENTRY int backward(const Call* call) {
   return status(call->interpreter, [&](Running& running) {
     if (call->inputs == 0)
       use_huge_pages(call->d_x, call->steps * call->batch * K * call->width() * sizeof(real));
     const ProductFactors last = product_factors(*call, K).back();
     const int64_t entries = last.offset + factor_entries(last.count, last.shapes);
     const int64_t biases = Cell::bias_parts(*call) * Cell::kBiases * call->size;
-    sum_over_blocks<Backward>(*call, running, call->input(K), entries, biases);
+    sum_over_blocks<Backward>(*call, running, shares(*call), call->input(K), entries, biases);
   });
 }

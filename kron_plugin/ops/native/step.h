@@ -6,6 +6,7 @@
 
 #include "blocks.h"
 #include "call.h"
+#include "gradient.h"
 #include "product.h"
 
 // The gradients of a step at one unit: of the state before it, without the way through the products; of
@@ -14,6 +15,9 @@ template <int L, class Cell>
 struct Derivative {
   Element<L> state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias[Cell::kBiases];
 };
+
+// Fewer units are computed faster with the lanes as sequences.
+constexpr int64_t kLeastUnits = 2 * kMaxLanes;
 
 // The start of each product's factors in `shapes` and in `factors`.
 struct ProductFactors {
@@ -31,23 +35,42 @@ inline std::vector<ProductFactors> product_factors(const Call& call, int product
   return all;
 }
 
-template <int L, class Cell>
+// Whether the lanes of a call hold units. Both passes ask, because the kept states depend on it.
+inline bool by_units(const Call& call, int products) {
+  constexpr int kBits = log2_of(kMaxLanes);
+  if (call.in_sequences || call.size < kLeastUnits) return false;
+  for (const ProductFactors& of : product_factors(call, products)) {
+    const int64_t first = of.count - kBits;  // of the factors that exchange lanes
+    if (first < 1) return false;
+    const int64_t* shapes = of.shapes + 2 * first;
+    for (int k = 0; k < 2 * kBits; ++k)
+      if (shapes[k] != 2) return false;
+    const real* data = call.factors + of.offset + factor_entries(first, of.shapes);
+    for (const Factor& w : read_factors(kBits, shapes, data, false))
+      if (!butterfly(w).usable) return false;
+  }
+  return true;
+}
+
+template <class Layout, class Cell>
 class Step {
-  static constexpr int K = Cell::kProducts;
+  static constexpr int L = Layout::kLanes, K = Cell::kProducts;
   static_assert(C == 1 || K == 1, "only a cell of one product can be complex");
 
  public:
   Step(const Call& c, Arena& arena)
       : call(c),
+        size(c.size / Layout::kUnits),
         lengths(c.lengths, c.steps),
         input(c.input(K), arena),
         products_(products(c)),
         work_(arena, pointers(products_)),
-        recurrent_(K > 1 ? arena.take<Element<L>>(K * c.size) : nullptr) {}
+        recurrent_(K > 1 ? arena.take<Element<L>>(K * size) : nullptr) {}
 
   const Call& call;
-  Lengths<L> lengths;
-  Input<L> input;
+  const int64_t size;  // elements of a part of the state
+  Lengths<Layout> lengths;
+  Input<Layout> input;
 
   void begin(const Block& block) {
     lengths.begin(block);
@@ -61,27 +84,20 @@ class Step {
     input.read(t);
     if (K == 1) recurrent_ = to;
     for (int k = 0; k + 1 < K; ++k)
-      apply<L>(products_[k], from, recurrent_ + k * call.size, work_, [](int64_t, int64_t) {});
-    apply<L>(products_[K - 1], from, recurrent_ + (K - 1) * call.size, work_, finish);
+      apply<L>(products_[k], from, recurrent_ + k * size, work_, [](int64_t, int64_t) {});
+    apply<L>(products_[K - 1], from, recurrent_ + (K - 1) * size, work_, finish);
   }
   // (W_k h)[n]
   KRON_INLINE Element<L> recurrent(int k, int64_t n) const {
-    const Coef* diagonal = products_[k].diagonal();
-    Element<L> z = recurrent_[k * call.size + n];
-    if (!diagonal) return z;
-    if constexpr (K > 1) {
-      z.v[0] *= diagonal[n].v[0];
-      return z;
-    }
-    Element<L> scaled = {};
-    mac(scaled, splat<L>(diagonal[n]), z);
-    return scaled;
+    return products_[k].template finished<Layout>(recurrent_[k * size + n], n);
   }
+  // The k-th number of each unit in the bias
+  KRON_INLINE Lanes<L> bias(int k, int64_t n) const { return Layout::of_units(call.bias + k * call.size, n); }
   // (W_k h + u_k + b_k)[n], for a bias with one number per product and unit
   KRON_INLINE Lanes<L> pre_activation(int k, int64_t n) const {
     Element<L> z = recurrent(k, n);
-    input.add_to(z, k * call.size + n);
-    return z.v[0] + call.bias[k * call.size + n];
+    input.add_to(z, k * size + n);
+    return z.v[0] + bias(k, n);
   }
   // Computes the next state; in a lane that has ended, the state stays. It is not inlined, so that a state
   // computed again has the same bits: in two inlined copies the compiler may fuse different products into
@@ -92,7 +108,7 @@ class Step {
       for (int64_t n = first; n < first + count; ++n) {
         Cell::template step<L>(*this, n, from, to);
         for (int s = 0; lengths.given && s < Cell::kStates; ++s) {
-          const int64_t at = s * call.size + n;
+          const int64_t at = s * size + n;
           for (int c = 0; c < C; ++c) to[at].v[c] = live ? to[at].v[c] : from[at].v[c];
         }
       }
@@ -104,7 +120,7 @@ class Step {
     std::vector<Product> all;
     for (const ProductFactors& of : product_factors(call, K))
       all.emplace_back(read_factors(of.count, of.shapes, call.factors + of.offset, false),
-                       sizeof(Element<L>));
+                       sizeof(Element<L>), Layout::kUnits);
     return all;
   }
   static std::vector<const Product*> pointers(const std::vector<Product>& products) {
@@ -115,5 +131,5 @@ class Step {
 
   const std::vector<Product> products_;
   Workspace<L> work_;
-  Element<L>* recurrent_;  // W_k h without their diagonals
+  Element<L>* recurrent_;  // W_k h, not yet finished
 };

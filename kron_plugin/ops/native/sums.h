@@ -26,15 +26,14 @@ struct Sums {
 
 // Runs every block backwards by a Worker. Each thread has its own sums; their total goes to the call.
 // `entries` and `biases` are how many numbers factors and bias have.
-template <template <int> class Worker, class Call>
-void sum_over_blocks(const Call& call, Running& running, const InputTensors& input, int64_t entries,
-                     int64_t biases) {
-  const Shares shares(call.batch, call.threads);
+template <template <class> class Worker, class Call>
+void sum_over_blocks(const Call& call, Running& running, const Shares& shares, const InputTensors& input,
+                     int64_t entries, int64_t biases) {
   std::deque<Sums> sums;  // at least one, even for an empty batch
   for (int64_t thread = 0; thread < std::max<int64_t>(shares.threads, 1); ++thread)
     sums.emplace_back(entries, biases, input);
-  for_blocks<Worker>(shares, running, [&](auto width, int64_t thread) {
-    return std::make_unique<Worker<decltype(width)::value>>(call, sums[thread]);
+  for_blocks<Worker>(shares, running, [&](auto layout, int64_t thread) {
+    return std::make_unique<Worker<decltype(layout)>>(call, sums[thread]);
   });
   if (running.stopped()) return;
   Sums& total = sums[0];

@@ -20,7 +20,7 @@ SAME = ("threads", "steps", "batch", "size", "inputs", "factors", "weight", "bia
 class _Call(ctypes.Structure):
     """`struct Call` of call.h."""
 
-    _NUMBERS = "threads steps batch size inputs token_rows activation every"
+    _NUMBERS = "threads steps batch size inputs token_rows activation every in_sequences"
     _POINTERS = (
         "counts shapes factors x tokens weight bias initial lengths outputs kept last"
         " shortcut d_outputs d_last d_x d_weight d_factors d_bias d_initial interpreter"

@@ -49,12 +49,10 @@ struct Cell {
   };
   template <int L, class Step>
   KRON_INLINE static Gates<L> gates(const Step& at, int64_t n) {
-    const real* bias = at.call.bias;
-    const int64_t size = at.call.size, last = 2 * size + n;
-    const Lanes<L> r = sigmoid<L>(at.pre_activation(0, n)), z = sigmoid<L>(at.pre_activation(1, n));
-    const Lanes<L> v = at.recurrent(2, n).v[0] + bias[3 * size + n];
+        const Lanes<L> r = sigmoid<L>(at.pre_activation(0, n)), z = sigmoid<L>(at.pre_activation(1, n));
+    const Lanes<L> v = at.recurrent(2, n).v[0] + at.bias(3, n);
     Element<L> u = {};
-    at.input.add_to(u, last);
-    return {r, z, v, hyperbolic_tangent<L>(u.v[0] + bias[last] + r * v)};
+    at.input.add_to(u, 2 * at.size + n);
+    return {r, z, v, hyperbolic_tangent<L>(u.v[0] + at.bias(2, n) + r * v)};
   }
 };

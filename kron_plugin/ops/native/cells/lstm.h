@@ -22,7 +22,7 @@ struct Cell {
   // `from` and `to` are h and then c, N elements each.
   template <int L, class Step>
   KRON_INLINE static void step(const Step& at, int64_t n, const Element<L>* from, Element<L>* to) {
-    const int64_t size = at.call.size;
+    const int64_t size = at.size;
     const Gates<L> gate = gates<L>(at, n);
     const Lanes<L> c = gate.f * from[size + n].v[0] + gate.i * gate.g;
     to[n].v[0] = gate.o * hyperbolic_tangent<L>(c);
@@ -35,7 +35,7 @@ struct Cell {
     Derivative<L, Cell> d = {};
     d.state[1] = total[1];
     const Gates<L> delta =
-        backward<L>(gates<L>(at, n), from[at.call.size + n].v[0], total[0].v[0], d.state[1].v[0]);
+        backward<L>(gates<L>(at, n), from[at.size + n].v[0], total[0].v[0], d.state[1].v[0]);
     const Lanes<L> deltas[] = {delta.i, delta.f, delta.g, delta.o};
     for (int k = 0; k < kProducts; ++k) d.delta[k].v[0] = d.bias[k].v[0] = deltas[k];
     return d;

@@ -1,7 +1,6 @@
 // The cell of a KRU: h_t = sigma(z_t; b) with z_t = W h_{t-1} + u_t.
 #pragma once
 
-#include <algorithm>
 #include <limits>
 
 #include "../step.h"
@@ -9,40 +8,47 @@
 // A nonlinearity. `activate` turns z into h in place. `derive` turns gamma = dL/dh into delta = dL/dz in place,
 // from h alone, and returns the gradient of the bias. With `kMovesModuli` an entry of the bias is real.
 
-// h = (|z| + b) z/|z|, so z has the direction d = h/|h| and |z| = |h| - b where h != 0, and
-// delta = (|h|/|z|) gamma - (b/|z|) d Re(conj(d) gamma), db = Re(conj(d) gamma). All are 0 where
-// h = 0, or where |h| |z| is below the smallest normal number.
+// h = (|z| + b) z/|z| = relu(1 + b/|z|) z, so z has the direction d = h/|h| and |z| = |h| - b where h != 0, and
+// delta = (|h|/|z|) gamma - (b/|z|) d Re(conj(d) gamma), db = Re(conj(d) gamma). All are 0 where h = 0, or
+// where |h| |z| is below the smallest normal number. A modulus below its root counts as it.
 struct Modrelu {
   static constexpr bool kMovesModuli = true;
 
   template <int L>
-  KRON_INLINE static void activate(Element<L>& z, const Coef& bias) {
-    const Lanes<L> modulus = square_root<L>(dot(z, z));
-    Lanes<L> moved = modulus + bias.v[0];
-    moved = moved < 0 ? Lanes<L>{} : moved;  // NaN stays NaN
-    const Lanes<L> scale = modulus == 0 ? Lanes<L>{} : moved / modulus;
+  KRON_INLINE static void activate(Element<L>& z, const Element<L>& bias) {
+    const Lanes<L> zero{};
+    if constexpr (C == 1) {
+      const Lanes<L> moved = (z.v[0] < zero ? -z.v[0] : z.v[0]) + bias.v[0];
+      const Lanes<L> h = moved < zero ? zero : moved;  // NaN stays NaN
+      z.v[0] = z.v[0] == zero ? zero : z.v[0] < zero ? -h : h;
+      return;
+    }
+    const Lanes<L> squared = dot(z, z);
+    Lanes<L> scale = 1 + bias.v[0] * inverse_root<L>(squared);
+    scale = scale < zero ? zero : scale;
+    scale += zero * squared;  // NaN if that is not finite
     for (int c = 0; c < C; ++c) z.v[c] *= scale;
   }
   template <int L>
-  KRON_INLINE static Element<L> derive(Element<L>& gamma, const Element<L>& h, const Coef& bias) {
+  KRON_INLINE static Element<L> derive(Element<L>& gamma, const Element<L>& h, const Element<L>& bias) {
     Element<L> d_bias = {};
+    const Lanes<L> zero{}, one = splat<L>(1);
     if constexpr (C == 1) {  // in one dimension all of gamma is along d
-      const Lanes<L> zero{}, one = splat<L>(1);
       gamma.v[0] = h.v[0] == zero ? zero : gamma.v[0];
       d_bias.v[0] = gamma.v[0] * (h.v[0] < zero ? -one : one);
       return d_bias;
     }
     constexpr real kLeast = sizeof(real) == 4 ? real(1.2e-38) : real(2.3e-308);
     constexpr real kDigit = sizeof(real) == 4 ? real(6e-8) : real(1.1e-16);
-    const real b = std::max(bias.v[0], -std::numeric_limits<real>::max());  // not -inf
-    const Lanes<L> modulus = square_root<L>(dot(h, h));
+    const Lanes<L> lowest = splat<L>(-std::numeric_limits<real>::max());
+    const Lanes<L> b = bias.v[0] < lowest ? lowest : bias.v[0];  // not -inf
+    const Lanes<L> squared = dot(h, h), root = inverse_root<L>(squared), modulus = squared * root;
     Lanes<L> of_z = modulus - b;  // |z|; rounding may make it 0, but not negative
     const Lanes<L> floor = kDigit * modulus;
     of_z = of_z < floor ? floor : of_z;
     const auto dead = modulus * of_z < splat<L>(kLeast);
-    const Lanes<L> inverse = 1 / (modulus * of_z);
-    const Lanes<L> per_modulus = dead ? Lanes<L>{} : inverse * of_z;
-    const Lanes<L> per_of_z = dead ? Lanes<L>{} : inverse * modulus;
+    const Lanes<L> per_modulus = dead ? zero : root;
+    const Lanes<L> per_of_z = dead ? zero : inverse<L>(dead ? one : of_z);
     const Lanes<L> radial = dot(gamma, h) * per_modulus;
     const Lanes<L> stretch = modulus * per_of_z;
     const Lanes<L> along = b * per_of_z * radial * per_modulus;
@@ -57,11 +63,11 @@ struct Identity {
   static constexpr bool kMovesModuli = false;
 
   template <int L>
-  KRON_INLINE static void activate(Element<L>& z, const Coef& bias) {
+  KRON_INLINE static void activate(Element<L>& z, const Element<L>& bias) {
     for (int c = 0; c < C; ++c) z.v[c] += bias.v[c];
   }
   template <int L>
-  KRON_INLINE static Element<L> derive(Element<L>& gamma, const Element<L>&, const Coef&) {
+  KRON_INLINE static Element<L> derive(Element<L>& gamma, const Element<L>&, const Element<L>&) {
     return gamma;
   }
 };
@@ -69,12 +75,12 @@ struct Identity {
 // h = tanh(z + b), delta = db = (1 - h^2) gamma, for real numbers.
 struct Tanh : Identity {
   template <int L>
-  KRON_INLINE static void activate(Element<L>& z, const Coef& bias) {
-    Identity::activate(z, bias);
+  KRON_INLINE static void activate(Element<L>& z, const Element<L>& bias) {
+    Identity::activate<L>(z, bias);
     z.v[0] = hyperbolic_tangent<L>(z.v[0]);
   }
   template <int L>
-  KRON_INLINE static Element<L> derive(Element<L>& gamma, const Element<L>& h, const Coef&) {
+  KRON_INLINE static Element<L> derive(Element<L>& gamma, const Element<L>& h, const Element<L>&) {
     gamma.v[0] *= 1 - h.v[0] * h.v[0];
     return gamma;
   }
@@ -101,7 +107,7 @@ struct Cell {
   KRON_INLINE static void step(const Step& at, int64_t n, const Element<L>*, Element<L>* h) {
     Element<L> z = at.recurrent(0, n);
     at.input.add_to(z, n);
-    with_activation(at.call, [&](auto sigma) { sigma.activate(z, bias_of(at.call, sigma, n)); });
+    with_activation(at.call, [&](auto sigma) { sigma.template activate<L>(z, bias_of<L>(at, sigma, n)); });
     h[n] = z;
   }
 
@@ -111,16 +117,16 @@ struct Cell {
     Derivative<L, Cell> d = {};
     d.delta[0] = gamma[0];
     with_activation(at.call, [&](auto sigma) {
-      d.bias[0] = sigma.derive(d.delta[0], h[n], bias_of(at.call, sigma, n));
+      d.bias[0] = sigma.template derive<L>(d.delta[0], h[n], bias_of<L>(at, sigma, n));
     });
     return d;
   }
 
  private:
-  template <class Sigma>
-  KRON_INLINE static Coef bias_of(const Call& call, Sigma, int64_t n) {
-    Coef bias = {};
-    for (int c = 0; c < (Sigma::kMovesModuli ? 1 : C); ++c) bias.v[c] = call.bias[c * call.size + n];
+  template <int L, class Step, class Sigma>
+  KRON_INLINE static Element<L> bias_of(const Step& at, Sigma, int64_t n) {
+    Element<L> bias = {};
+    for (int c = 0; c < (Sigma::kMovesModuli ? 1 : C); ++c) bias.v[c] = at.bias(c, n);
     return bias;
   }
 };

@@ -1,0 +1,49 @@
+"""Memory for large results, used again from call to call.
+
+The system zeroes new memory page by page, which takes longer than a recurrence computes. A block of
+memory that is no longer needed waits here for the next call. The system may take its pages back at
+any time (MADV_FREE), so waiting costs no other program its memory.
+"""
+
+import ctypes
+import mmap
+import weakref
+from math import prod
+from typing import List, Sequence
+
+import torch
+from torch import Tensor
+
+LEAST_BYTES = 1 << 22  # of an array that is worth it
+MOST_BLOCKS = 8  # that wait
+SLACK = 1.25  # the most that a block may be larger than an array
+
+
+_waiting: List[mmap.mmap] = []  # the last one was used last
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Like `torch.empty` on the CPU."""
+    size = prod(shape) * dtype.itemsize
+    if size < LEAST_BYTES or not hasattr(mmap, "MADV_FREE"):
+        return torch.empty(shape, dtype=dtype)
+    block = _block(size)
+    array = (ctypes.c_char * size).from_buffer(block)
+    weakref.finalize(array, _give_back, block).atexit = False
+    return torch.frombuffer(array, dtype=dtype).view(shape)
+
+
+def _block(size: int) -> mmap.mmap:
+    fitting = [i for i, block in enumerate(_waiting) if size <= len(block) <= SLACK * size]
+    if fitting:
+        return _waiting.pop(fitting[-1])
+    block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
+
+
+def _give_back(block: mmap.mmap) -> None:
+    block.madvise(mmap.MADV_FREE)
+    _waiting.append(block)
+    del _waiting[:-MOST_BLOCKS]
