@@ -6,7 +6,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -89,23 +89,33 @@ def run(
     """
     if not 1 <= fields["threads"] <= MAX_THREADS:
         raise ValueError(f"threads={fields['threads']}: must be from 1 to {MAX_THREADS}")
-    alive = []
-    for name, value in fields.items():
-        if isinstance(value, Tensor):
-            if value.device.type != "cpu":
-                raise ValueError(
-                    f"kron_{cell}_{function}: {name} is on {value.device}, not on the CPU"
-                )
-            alive.append(value.contiguous())
-            value = alive[-1].data_ptr() if value.numel() else None
-        setattr(call, name, value)
+    _alive = fill(call, f"kron_{cell}_{function}", fields)
     kernel, reason = library(cell, dtype, is_complex)
     if kernel is None:
         raise RuntimeError(reason)
     is_main = threading.current_thread() is threading.main_thread()
     call.interpreter = ctypes.addressof(_MAIN if is_main else _OTHER)
-    if kernel[function](ctypes.byref(call)):
+    if getattr(kernel, function)(ctypes.byref(call)):
         raise MemoryError(f"kron_{cell}_{function}: no memory for the states in progress")
+
+
+def fill(call: ctypes.Structure, operation: str, fields: Dict[str, Any]) -> List[Tensor]:
+    """Fill a call's fields with tensors (None or empty: null) and numbers. Returns what has to
+    live as long as the call.
+
+    Raises:
+        ValueError: a tensor is not in the CPU's memory.
+    """
+    alive = []
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            if not value.is_cpu:
+                raise ValueError(f"{operation}: {name} is on {value.device}, not on the CPU")
+            value = value.contiguous()
+            alive.append(value)
+            value = value.data_ptr() or None
+        setattr(call, name, value)
+    return alive
 
 
 def tokens(operation: str, x: Tensor, symbols: int) -> Tensor:
