@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..ops.backends import compute_type
 from ..ops.kron.flat import Flat, Layout, flatten
-from ..ops.recurrence import Recurrence, State
+from ..ops.recurrence import Recurrence, State, Weights
 from .arguments import choice, flag, place, whole
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
 from .parameters import FactorList
@@ -188,6 +189,14 @@ class KronLayer(nn.Module):
         if self.check_finite and not all(bool(part.isfinite().all()) for part in last):
             self._report_step(x, state, lengths)
         return output, last
+
+    @torch.no_grad()
+    @without_autocast
+    def copied_weights(self) -> Weights:
+        """Copies of the parameters in the type of computation, for a stream."""
+        dtype = compute_type(self.weight.dtype)
+        bias, weight = (t.to(dtype, copy=True) for t in (self.offsets(), self.weight))
+        return Weights(self.flat_factors(), bias.contiguous(), weight.contiguous())
 
     @torch.no_grad()
     def _report_step(self, x: Tensor, state: State, lengths: Optional[Tensor]) -> None:

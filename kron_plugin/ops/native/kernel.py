@@ -6,7 +6,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -116,6 +116,35 @@ def fill(call: ctypes.Structure, operation: str, fields: Dict[str, Any]) -> List
             value = value.data_ptr() or None
         setattr(call, name, value)
     return alive
+
+
+class StreamFunctions(NamedTuple):
+    """The functions of a stream, with its handle first; tensors go in by address."""
+
+    open: Callable[..., int]  # (calls, layers, the most features that a cell projects)
+    advance: Callable[[int, int, int], int]  # (handle, x, output): not 0 for a token without a row
+    load: Callable[[int, int], None]
+    store: Callable[[int, int], None]
+    close: Callable[[int], None]
+
+
+@cache
+def stream(cell: str, dtype: torch.dtype, is_complex: bool) -> StreamFunctions:
+    """What a stream calls.
+
+    Raises:
+        RuntimeError: the kernel cannot be compiled.
+    """
+    kernel, reason = library(cell, dtype, is_complex)
+    if kernel is None:
+        raise RuntimeError(reason)
+    functions = [kernel[f"stream_{name}"] for name in StreamFunctions._fields]
+    for function, pointers, numbers in zip(
+        functions, (1, 3, 2, 2, 1), (2, 0, 0, 0, 0), strict=True
+    ):
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * numbers
+    functions[0].restype = ctypes.c_void_p
+    return StreamFunctions(*functions)
 
 
 def tokens(operation: str, x: Tensor, symbols: int) -> Tensor:

@@ -13,6 +13,7 @@ from . import cpu, cuda
 from .arguments import check, of_gate
 from .cell import Cell, State
 from .reference import reference
+from .stream import KernelStream, StepStream, Weights
 
 
 class Recurrence:
@@ -71,6 +72,24 @@ class Recurrence:
         run = self.backends.run(backend, problem)
         numbers = factors.numbers if isinstance(factors, Flat) else flatten(parts)
         return run(x, numbers, layout, bias, state, lengths, weight, *settings)
+
+    def stream(
+        self, layers: Sequence[Weights], state: Tensor, backend: str, activation: str
+    ) -> Union[KernelStream, StepStream]:
+        """Layers upon each other that begin in `state` and read a step a call.
+
+        Raises:
+            RuntimeError: the named backend cannot serve.
+        """
+        problem = Problem(state.device, state.dtype, layers[0].factors.layout.is_complex)
+        if self.backends.choose(backend, problem) == "cpu":
+            return KernelStream(self.cell, layers, activation, state)
+
+        def run(x: Tensor, layer: Weights, before: State) -> State:
+            tensors = (x, layer.factors, layer.bias, before, None, layer.weight)
+            return self(*tensors, False, 1, backend, activation)[1]
+
+        return StepStream(run, layers, state)
 
     def _parts(
         self, factors: Union[Flat, Sequence[Sequence[Tensor]]]
