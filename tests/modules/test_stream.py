@@ -164,10 +164,10 @@ def test_results_belong_to_the_caller(backend):
     kept = stream(x[0])
     expected = other(x[0])
     assert not kept.requires_grad
-    stream(x[1])
+    latest = stream(x[1])
     assert torch.equal(kept, expected)
     other(x[1])
-    kept.zero_()
+    latest.zero_()
     assert torch.equal(stream(x[2].clone().requires_grad_()), other(x[2]))
 
 
