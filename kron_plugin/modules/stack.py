@@ -160,7 +160,8 @@ class RecurrentStack(nn.Module):
     ) -> StackedState:
         """The states after one more input of a stream; the last layer's state is the output.
 
-        It calls the recurrence once for each layer, and has no dropout, even in training.
+        It calls the recurrence once for each layer, and has no dropout, even in training. Without
+        gradients, `stream` is many times faster.
 
         Raises:
             ValueError: the layers are bidirectional and need the whole sequence.
