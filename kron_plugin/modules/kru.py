@@ -173,9 +173,9 @@ class KRULayer(GroupedParameters, KronLayer):
     def given_state(self, state: State) -> State:
         # h0 gets a gradient of zero instead of none. Momentum, and workers that wait for each
         # other's gradients, tell these apart.
-        none = 0 * self.h0.sum().to(state[0].dtype)
-        wanted = torch.is_grad_enabled() or torch.jit.is_tracing()
-        return (state[0] + none,) if wanted else state
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
+            return (state[0] + 0 * self.h0.sum().to(state[0].dtype),)
+        return state
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..ops.recurrence import Recurrence, State
+from ..ops.backends import compute_type
+from ..ops.kron.flat import Flat, Layout, flatten
+from ..ops.recurrence import Recurrence, State, Weights
 from .arguments import choice, flag, place, whole
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
 from .parameters import FactorList
@@ -23,7 +25,8 @@ def without_autocast(method: Callable) -> Callable:
 
     @wraps(method)
     def call(self, *args, **kwargs):
-        device, dtype = self.weight.device.type, self.weight.dtype
+        weight = self.weight
+        device, dtype = weight.device.type, weight.dtype
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return method(self, *args, **kwargs)
         with torch.autocast(device, enabled=False):
@@ -102,6 +105,9 @@ class KronLayer(nn.Module):
         tail = (2,) if complex else ()
         made = (nn.Parameter(torch.empty(p, q, *tail, **where)) for p, q in sizes)
         self.factors = FactorList(made, complex=complex, zero=is_hard, angle=angle)
+        shapes = tuple(size for pair in sizes for size in pair)
+        counts = (len(self.factor_sizes),) * self.recurrence.cell.products
+        self.layout = Layout(shapes, counts, complex)
         if is_hard:
             maps = nn.ModuleList(UnitaryMap(p, q, complex, angle, device) for p, q in sizes)
             self.maps = cast(List[UnitaryMap], maps)
@@ -146,6 +152,12 @@ class KronLayer(nn.Module):
         matrices, count = self.matrices(), len(self.factor_sizes)
         return [matrices[i : i + count] for i in range(0, len(matrices), count)]
 
+    def flat_factors(self) -> Flat:
+        """The factors of each product in one vector, as the recurrence takes them fastest."""
+        if self.unitary == "hard":
+            return Flat(flatten(self.matrices()), self.layout)
+        return Flat(self.factors(flat=True), self.layout)
+
     @property
     def state_parts(self) -> int:
         """How many tensors make up a state."""
@@ -155,7 +167,7 @@ class KronLayer(nn.Module):
         self, x: Tensor, state: State, lengths: Optional[Tensor], need_output: bool
     ) -> Tuple[Tensor, State]:
         """The recurrence from this state on."""
-        arguments = (x, self.products(), self.offsets(), state, lengths, self.weight)
+        arguments = (x, self.flat_factors(), self.offsets(), state, lengths, self.weight)
         settings = (self.checkpoint_every, self.backend, self.activation)
         return self.recurrence(*arguments, need_output, *settings)
 
@@ -177,6 +189,14 @@ class KronLayer(nn.Module):
         if self.check_finite and not all(bool(part.isfinite().all()) for part in last):
             self._report_step(x, state, lengths)
         return output, last
+
+    @torch.no_grad()
+    @without_autocast
+    def copied_weights(self) -> Weights:
+        """Copies of the parameters in the type of computation, for a stream."""
+        dtype = compute_type(self.weight.dtype)
+        bias, weight = (t.to(dtype, copy=True) for t in (self.offsets(), self.weight))
+        return Weights(self.flat_factors(), bias.contiguous(), weight.contiguous())
 
     @torch.no_grad()
     def _report_step(self, x: Tensor, state: State, lengths: Optional[Tensor]) -> None:

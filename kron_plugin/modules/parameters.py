@@ -1,6 +1,6 @@
 """Parameters with group marks, and the factors, which only their owner reads."""
 
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -82,16 +82,22 @@ class FactorList(GroupedParameters, nn.ParameterList):
         for factor in self:
             factor.zero_() if self.zero else fill_unitary(factor, self.complex, self.angle)
 
-    def forward(self) -> List[Tensor]:  # shape: (P_f, Q_f) each, complex if the layer is
-        """The factors as matrices, in single precision at least. They are copies: FSDP and others
-        free the parameters' memory when the call ends.
+    def forward(self, flat: bool = False) -> Union[Tensor, List[Tensor]]:
+        """The factors as matrices, shape (P_f, Q_f) each and complex if the layer is, or all real
+        numbers in one vector if `flat`; in single precision at least. They are copies: FSDP and
+        others free the parameters' memory when the call ends.
 
         Raises:
             RuntimeError: FSDP keeps them in shards, and the caller is not a module that it wraps.
         """
-        factors = [_whole(factor) for factor in self]
+        names, own = [str(f) for f in range(len(self))], self._parameters
+        # The table is several times faster than `self[f]`, but does not hold what replaces them.
+        factors = [_whole(own[f] if f in own else getattr(self, f)) for f in names]
         self._check_whole(factors)
         # Half precision lacks most operations on complex numbers, and digits for a penalty.
+        if flat:
+            numbers = torch.cat([f.reshape(-1) for f in factors])
+            return numbers if numbers.dtype == torch.float64 else numbers.float()
         factors = [f if f.dtype == torch.float64 else f.float() for f in factors]
         return [as_complex(f) if self.complex else f.clone() for f in factors]
 
@@ -123,10 +129,11 @@ def fill_unitary(
     _copy(torch.view_as_real(made) if complex else made, matrix)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _whole(tensor: Any) -> Tensor:
     """The whole tensor, if `fully_shard` keeps shards of it in several processes between the calls
     of a model. Its gradient is in shards again."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    is_plain = type(tensor) is nn.Parameter or not hasattr(tensor, "full_tensor")
+    return tensor if is_plain else tensor.full_tensor()
 
 
 def _copy(source: Tensor, into: Any) -> None:

@@ -4,7 +4,7 @@ They run twice: on a user's arguments; and in the operators of the fused backend
 call, on every buffer that a kernel will read.
 """
 
-from typing import Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -23,6 +23,31 @@ def require(operation: str, condition: bool, message: str, *values) -> None:
     """
     if not condition:
         raise ValueError(f"{operation}: {message.format(*values)}")
+
+
+_passed: Set[tuple] = set()  # kinds of arguments
+MAX_PASSED = 4096
+
+
+def once(check: Callable, cell: Any, tensors: Sequence[Optional[Tensor]], settings: tuple) -> None:
+    """Call check(cell) unless it has passed before with the same settings, and with tensors of the
+    same shapes, types and devices, on which alone it depends.
+
+    A traced graph has shapes that are no numbers, and must not depend on what passed before.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return check(cell)
+    kinds = [None if t is None else (t.shape, t.dtype, t.device) for t in tensors]
+    kind = (check.__qualname__, cell.name, settings, *kinds)
+    try:
+        known = kind in _passed
+    except TypeError:  # a symbolic shape
+        return check(cell)
+    if not known:
+        check(cell)
+        if len(_passed) >= MAX_PASSED:
+            _passed.clear()
+        _passed.add(kind)
 
 
 def check_shape(operation: str, name: str, tensor: Tensor, expected: tuple) -> None:

@@ -99,7 +99,7 @@ def in_single(run: Callable) -> Callable:
 
     @wraps(run)
     def call(*args):
-        bias = args[2]
+        bias = args[3]
         if bias.dtype == compute_type(bias.dtype):
             return run(*args)
         return _cast(run(*(_cast(arg, torch.float32) for arg in args)), bias.dtype)
@@ -109,6 +109,6 @@ def in_single(run: Callable) -> Callable:
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     """A tensor of real numbers, or several, in another type; anything else unchanged."""
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):  # no layout of factors
         return type(value)(_cast(item, dtype) for item in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

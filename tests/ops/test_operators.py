@@ -252,3 +252,25 @@ def test_the_package_can_be_imported_again(tmp_path):
     """After an interrupted import, and after a reload."""
     result = run_command(sys.executable, "-c", IMPORTED_AGAIN, cwd=tmp_path)
     assert result.stdout == "interrupted\n3\n", result.stdout
+
+
+def test_what_passed_once_excuses_nothing_else():
+    """Arguments are checked once for each combination of what the check depends on."""
+    call, given = operator("lstm", "cpu"), problem("lstm")
+    call(**given, need_output=True, keep=False)
+    changes = {
+        "state": given["state"][:, :2],
+        "bias": given["bias"].to(torch.float16),
+        "weight": given["weight"][:, 1:],
+        "x": given["x"][:, :2],
+        "factors": given["factors"][1:],
+        "shapes": [*given["shapes"][:-2], 1, 4],
+        "counts": [1, 3, 2, 2],
+        "is_complex": True,
+        "activation": "tanh",
+        "every": 0,
+        "lengths": given["lengths"].double(),
+    }
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=r"^kron_lstm: "):
+            call(**{**given, name: value}, need_output=True, keep=False)

@@ -6,7 +6,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -89,23 +89,62 @@ def run(
     """
     if not 1 <= fields["threads"] <= MAX_THREADS:
         raise ValueError(f"threads={fields['threads']}: must be from 1 to {MAX_THREADS}")
-    alive = []
-    for name, value in fields.items():
-        if isinstance(value, Tensor):
-            if value.device.type != "cpu":
-                raise ValueError(
-                    f"kron_{cell}_{function}: {name} is on {value.device}, not on the CPU"
-                )
-            alive.append(value.contiguous())
-            value = alive[-1].data_ptr() if value.numel() else None
-        setattr(call, name, value)
+    _alive = fill(call, f"kron_{cell}_{function}", fields)
     kernel, reason = library(cell, dtype, is_complex)
     if kernel is None:
         raise RuntimeError(reason)
     is_main = threading.current_thread() is threading.main_thread()
     call.interpreter = ctypes.addressof(_MAIN if is_main else _OTHER)
-    if kernel[function](ctypes.byref(call)):
+    if getattr(kernel, function)(ctypes.byref(call)):
         raise MemoryError(f"kron_{cell}_{function}: no memory for the states in progress")
+
+
+def fill(call: ctypes.Structure, operation: str, fields: Dict[str, Any]) -> List[Tensor]:
+    """Fill a call's fields with tensors (None or empty: null) and numbers. Returns what has to
+    live as long as the call.
+
+    Raises:
+        ValueError: a tensor is not in the CPU's memory.
+    """
+    alive = []
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            if not value.is_cpu:
+                raise ValueError(f"{operation}: {name} is on {value.device}, not on the CPU")
+            value = value.contiguous()
+            alive.append(value)
+            value = value.data_ptr() or None
+        setattr(call, name, value)
+    return alive
+
+
+class StreamFunctions(NamedTuple):
+    """The functions of a stream, with its handle first; tensors go in by address."""
+
+    open: Callable[..., int]  # (calls, layers, the most features that a cell projects)
+    advance: Callable[[int, int, int], int]  # (handle, x, output): not 0 for a token without a row
+    load: Callable[[int, int], None]
+    store: Callable[[int, int], None]
+    close: Callable[[int], None]
+
+
+@cache
+def stream(cell: str, dtype: torch.dtype, is_complex: bool) -> StreamFunctions:
+    """What a stream calls.
+
+    Raises:
+        RuntimeError: the kernel cannot be compiled.
+    """
+    kernel, reason = library(cell, dtype, is_complex)
+    if kernel is None:
+        raise RuntimeError(reason)
+    functions = [kernel[f"stream_{name}"] for name in StreamFunctions._fields]
+    for function, pointers, numbers in zip(
+        functions, (1, 3, 2, 2, 1), (2, 0, 0, 0, 0), strict=True
+    ):
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * numbers
+    functions[0].restype = ctypes.c_void_p
+    return StreamFunctions(*functions)
 
 
 def tokens(operation: str, x: Tensor, symbols: int) -> Tensor:

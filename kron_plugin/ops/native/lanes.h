@@ -321,7 +321,8 @@ KRON_OUTLINE void store_rows(const Element<L>* cells, int64_t n, real* const* ro
 
 // Scratch arrays that exist as long as their arena; large ones are in huge pages. All are zero at first, and
 // `clear` sets those of `sums` to zero again. Starts are skewed: equal offsets in arrays a power of two apart
-// would map to the same cache set.
+// would map to the same cache set. Small arrays share memory, since to map and unmap costs as much as a short
+// call computes.
 class Arena {
  public:
   Arena() = default;
@@ -331,14 +332,17 @@ class Arena {
   }
   template <class T>
   T* take(int64_t count) {
-    constexpr size_t kHuge = size_t(1) << 21, kLine = 64;
-    const size_t skew = kLine * (5 * blocks_.size() % 61);
-    const size_t bytes = count * sizeof(T) + skew;
-    void* block = mmap(nullptr, bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) throw std::bad_alloc();
-    blocks_.emplace_back(block, bytes + 1);
-    if (bytes >= kHuge) madvise(block, bytes, MADV_HUGEPAGE);
-    return reinterpret_cast<T*>(static_cast<char*>(block) + skew);
+    const size_t bytes = count * sizeof(T);
+    if (bytes > kSmall) {
+      const size_t skew = kLine * (5 * blocks_.size() % 61);
+      return reinterpret_cast<T*>(map(bytes + skew) + skew);
+    }
+    const size_t needed = (bytes / kLine + 1) * kLine;
+    if (needed > left_) free_ = map(left_ = 4 * kSmall);
+    char* const array = free_;
+    free_ += needed;
+    left_ -= needed;
+    return reinterpret_cast<T*>(array);
   }
   template <class T>
   T* sums(int64_t count) {
@@ -351,5 +355,17 @@ class Arena {
   }
 
  private:
+  static constexpr size_t kHuge = size_t(1) << 21, kLine = 64, kSmall = size_t(1) << 15;
+
+  char* map(size_t bytes) {
+    void* block = mmap(nullptr, bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    blocks_.emplace_back(block, bytes + 1);
+    if (bytes >= kHuge) madvise(block, bytes, MADV_HUGEPAGE);
+    return static_cast<char*>(block);
+  }
+
   std::vector<std::pair<void*, size_t>> blocks_, sums_;
+  char* free_ = nullptr;  // of the last memory for small arrays
+  size_t left_ = 0;
 };

@@ -306,3 +306,153 @@ KRON_ENTRY int backward(const Call* call) {
     sum_over_blocks<Backward>(*call, running, shares(*call), call->input(K), entries, biases);
   });
 }
+
+// ---- a stream: layers upon each other that read one step a call, and keep what calls have in common
+
+namespace {
+
+// u (B, W) = x (B, I) U, by four rows of U at a time.
+void project(const real* x, int64_t batch, int64_t inputs, const real* weight, int64_t width, real* u) {
+  std::fill_n(u, batch * width, real(0));
+  int64_t i = 0;
+  for (; i + 4 <= inputs; i += 4)
+    for (int64_t b = 0; b < batch; ++b) {
+      const real *a = x + b * inputs + i, *rows = weight + i * width;
+      real* __restrict to = u + b * width;
+      for (int64_t n = 0; n < width; ++n)
+        to[n] += (a[0] * rows[n] + a[1] * rows[width + n]) +
+                 (a[2] * rows[2 * width + n] + a[3] * rows[3 * width + n]);
+    }
+  for (; i < inputs; ++i)
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t n = 0; n < width; ++n)
+        u[b * width + n] += x[b * inputs + i] * weight[i * width + n];
+}
+
+// A block of a layer's sequences, and their state.
+struct Track {
+  virtual ~Track() = default;
+  virtual void load(const real* state) = 0;
+  virtual void store(real* state) const = 0;
+  virtual void advance(real* h) = 0;
+};
+
+template <int L>
+class TrackOf final : public Track {
+ public:
+  TrackOf(const Call& call, const Block& block)
+      : call_(call),
+        block_(block),
+        step_(call, arena_),
+        state_(arena_.take<Element<L>>(S * call.size)),
+        next_(arena_.take<Element<L>>(S * call.size)) {
+    step_.begin(block);
+  }
+  void load(const real* state) override { load_state<L>(state, call_, block_, state_); }
+  void store(real* state) const override { store_state<L>(state_, call_, block_, state); }
+  void advance(real* h) override {
+    step_(0, state_, next_);
+    std::swap(state_, next_);
+    store_batch<L>(state_, block_, call_.size, h);
+  }
+
+ private:
+  const Call& call_;
+  const Block block_;
+  Arena arena_;
+  CellStep<L> step_;
+  Element<L>*state_, *next_;
+};
+
+class Layer {
+ public:
+  // It projects features itself if there are more than `most`; else the cell does.
+  Layer(const Call& call, int64_t most)
+      : call_(call), features_(call.inputs > most ? call.inputs : 0), h_(call.batch * call.width()) {
+    if (features_) call_.inputs = 0;
+    x_.resize(call.batch * (call_.inputs ? std::max<int64_t>(call_.inputs, 0) : K * call.width()));
+    tokens_.resize(call_.inputs < 0 ? call.batch : 0);
+    call_.x = x_.data();
+    call_.tokens = tokens_.data();
+    for (const Block& block : partition(call.batch, 1))
+      with_lanes(block.lanes, [&](auto width) {
+        tracks_.push_back(std::make_unique<TrackOf<decltype(width)::value>>(call_, block));
+      });
+  }
+  Layer(const Layer&) = delete;
+
+  int64_t numbers() const { return S * call_.batch * call_.width(); }  // in its state
+  void load(const real* state) {
+    for (const auto& track : tracks_) track->load(state);
+  }
+  void store(real* state) const {
+    for (const auto& track : tracks_) track->store(state);
+  }
+  // Whether every token has a row in the weight.
+  bool has_rows(const void* x) const {
+    const auto* tokens = static_cast<const int64_t*>(x);
+    return std::all_of(tokens, tokens + tokens_.size(),
+                       [&](int64_t i) { return 0 <= i && i < call_.token_rows; });
+  }
+  const real* advance(const void* x, real* h) {
+    const auto* numbers = static_cast<const real*>(x);
+    if (features_)
+      project(numbers, call_.batch, features_, call_.weight, K * call_.width(), x_.data());
+    else if (call_.inputs < 0)
+      std::copy_n(static_cast<const int64_t*>(x), tokens_.size(), tokens_.data());
+    else
+      std::copy_n(numbers, x_.size(), x_.data());
+    for (const auto& track : tracks_) track->advance(h);
+    return h;
+  }
+  real* h() { return h_.data(); }
+
+ private:
+  Call call_;
+  const int64_t features_;
+  std::vector<real> x_, h_;
+  std::vector<int64_t> tokens_;
+  std::vector<std::unique_ptr<Track>> tracks_;
+};
+
+using Stream = std::vector<std::unique_ptr<Layer>>;
+
+}  // namespace
+
+// These are called with the interpreter's lock, and keep it: a step is short. A state is (layers, S, B, W).
+
+// `calls` are of one step, a layer each; of their tensors, only weight and bias are read later. Null when
+// memory ran out.
+extern "C" Stream* stream_open(const Call* calls, int64_t layers, int64_t most) {
+  try {
+    auto stream = std::make_unique<Stream>();
+    for (int64_t i = 0; i < layers; ++i) stream->push_back(std::make_unique<Layer>(calls[i], most));
+    return stream.release();
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+// Writes the last layer's output. Returns 0, or 1 when a token has no row; nothing is changed then.
+extern "C" int stream_advance(Stream* stream, const void* x, real* output) {
+  if (!stream->front()->has_rows(x)) return 1;
+  for (const auto& layer : *stream)
+    x = layer->advance(x, layer == stream->back() ? output : layer->h());
+  return 0;
+}
+
+extern "C" void stream_load(Stream* stream, const real* state) {
+  for (const auto& layer : *stream) {
+    layer->load(state);
+    state += layer->numbers();
+  }
+}
+
+extern "C" void stream_store(const Stream* stream, real* state) {
+  for (const auto& layer : *stream) {
+    layer->store(state);
+    state += layer->numbers();
+  }
+}
+
+extern "C" void stream_close(Stream* stream) { delete stream; }

@@ -2,5 +2,6 @@
 
 from .cell import Activation, Cell, State
 from .dispatch import Recurrence
+from .stream import Weights
 
-__all__ = ["Activation", "Cell", "Recurrence", "State"]
+__all__ = ["Activation", "Cell", "Recurrence", "State", "Weights"]

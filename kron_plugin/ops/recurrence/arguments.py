@@ -7,6 +7,7 @@ from typing import List, NamedTuple, Optional, Sequence
 from torch import Tensor
 
 from .. import checks
+from ..kron.flat import Layout
 from .cell import Cell
 
 GRADIENTS = 5  # as many arguments have one: those before `lengths`
@@ -70,25 +71,19 @@ class Arguments(NamedTuple):
         return -1 if self.is_tokens else self.symbols
 
     @property
-    def products(self) -> List[List[int]]:
-        """P_0, Q_0, P_1, … of each product."""
-        ends = [2 * sum(self.counts[: k + 1]) for k in range(len(self.counts))]
-        pairs = zip(ends, self.counts, strict=True)
-        return [list(self.shapes[end - 2 * count : end]) for end, count in pairs]
-
-    def by_product(self, numbers: Tensor) -> List[Tensor]:
-        """The factors' own numbers, or others laid out like them, product by product."""
-        entries = [
-            (1 + self.is_complex) * sum(p * q for p, q in zip(w[::2], w[1::2], strict=True))
-            for w in self.products
-        ]
-        return list(numbers.split(entries))
+    def layout(self) -> Layout:
+        return Layout(tuple(self.shapes), tuple(self.counts), self.is_complex)
 
     def check(self, cell: Cell) -> None:
         """Raise a ValueError unless each array has what a kernel will read.
 
         Anybody can call operators, with anything.
         """
+        tensors = (self.x, self.factors, self.bias, self.state, self.weight, self.lengths)
+        settings = (self.layout, self.activation, self.every)
+        checks.once(self._check, cell, tensors, settings)
+
+    def _check(self, cell: Cell) -> None:
         operation, h0, counts = cell.operation, self.state, self.counts
         checks.require(operation, h0.dim() == 3, "state has {} axes, expected 3", h0.dim())
         shapes = self.shapes
@@ -101,8 +96,7 @@ class Arguments(NamedTuple):
         fit = min(counts, default=0) >= 1 and (len(counts), sum(counts)) == expected
         message = "counts={} must be {} numbers of factors, {} in all"
         checks.require(operation, fit, message, counts, *expected)
-        problem = (self.x, self.products, self.bias, h0.unbind(), self.weight)
-        check(cell, *problem, self.is_complex, self.activation)
+        check(cell, self.x, self.layout, self.bias, h0.unbind(), self.weight, self.activation)
         checks.check_lengths(operation, self.lengths, self.x)
         checks.require(operation, self.every >= 1, "every={} must be at least 1", self.every)
 
@@ -110,11 +104,10 @@ class Arguments(NamedTuple):
 def check(
     cell: Cell,
     x: Tensor,
-    products: Sequence[Sequence[int]],  # P_0, Q_0, P_1, … of each product
+    layout: Layout,
     bias: Tensor,
     state: Sequence[Tensor],
     weight: Optional[Tensor],
-    is_complex: bool,
     activation: str,
 ) -> None:
     """Raise a ValueError unless all arguments but the factors' entries fit together."""
@@ -122,6 +115,7 @@ def check(
     def require(condition: bool, message: str, *values) -> None:
         checks.require(cell.operation, condition, message, *values)
 
+    products, is_complex = layout.products, layout.is_complex
     n = prod(products[0][::2])
     for gate, shapes in zip_longest(cell.gates, products):
         rows, columns = prod(shapes[::2]), prod(shapes[1::2])

@@ -17,7 +17,7 @@ from .operator import define
 SAME = ("threads", "steps", "batch", "size", "inputs", "factors", "weight", "bias")  # by name
 
 
-class _Call(ctypes.Structure):
+class Call(ctypes.Structure):
     """`struct Call` of call.h."""
 
     _NUMBERS = "threads steps batch size inputs token_rows activation every in_sequences"
@@ -57,7 +57,7 @@ def backend(cell: Cell) -> Callable:
         kernel.run(
             cell.name,
             function,
-            _Call(),
+            Call(),
             given.factors.dtype,
             given.is_complex,
             **{name: getattr(given, name) for name in SAME},
@@ -79,14 +79,13 @@ def backend(cell: Cell) -> Callable:
     def backward(
         given, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight
     ) -> None:
-        products = given.products
-        parts = zip(given.by_product(given.factors), products, strict=True)
-        found = [inverses(w, shapes, given.is_complex) for w, shapes in parts]
+        layout = given.layout
+        found, usable = inverses(given.factors, layout)
         sums = torch.empty(given.factors.shape, dtype=torch.float64)
         run(
             "backward",
             given,
-            shortcut=torch.tensor([int(inverse is not None) for inverse in found]),
+            shortcut=_numbers(*map(int, usable)),
             outputs=outputs,
             kept=kernel.aligned(kept),
             d_outputs=d_outputs,
@@ -97,9 +96,8 @@ def backend(cell: Cell) -> Callable:
             d_bias=d_bias,
             d_initial=d_state,
         )
-        for part, inverse, shapes in zip(given.by_product(sums), found, products, strict=True):
-            if inverse is not None:
-                part.copy_(solve(part, inverse, shapes, given.is_complex))
+        if any(usable):
+            solve(sums, found, layout, usable)
         d_factors.copy_(sums)
 
     return define(cell, "cpu", forward, backward, kernel.thread_count)

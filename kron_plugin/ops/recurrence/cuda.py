@@ -95,8 +95,8 @@ class _Launches:
         self.real = compute_type(given.state.dtype)
         self.device = given.state.device
         self.keeps_outputs = cell.from_output and given.every == 1
-        self.products = given.products
-        self.factors = given.by_product(given.factors)
+        self.products = [list(shapes) for shapes in given.layout.products]
+        self.factors = given.layout.by_product(given.factors)
         activation = list(cell.activations).index(given.activation)
         form = "tokens" if given.is_tokens else "dense" if given.weight is None else "features"
         self.kernels = Kernels("stages", STORED[given.state.dtype], 1, cell=cell.name)

@@ -8,11 +8,12 @@ from torch import Tensor
 from .. import checks, inputs
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle as cuda_obstacle
-from ..kron.flat import shapes_of
+from ..kron.flat import Flat, Layout, flatten, shapes_of
 from . import cpu, cuda
 from .arguments import check, of_gate
 from .cell import Cell, State
 from .reference import reference
+from .stream import KernelStream, StepStream, Weights
 
 
 class Recurrence:
@@ -38,7 +39,7 @@ class Recurrence:
     def __call__(
         self,
         x: Tensor,  # shape: (T, B, K·W); with weight: (T, B, I), or (T, B) of integers
-        factors: Sequence[Sequence[Tensor]],  # shape: (P_f, Q_f) each, for each product
+        factors: Union[Flat, Sequence[Sequence[Tensor]]],  # shape: (P_f, Q_f), for each product
         bias: Tensor,
         state: State,
         lengths: Optional[Tensor],  # shape: (B,)
@@ -54,19 +55,53 @@ class Recurrence:
             ValueError: sizes or types do not fit together; the message names the argument.
             RuntimeError: the named backend cannot serve.
         """
-        factors, state = [list(product) for product in factors], tuple(state)
-        self._check_factors(factors)
-        is_complex = factors[0][0].is_complex()
-        problem = (x, [shapes_of(product) for product in factors], bias, state, weight)
-        check(self.cell, *problem, is_complex, activation)
-        operation, h0 = self.cell.operation, state[0]
-        checks.check_factors(operation, [w for product in factors for w in product], h0)
-        lengths = checks.checked_lengths(operation, lengths, x)
-        message = "checkpoint_every={} must be at least 1"
-        checks.require(operation, checkpoint_every >= 1, message, checkpoint_every)
-        run = self.backends.run(backend, Problem(h0.device, h0.dtype, is_complex))
+        state = tuple(state)
+        parts, layout = self._parts(factors)
+
+        def check_all(cell: Cell) -> None:
+            check(cell, x, layout, bias, state, weight, activation)
+            checks.check_factors(cell.operation, parts, state[0])
+            message = "checkpoint_every={} must be at least 1"
+            checks.require(cell.operation, checkpoint_every >= 1, message, checkpoint_every)
+
+        tensors = (x, *parts, bias, weight, *state)
+        checks.once(check_all, self.cell, tensors, (layout, activation, checkpoint_every))
+        lengths = checks.checked_lengths(self.cell.operation, lengths, x)
+        problem = Problem(state[0].device, state[0].dtype, layout.is_complex)
         settings = (activation, need_output, checkpoint_every)
-        return run(x, factors, bias, state, lengths, weight, *settings)
+        run = self.backends.run(backend, problem)
+        numbers = factors.numbers if isinstance(factors, Flat) else flatten(parts)
+        return run(x, numbers, layout, bias, state, lengths, weight, *settings)
+
+    def stream(
+        self, layers: Sequence[Weights], state: Tensor, backend: str, activation: str
+    ) -> Union[KernelStream, StepStream]:
+        """Layers upon each other that begin in `state` and read a step a call.
+
+        Raises:
+            RuntimeError: the named backend cannot serve.
+        """
+        problem = Problem(state.device, state.dtype, layers[0].factors.layout.is_complex)
+        if self.backends.choose(backend, problem) == "cpu":
+            return KernelStream(self.cell, layers, activation, state)
+
+        def run(x: Tensor, layer: Weights, before: State) -> State:
+            tensors = (x, layer.factors, layer.bias, before, None, layer.weight)
+            return self(*tensors, False, 1, backend, activation)[1]
+
+        return StepStream(run, layers, state)
+
+    def _parts(
+        self, factors: Union[Flat, Sequence[Sequence[Tensor]]]
+    ) -> Tuple[List[Tensor], Layout]:
+        """The tensors that make up all factors, and their layout."""
+        if isinstance(factors, Flat):
+            return [factors.numbers], factors.layout
+        products = [list(product) for product in factors]
+        self._check_factors(products)
+        parts = [w for product in products for w in product]
+        counts = tuple(len(product) for product in products)
+        return parts, Layout(shapes_of(parts), counts, parts[0].is_complex())
 
     def _check_factors(self, factors: Sequence[Sequence[Tensor]]) -> None:
         def require(condition: bool, message: str, *values) -> None:

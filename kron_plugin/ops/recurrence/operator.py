@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import checks
 from ..backends import compute_type
 from ..inputs import prepared
-from ..kron.flat import flatten, shapes_of
 from ..operators import needs_backward, register, register_backward
 from .arguments import GRADIENTS, Arguments
 from .cell import Cell
@@ -99,22 +98,14 @@ def define(
     backward_operator = register_backward(*names, _backward, _backward_fake)
     operator = register(*names, _forward, _forward_fake, _differentiate, _setup_context)
 
-    def run(x, factors, bias, state, lengths, weight, activation, need_output, checkpoint_every):
+    def run(
+        x, numbers, layout, bias, state, lengths, weight, activation, need_output, checkpoint_every
+    ):
         x, weight = prepared(x, weight, lengths)
-        together = [w for product in factors for w in product]
-        flat = flatten(together).to(compute_type(state[0].dtype))
-        tensors = (x, flat, bias, _stacked(state), weight)
-        arguments = Arguments(
-            *tensors,
-            lengths,
-            shapes_of(together),
-            [len(product) for product in factors],
-            together[0].is_complex(),
-            activation,
-            checkpoint_every,
-            threads(),
-        )
-        outputs, _, *last = operator(*arguments, need_output, needs_backward(tensors))
+        numbers = numbers.to(compute_type(state[0].dtype))
+        tensors = (x, numbers, bias, _stacked(state), weight)
+        settings = (lengths, *layout, activation, checkpoint_every, threads())
+        outputs, _, *last = operator(*tensors, *settings, need_output, needs_backward(tensors))
         return outputs, tuple(last)
 
     return run

@@ -14,13 +14,15 @@ from .cell import Cell
 def reference(cell: Cell) -> Callable:
     """The backend of a cell that is its definition."""
 
-    def run(x, factors, bias, state, lengths, weight, activation, need_output, checkpoint_every):
+    def run(
+        x, numbers, layout, bias, state, lengths, weight, activation, need_output, checkpoint_every
+    ):
         """One step after the other, with the checked arguments of `Recurrence`.
 
         `checkpoint_every` is ignored: autograd keeps what it needs from every step.
         """
-        is_complex = factors[0][0].is_complex()
-        inner, stored = (join, split) if is_complex else (_same, _same)
+        factors = layout.matrices(numbers)
+        inner, stored = (join, split) if layout.is_complex else (_same, _same)
         state = tuple(map(inner, state))
         outputs = []
         for t, row in enumerate(project(within_lengths(x, lengths), weight)):
