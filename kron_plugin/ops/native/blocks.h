@@ -4,8 +4,6 @@
 // sums are added, is fixed.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <cstdint>
@@ -178,13 +176,4 @@ class Lengths {
 template <class T>
 void add_to(const std::vector<T>& from, std::vector<T>& to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] += from[i];
-}
-
-// For large arrays before they are first written: page faults of 4 KiB each cost as much as the recurrence
-// itself.
-inline void use_huge_pages(void* array, int64_t bytes) {
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(array) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(array) + bytes;
-  if (array && bytes >= int64_t(1) << 22) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }

@@ -9,24 +9,24 @@ import ctypes
 import mmap
 import weakref
 from math import prod
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 LEAST_BYTES = 1 << 22  # of an array that is worth it
 MOST_BLOCKS = 8  # that wait
-SLACK = 1.25  # the most that a block may be larger than an array
-
+SLACK = 1.25  # how much larger than an array its block may be
 
 _waiting: List[mmap.mmap] = []  # the last one was used last
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Like `torch.empty` on the CPU."""
+def empty(like: Tensor, shape: Sequence[int], dtype: Optional[torch.dtype] = None) -> Tensor:
+    """As `like.new_empty` on the CPU. The storage cannot be resized if it is large."""
+    dtype = dtype or like.dtype
     size = prod(shape) * dtype.itemsize
     if size < LEAST_BYTES or not hasattr(mmap, "MADV_FREE"):
-        return torch.empty(shape, dtype=dtype)
+        return like.new_empty(shape, dtype=dtype)
     block = _block(size)
     array = (ctypes.c_char * size).from_buffer(block)
     weakref.finalize(array, _give_back, block).atexit = False
@@ -38,7 +38,7 @@ def _block(size: int) -> mmap.mmap:
     if fitting:
         return _waiting.pop(fitting[-1])
     block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # page faults of 4 KiB each take as long as to zero them
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
 

@@ -280,30 +280,41 @@ class Backward {
 
 Shares shares(const Call& call) { return Shares(call.batch, call.threads, by_units(call, K)); }
 
+void run_forward(const Call& call, Running& running) {
+  for_blocks<Forward>(shares(call), running, [&](auto layout, int64_t) {
+    return std::make_unique<Forward<decltype(layout)>>(call);
+  });
+}
+
+// Gradients summed stage by stage need lanes of sequences. States kept in lanes of units are computed again.
+void put_in_sequences(Call& call, Arena& arena, Running& running) {
+  const bool is_kept_by_units = call.kept && by_units(call, K);
+  call.in_sequences = 1;
+  if (!is_kept_by_units) return;
+  const int64_t numbers = S * call.batch * call.width();
+  Call again = call;
+  again.outputs = nullptr;
+  again.kept = call.kept = arena.take<real>((call.segments() + 1) * numbers);
+  again.last = arena.take<real>(numbers);
+  run_forward(again, running);
+}
+
 }  // namespace
 
-// Whether the lanes hold units.
-KRON_ENTRY int holds_units(const Call* call) { return by_units(*call, K); }
-
 KRON_ENTRY int forward(const Call* call) {
-  return status(call->interpreter, [&](Running& running) {
-    const int64_t row = call->batch * call->width() * sizeof(real);
-    use_huge_pages(call->outputs, call->steps * row);
-    use_huge_pages(call->kept, (call->segments() + 1) * S * row);
-    for_blocks<Forward>(shares(*call), running, [&](auto layout, int64_t) {
-      return std::make_unique<Forward<decltype(layout)>>(*call);
-    });
-  });
+  return status(call->interpreter, [&](Running& running) { run_forward(*call, running); });
 }
 
 KRON_ENTRY int backward(const Call* call) {
   return status(call->interpreter, [&](Running& running) {
-    if (call->inputs == 0)
-      use_huge_pages(call->d_x, call->steps * call->batch * K * call->width() * sizeof(real));
-    const ProductFactors last = product_factors(*call, K).back();
+    Call given = *call;
+    Arena arena;
+    if (!std::all_of(given.shortcut, given.shortcut + K, [](int64_t usable) { return usable; }))
+      put_in_sequences(given, arena, running);
+    const ProductFactors last = product_factors(given, K).back();
     const int64_t entries = last.offset + factor_entries(last.count, last.shapes);
-    const int64_t biases = Cell::bias_parts(*call) * Cell::kBiases * call->size;
-    sum_over_blocks<Backward>(*call, running, shares(*call), call->input(K), entries, biases);
+    const int64_t biases = Cell::bias_parts(given) * Cell::kBiases * given.size;
+    sum_over_blocks<Backward>(given, running, shares(given), given.input(K), entries, biases);
   });
 }
 
@@ -337,31 +348,33 @@ struct Track {
   virtual void advance(real* h) = 0;
 };
 
-template <int L>
+template <class Layout>
 class TrackOf final : public Track {
+  using Cells = Element<Layout::kLanes>;
+
  public:
   TrackOf(const Call& call, const Block& block)
       : call_(call),
         block_(block),
         step_(call, arena_),
-        state_(arena_.take<Element<L>>(S * call.size)),
-        next_(arena_.take<Element<L>>(S * call.size)) {
+        state_(arena_.take<Cells>(S * step_.size)),
+        next_(arena_.take<Cells>(S * step_.size)) {
     step_.begin(block);
   }
-  void load(const real* state) override { load_state<L>(state, call_, block_, state_); }
-  void store(real* state) const override { store_state<L>(state_, call_, block_, state); }
+  void load(const real* state) override { load_state<Layout>(state, call_, block_, state_); }
+  void store(real* state) const override { store_state<Layout>(state_, call_, block_, state); }
   void advance(real* h) override {
     step_(0, state_, next_);
     std::swap(state_, next_);
-    store_batch<L>(state_, block_, call_.size, h);
+    store_batch<Layout>(state_, block_, call_.size, h);
   }
 
  private:
   const Call& call_;
   const Block block_;
   Arena arena_;
-  CellStep<L> step_;
-  Element<L>*state_, *next_;
+  CellStep<Layout> step_;
+  Cells *state_, *next_;
 };
 
 class Layer {
@@ -374,9 +387,9 @@ class Layer {
     tokens_.resize(call_.inputs < 0 ? call.batch : 0);
     call_.x = x_.data();
     call_.tokens = tokens_.data();
-    for (const Block& block : partition(call.batch, 1))
-      with_lanes(block.lanes, [&](auto width) {
-        tracks_.push_back(std::make_unique<TrackOf<decltype(width)::value>>(call_, block));
+    for (const Block& block : partition(call.batch, 1, by_units(call, K)))
+      with_layout(block, [&](auto layout) {
+        tracks_.push_back(std::make_unique<TrackOf<decltype(layout)>>(call_, block));
       });
   }
   Layer(const Layer&) = delete;
@@ -423,7 +436,7 @@ using Stream = std::vector<std::unique_ptr<Layer>>;
 
 // `calls` are of one step, a layer each; of their tensors, only weight and bias are read later. Null when
 // memory ran out.
-extern "C" Stream* stream_open(const Call* calls, int64_t layers, int64_t most) {
+KRON_ENTRY Stream* stream_open(const Call* calls, int64_t layers, int64_t most) {
   try {
     auto stream = std::make_unique<Stream>();
     for (int64_t i = 0; i < layers; ++i) stream->push_back(std::make_unique<Layer>(calls[i], most));
@@ -434,25 +447,25 @@ extern "C" Stream* stream_open(const Call* calls, int64_t layers, int64_t most) 
 }
 
 // Writes the last layer's output. Returns 0, or 1 when a token has no row; nothing is changed then.
-extern "C" int stream_advance(Stream* stream, const void* x, real* output) {
+KRON_ENTRY int stream_advance(Stream* stream, const void* x, real* output) {
   if (!stream->front()->has_rows(x)) return 1;
   for (const auto& layer : *stream)
     x = layer->advance(x, layer == stream->back() ? output : layer->h());
   return 0;
 }
 
-extern "C" void stream_load(Stream* stream, const real* state) {
+KRON_ENTRY void stream_load(Stream* stream, const real* state) {
   for (const auto& layer : *stream) {
     layer->load(state);
     state += layer->numbers();
   }
 }
 
-extern "C" void stream_store(const Stream* stream, real* state) {
+KRON_ENTRY void stream_store(const Stream* stream, real* state) {
   for (const auto& layer : *stream) {
     layer->store(state);
     state += layer->numbers();
   }
 }
 
-extern "C" void stream_close(Stream* stream) { delete stream; }
+KRON_ENTRY void stream_close(Stream* stream) { delete stream; }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Problem
-from ..native import kernel
+from ..native import kernel, memory
 from ..native.solve import inverses, solve
 from .arguments import Arguments
 from .cell import Cell
@@ -100,4 +100,4 @@ def backend(cell: Cell) -> Callable:
             solve(sums, found, layout, usable)
         d_factors.copy_(sums)
 
-    return define(cell, "cpu", forward, backward, kernel.thread_count)
+    return define(cell, "cpu", forward, backward, kernel.thread_count, memory.empty)

@@ -25,6 +25,7 @@ def define(
     forward: Callable,
     backward: Callable,
     threads: Callable[[], int] = lambda: 1,
+    empty: Callable[..., Tensor] = Tensor.new_empty,
 ) -> Callable:
     """The recurrence of a cell, made from the two functions of a backend.
 
@@ -35,6 +36,7 @@ def define(
             (arguments, d_outputs, d_last, outputs, kept, d_x, d_factors, d_bias, d_state, d_weight)
             -> None
         threads: called once per call, so that both passes share out the batch alike.
+        empty: makes the large results, like `Tensor.new_empty`.
     """
 
     def fill(arguments: Arguments, outputs: Tensor, kept: Tensor, *last: Tensor) -> None:
@@ -48,7 +50,7 @@ def define(
     def _forward(*given) -> Tuple[Tensor, ...]:
         arguments = Arguments(*given[:-2])
         arguments.check(cell)
-        results = _allocate(cell, arguments, *given[-2:])
+        results = _allocate(cell, arguments, *given[-2:], empty)
         fill(arguments, *results)
         return results
 
@@ -60,10 +62,10 @@ def define(
         arguments = Arguments(*rest)
         arguments.check(cell)
         if not _has_states(cell, arguments, d_outputs, d_last, outputs, kept):
-            made = _allocate(cell, arguments, need_output=False, keep=True)
+            made = _allocate(cell, arguments, need_output=False, keep=True, empty=empty)
             fill(arguments, *made)
             outputs, kept, *_ = made
-        results = _allocate_gradients(arguments, need_d_x)
+        results = _allocate_gradients(arguments, need_d_x, empty)
         backward(arguments, d_outputs, d_last, outputs, kept, *results)
         return results
 
@@ -152,22 +154,24 @@ def _kept(cell: Cell, arguments: Arguments) -> Tuple[Tuple[int, ...], bool]:
     return shape, arguments.every > 1 or not cell.from_output
 
 
-def _allocate(cell: Cell, arguments: Arguments, need_output: bool, keep: bool):
+def _allocate(
+    cell: Cell, arguments: Arguments, need_output: bool, keep: bool, empty=Tensor.new_empty
+) -> Tuple[Tensor, ...]:
     """Outputs (T, B, W), states kept for the backward pass, and the last state, (B, W) a part. What
     is not needed is empty."""
     state = arguments.state
-    outputs = state.new_empty((arguments.steps, *state.shape[1:]) if need_output else (0,))
+    outputs = empty(state, (arguments.steps, *state.shape[1:]) if need_output else (0,))
     by_outputs = cell.from_output and need_output and arguments.every == 1
     shape, computed = _kept(cell, arguments)
     dtype = compute_type(state.dtype) if computed else state.dtype
-    kept = state.new_empty(shape if keep and not by_outputs else (0,), dtype=dtype)
+    kept = empty(state, shape if keep and not by_outputs else (0,), dtype=dtype)
     return outputs, kept, *(state.new_empty(state.shape[1:]) for _ in cell.state)
 
 
-def _allocate_gradients(arguments: Arguments, need_d_x: bool):
+def _allocate_gradients(arguments: Arguments, need_d_x: bool, empty=Tensor.new_empty):
     """The gradients of x, factors, bias, state and weight; empty if x or weight has none."""
 
     state = arguments.state
     x = arguments.x if need_d_x else None
     wanted = (x, arguments.factors, arguments.bias, state, arguments.weight)
-    return tuple(state.new_empty(0) if t is None else t.new_empty(t.shape) for t in wanted)
+    return tuple(state.new_empty(0) if t is None else empty(t, t.shape) for t in wanted)
