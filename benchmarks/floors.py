@@ -6,6 +6,8 @@ import torch
 from peers import Candidate, Case, Row
 from timing import bandwidth, peak_multiply_adds
 
+from kron_plugin.ops.inputs import MAX_FEATURES
+
 
 class Work(NamedTuple):
     """What a pass has to do at least."""
@@ -37,7 +39,9 @@ def layer_work(row: Row, layer: Any, backward: bool) -> Work:
     Backwards a product is W^H delta, then the gradients of the factors, which cost as much
     (native/recurrence.cpp). The products forward are computed again in cells that are not
     `from_output`, and in segments of several steps. Outputs are written; the other parts of the
-    state too, for the backward pass, which reads all parts and the gradient of the outputs.
+    state too, for the backward pass, which reads all parts and the gradient of the outputs. Many
+    features are projected by one matrix product, before the steps: u is written and read, and
+    backwards its gradient.
     """
     inner = layer.layers[0]
     cell, every, parts = inner.recurrence.cell, inner.checkpoint_every, 1 + inner.complex
@@ -46,13 +50,14 @@ def layer_work(row: Row, layer: Any, backward: bool) -> Work:
     projection = 0 if row.form == "tokens" else cell.products * elements * parts * row.inputs
     x = row.batch * row.steps * (8 if row.form == "tokens" else 4 * row.inputs)
     states = 4 * elements * parts
+    u = cell.products * states if projection and row.inputs > MAX_FEATURES else 0
     if not backward:
-        return Work(product + projection, x, states)
+        return Work(product + projection, x + u, states + u)
     again = 1 - 1 / every + (not cell.from_output)
     return Work(
         product * (3 + again) + projection * (2 + again),
-        2 * x + states * (1 + len(cell.state) / every),
-        states * (1 + (len(cell.state) - 1) / every),
+        2 * x + states * (1 + len(cell.state) / every) + u * (2 + again),
+        states * (1 + (len(cell.state) - 1) / every) + 2 * u,
     )
 
 

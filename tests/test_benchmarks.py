@@ -10,7 +10,7 @@ import recurrence
 import scaling
 import torch
 
-from kron_plugin.modules import KRU
+from kron_plugin.modules import KRU, KRULSTM
 from kron_plugin.ops.native import compile as compiling
 
 from .conftest import ROOT, run
@@ -74,6 +74,16 @@ def test_work_of_a_kru():
     assert work.multiply_adds == elements * (4 * 3 * 10 + 2 * 2)
     states = 8 * elements
     assert (work.read, work.written) == (2 * states + 2 * 4 * 3 * 5, states)
+
+
+def test_work_of_a_kru_lstm():
+    """Four passes of 39 multiply-adds, of four products; u, its gradient, and c and h."""
+    row, elements = peers.Row("", "features", 3, 5, 50, []), 3 * 5 * 1216
+    work = floors.layer_work(row, KRULSTM(50, 1216, factors="4,16,19"), backward=True)
+    assert work.multiply_adds == 4 * elements * (4 * 39 + 3 * 50)
+    states, u = 4 * elements, 4 * 4 * elements
+    assert work.read == 2 * 4 * 3 * 5 * 50 + 3 * states + 3 * u
+    assert work.written == 2 * states + 2 * u
 
 
 def test_blocks_are_those_of_the_kernel(tmp_path):
