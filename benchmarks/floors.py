@@ -29,8 +29,8 @@ class Work(NamedTuple):
 def per_element(shapes: List[Tuple[int, int]]) -> int:
     """Multiply-adds of W h for each element of h, for square factors. A 2x2 factor needs one, and
     all 2x2 factors together one more, for their diagonals (native/product.h); others need P_f."""
-    small = [p for p, q in shapes if p == q == 2]
-    return len(small) + bool(small) + sum(p for p, _ in shapes) - 2 * len(small)
+    each = [1 if p == q == 2 else p for p, q in shapes]
+    return sum(each) + (1 in each)
 
 
 def layer_work(row: Row, layer: Any, backward: bool) -> Work:
@@ -55,7 +55,7 @@ def layer_work(row: Row, layer: Any, backward: bool) -> Work:
         return Work(product + projection, x + u, states + u)
     again = 1 - 1 / every + (not cell.from_output)
     return Work(
-        product * (3 + again) + projection * (2 + again),
+        product * (3 + again) + projection * (2 if u else 2 + again),
         2 * x + states * (1 + len(cell.state) / every) + u * (2 + again),
         states * (1 + (len(cell.state) - 1) / every) + 2 * u,
     )
