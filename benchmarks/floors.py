@@ -30,7 +30,7 @@ def per_element(shapes: List[Tuple[int, int]]) -> int:
     """Multiply-adds of W h for each element of h, for square factors. A 2x2 factor needs one, and
     all 2x2 factors together one more, for their diagonals (native/product.h); others need P_f."""
     each = [1 if p == q == 2 else p for p, q in shapes]
-    return sum(each) + (1 in each)
+    return sum(each) + ((2, 2) in shapes)
 
 
 def layer_work(row: Row, layer: Any, backward: bool) -> Work:

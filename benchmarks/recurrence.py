@@ -187,12 +187,14 @@ def add_memory(row: Row, records: List[Dict[str, Any]], options: Sequence[str]) 
 def show(records: List[Dict[str, Any]]) -> None:
     """Print one direction of a row."""
     first = records[0]
+    scale, unit = (1000, "µs") if max(each["ms"] for each in records) < 1 else (1, "ms")
     ours = [each for each in records if each["goal"]]
     lines = []
     for each in records:
-        least = each["floors"] or {}
-        line = {key: each[key] for key in ("what", "ms", "MiB")}
-        line.update({key: least.get(key) for key in ("arithmetic_ms", "memory_ms")})
+        line = {"what": each["what"], unit: scale * each["ms"], "MiB": each["MiB"]}
+        for name, least in (each["floors"] or {}).items():
+            if name.endswith("_ms"):
+                line[name.replace("_ms", f", {unit}")] = scale * least
         line["share"] = f"{100 * each['share']:.0f} %" if each["share"] else ""
         for mine in ours:
             ratio, goal = mine["times"].get(each["what"]), mine["goal"].get(each["what"])
