@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import torch
-from gpu_record import Record
-from recurrence import (
+from gpu_peers import (
     PRODUCT,
     SETTINGS,
     Setting,
@@ -17,6 +16,7 @@ from recurrence import (
     table,
     unitary_factors,
 )
+from gpu_record import Record
 from timing import by_events, interleave
 from torch import nn
 

@@ -1,195 +1,279 @@
-"""KRU beside its peers: seconds forward and backward, side by side in one process.
+"""Our layers, steps and products beside their peers, in one process, on the CPU.
 
-    python benchmarks/recurrence.py [--json FILE]      on the CPU; gpu.py times the GPU
+    python benchmarks/recurrence.py [--rows NAME …] [--rounds N] [--json FILE]
 
-Each recurrent layer reads one scalar a step and receives a random gradient at every output. A
+gpu.py times the GPU. Each row is timed forward alone, without gradients, and forward with backward,
+in float32. Backwards, every candidate receives a random gradient at every output and computes those
+of its parameters, and none of the input; a product computes those of its vectors and factors. A
 gradient from the last state alone shrinks on its way, and some processors compute a hundred times
-slower with numbers that are almost 0. The Kronecker product alone is timed on a batch of vectors,
-against linear_operator and pyfastkron where they are installed (`pip install -e .[bench]`).
+slower with numbers that are almost 0.
+
+Beside our times stand two floors (floors.py), and the share of the larger one: floor / time. The
+memory of a candidate is measured in a process of its own: the most that it takes while it runs
+forward, and then backward, beyond parameters, inputs and the gradient of the output.
+linear_operator and pyfastkron are timed where they are installed (`pip install -e .[bench]`).
 """
 
 import argparse
 import json
-from typing import Callable, Dict, List, NamedTuple
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib import metadata
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from floors import floors
+from peers import PRODUCTS, Candidate, Case, Row, make_case, tiny
 from tabulate import tabulate
-from timing import interleave, machine, peak_memory, peak_multiply_adds
-from torch import Tensor, nn
+from timing import LARGE, bandwidth, interleave, machine, memory, peak_memory, peak_multiply_adds
 
-from kron_plugin.modules import KRULSTM
-from kron_plugin.ops import kron_matmul, kron_rnn
-
-
-class Setting(NamedTuple):
-    batch: int
-    steps: int
-    size: int
+OURS = ("KRU", "KRU-LSTM", "KRU.stream", "KRU.step", "kron_matmul")
+DIRECTIONS = {"forward": "forward", "both": "forward and backward"}
+TEXT = (128, 100, 50)  # sequences, steps, symbols
 
 
-SETTINGS = [Setting(128, 784, 512), Setting(20, 1000, 128)]
-PRODUCT = (4096, 512)  # vectors, size
+def torchs_layers(size: int) -> List[Candidate]:
+    return [Candidate(kind, size) for kind in ("LSTM", "GRU", "RNN", "orthogonal RNN")]
 
 
-def unitary_factors(size: int, device: str) -> List[Tensor]:
-    """log2(size) random unitary 2x2 matrices, which require gradients."""
-    count = size.bit_length() - 1
-    random = torch.randn(count, 2, 2, dtype=torch.complex64, device=device)
-    return [q.contiguous().requires_grad_() for q in torch.linalg.qr(random)[0]]
+def beside_lstms(name: str, form: str, sizes: Tuple[int, int, int], *goals: float) -> Row:
+    """A KRU of 512 units, an LSTM of as many, and one of 128; `goals` over the two."""
+    candidates = [Candidate(*of) for of in (("KRU", 512), ("LSTM", 512), ("LSTM", 128))]
+    return Row(name, form, *sizes, candidates, {"KRU(512)": lstms(*goals)})
 
 
-def kru_step(
-    setting: Setting, device: str, backend: str, dtype: torch.dtype = torch.float32, **options
-) -> Callable[[], None]:
-    """One forward and backward pass of the recurrence; `dtype` is that of inputs and states."""
-    width = 2 * setting.size
-    factors = unitary_factors(setting.size, device)
-    weight = torch.randn(1, width, device=device, dtype=dtype, requires_grad=True)
-    bias = torch.full((setting.size,), -0.01, device=device, dtype=dtype, requires_grad=True)
-    h0 = torch.zeros(setting.batch, width, device=device, dtype=dtype)
-    x = torch.rand(setting.steps, setting.batch, 1, device=device, dtype=dtype)
-    gradient = torch.randn(setting.steps, setting.batch, width, device=device, dtype=dtype)
-
-    def run() -> None:
-        states, _ = kron_rnn(x, factors, bias, h0, weight=weight, backend=backend, **options)
-        states.backward(gradient)
-
-    return run
+def lstms(*goals: float) -> Dict[str, float]:
+    return dict(zip(("LSTM(512)", "LSTM(128)"), goals, strict=True))
 
 
-def layer_step(
-    layer: nn.Module, setting: Setting, device: str, dtype: torch.dtype = torch.float32
-) -> Callable[[], None]:
-    """The same for a layer called like torch.nn.RNN."""
-    layer = layer.to(device, dtype)
-    x = torch.rand(setting.steps, setting.batch, 1, device=device, dtype=dtype)
-    gradient = torch.randn_like(layer(x)[0])
-
-    def run() -> None:
-        layer(x)[0].backward(gradient)
-
-    return run
+def one_step(size: int, goal: float) -> Row:
+    candidates = [Candidate(kind, size) for kind in ("KRU.stream", "KRU.step", "LSTMCell")]
+    goals = {f"KRU.stream({size})": {f"LSTMCell({size})": goal}}
+    return Row(f"step-{size}", "step", 1, 500, 1, candidates, goals)
 
 
-def orthogonal_rnn(size: int) -> nn.Module:
-    """An RNN whose recurrent matrix is kept orthogonal by torch's own parametrization."""
-    layer = nn.RNN(1, size)
-    return nn.utils.parametrizations.orthogonal(layer, "weight_hh_l0")
+def product(name: str, dtype: torch.dtype) -> Row:
+    candidates = [Candidate(kind, 512) for kind in PRODUCTS]
+    goals = {f"{kind}(512)": 1.0 for kind in ("linear_operator", "pyfastkron")}
+    return Row(name, "product", 4096, 1, 0, candidates, {"kron_matmul(512)": goals}, dtype)
 
 
-def recurrences(setting: Setting, device: str) -> Dict[str, Callable[[], None]]:
-    candidates = {
-        "KRU": kru_step(setting, device, device),
-        "KRU checkpoint_every=28": kru_step(setting, device, device, checkpoint_every=28),
-        "KRU reference": kru_step(setting, device, "reference"),
-    }
-    candidates["KRU-LSTM"] = layer_step(KRULSTM(1, setting.size, backend=device), setting, device)
-    for size in sorted({setting.size, 128}, reverse=True):
-        candidates[f"LSTM({size})"] = layer_step(nn.LSTM(1, size), setting, device)
-    for kind in (nn.GRU, nn.RNN):
-        candidates[f"{kind.__name__}({setting.size})"] = layer_step(
-            kind(1, setting.size), setting, device
-        )
-    name = f"orthogonal RNN({setting.size})"
-    candidates[name] = layer_step(orthogonal_rnn(setting.size), setting, device)
-    return candidates
+ROWS = [
+    Row(
+        *("pixels", "features", 128, 784, 1),
+        [
+            Candidate("KRU", 512),
+            Candidate("KRU", 512, {"checkpoint_every": 28}),
+            Candidate("KRU-LSTM", 512),
+            *torchs_layers(512),
+            Candidate("LSTM", 128),
+        ],
+        {"KRU(512)": lstms(40, 6), "KRU-LSTM(512)": lstms(15, 2.5)},
+    ),
+    Row(
+        *("copy", "one-hot", 20, 1000, 10),
+        [Candidate("KRU", 128), Candidate("KRU-LSTM", 128), *torchs_layers(128)],
+        {"KRU(128)": {"LSTM(128)": 6}},
+    ),
+    beside_lstms("text", "tokens", TEXT, 20, 2.5),
+    beside_lstms("text-features", "features", TEXT, 10, 1.2),
+    Row(
+        *("text-lstm", "tokens", *TEXT),
+        [Candidate("KRU-LSTM", 1216, {"factors": "4,16,19"}), Candidate("LSTM", 256)],
+        {"KRU-LSTM(1216, factors=4,16,19)": {"LSTM(256)": 1.2}},
+    ),
+    beside_lstms("one-sequence", "features", (1, 1000, 1), 20, 2),
+    beside_lstms("eight-sequences", "features", (8, 1000, 1), 20, 2),
+    Row(
+        *("one-sequence-128", "features", 1, 1000, 1),
+        [Candidate("KRU", 128), Candidate("LSTM", 128)],
+        {"KRU(128)": {"LSTM(128)": 8}},
+    ),
+    one_step(128, 3),
+    one_step(512, 5),
+    product("product", torch.float32),
+    product("product-complex", torch.complex64),
+    Row("million-units", "features", 1, 10, 1, [Candidate("KRU", 2**20)]),
+]
 
 
-def kru_cost(setting: Setting) -> Dict[str, float]:
-    """The work of one forward and backward pass, as recurrence.cpp derives it.
+def measure(row: Row, rounds: int) -> List[Dict[str, Any]]:
+    """A record of each candidate in each direction, the same fields in all of them."""
+    cases = {candidate.name: make_case(row, candidate) for candidate in row.candidates}
+    records = []
+    for direction in DIRECTIONS:
+        runs = {
+            name: getattr(case, direction)
+            for name, case in cases.items()
+            if direction == "forward" or case.gradient is not None
+        }
+        seconds = interleave(right(runs) if row.form == "product" else runs, rounds)
+        calls = row.steps if row.form == "step" else 1
+        ms = {name: 1000 * time / calls for name, time in seconds.items()}
+        for candidate in row.candidates:
+            if candidate.name in ms:
+                case = cases[candidate.name]
+                records.append(record(row, candidate, case, direction, ms))
+    return records
 
-    multiply_adds: real ones, for W h, W^H and the factors' gradients. A complex one is four real
-    ones; a 2x2 stage needs one complex one an element (and one more for all of the diagonals).
-    textbook: the same without the two shortcuts, with stages computed again. bytes: of states,
-    written and read again, and of their gradients, read.
-    """
-    states = setting.batch * setting.steps * setting.size
-    count = setting.size.bit_length() - 1
+
+def right(runs: Dict[str, Callable[[], Any]]) -> Dict[str, Callable[[], Any]]:
+    """Those that compute what the first does; the others are named, with the difference."""
+    wanted = next(iter(runs.values()))()
+    found = {}
+    for name, run in runs.items():
+        try:
+            torch.testing.assert_close(run(), wanted, rtol=1e-3, atol=1e-2)
+            found[name] = run
+        except (AssertionError, RuntimeError) as error:
+            print(f"{name} is left out: {str(error).splitlines()[0]}")
+    return found
+
+
+def record(
+    row: Row, candidate: Candidate, case: Case, direction: str, ms: Dict[str, float]
+) -> Dict[str, Any]:
+    """Of ours: `times` says how many times as fast as each peer, `share` how near to the floor."""
+    is_ours = candidate.kind in OURS
+    mine, kinds = ms[candidate.name], {peer.name: peer.kind for peer in row.candidates}
+    peers = {name: other / mine for name, other in ms.items() if kinds[name] not in OURS}
+    least = floors(row, candidate, case, direction == "both") if is_ours else None
     return {
-        "multiply_adds": 4.0 * states * 3 * (count + 1),
-        "textbook_multiply_adds": 4.0 * states * 8 * count,
-        "bytes": 3.0 * 8 * states,
+        "row": row.name,
+        "setting": describe(row),
+        "what": candidate.name,
+        "direction": direction,
+        "ms": mine,
+        "times": peers if is_ours else None,
+        "goal": row.goals.get(candidate.name),
+        "floors": least,
+        "share": max(least["arithmetic_ms"], least["memory_ms"]) / mine if least else None,
     }
 
 
-def products(device: str) -> Dict[str, Callable[[], None]]:
-    """The real Kronecker product W x alone, forward, for us and the installed peers."""
-    vectors, size = PRODUCT
-    factors = [torch.randn(2, 2, device=device) for _ in range(size.bit_length() - 1)]
-    x = torch.randn(vectors, size, device=device)
-    zeros = torch.zeros(1, vectors, size, device=device)
-    no_bias = torch.zeros(size, device=device)
-    candidates = {
-        "KRU, one step": lambda: kron_rnn(
-            zeros, factors, no_bias, x, activation="identity", need_output=False, backend=device
-        ),
-        "kron_matmul": lambda: kron_matmul(x, factors),
-    }
-    try:
-        from linear_operator.operators import KroneckerProductLinearOperator
-
-        operator = KroneckerProductLinearOperator(*factors)
-        candidates["linear_operator"] = lambda: operator.matmul(x.T)
-    except ImportError as error:
-        print(f"linear_operator is left out: {error}")
-    try:
-        from pyfastkron import fastkrontorch
-
-        transposed = [w.T.contiguous() for w in factors]
-        candidates["pyfastkron"] = lambda: fastkrontorch.gemkm(x, transposed)
-    except (ImportError, OSError) as error:  # OSError: a CUDA library is missing
-        print(f"pyfastkron is left out: {error}")
-
-    def without_gradient(run: Callable[[], object]) -> Callable[[], None]:
-        def call() -> None:
-            with torch.no_grad():
-                run()
-
-        return call
-
-    return {name: without_gradient(run) for name, run in candidates.items()}
+def describe(row: Row) -> str:
+    if row.form == "product":
+        return f"W x, {row.batch} vectors, {row.dtype}"
+    per = ", each step" if row.form == "step" else ""
+    return f"B={row.batch} T={row.steps} I={row.inputs}, {row.form}{per}"
 
 
-def table(title: str, seconds: Dict[str, float]) -> List[dict]:
-    """Print and return a row for each candidate, with its time relative to the first one's."""
-    first = next(iter(seconds.values()))
-    rows = [
-        {"setting": title, "what": name, "ms": 1000 * time, "times KRU": time / first}
-        for name, time in seconds.items()
-    ]
-    print(f"\n{title}")
-    print(tabulate(rows, headers="keys", floatfmt=("", "", ".2f", ".2f")), flush=True)
-    return rows
+def memory_of(row: Row, candidate: Candidate, directions: Sequence[str]) -> Dict[str, float]:
+    """MiB that a candidate takes at most, by direction, in a process that has timed nothing."""
+    found = {}
+    for row_ in (tiny(row), row):  # torch and the kernels load what they need in a first run
+        case = make_case(row_, candidate)
+        before = memory()
+        for direction in directions:
+            getattr(case, direction)()
+            found[direction] = peak_memory() - before
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="write the numbers to this file too")
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    peak = peak_multiply_adds()
-    print(f"{machine()}; {2 * peak / 1e9:.0f} GFLOP/s (float32) at best")
-    rows: List[dict] = []
-    for setting in SETTINGS:
-        seconds = interleave(recurrences(setting, "cpu"), args.rounds)
-        title = f"B={setting.batch} T={setting.steps} N={setting.size}, forward and backward"
-        rows += table(title, seconds)
-        cost = kru_cost(setting)
-        floor = cost["multiply_adds"] / peak
-        rows[-len(seconds)].update(cost, floor_ms=1000 * floor, share=floor / seconds["KRU"])
-        print(
-            f"KRU: {2 * cost['multiply_adds'] / 1e9:.1f} GFLOP (textbook"
-            f" {2 * cost['textbook_multiply_adds'] / 1e9:.1f}), {cost['bytes'] / 1e6:.0f} MB of"
-            f" states and gradients; floor {1000 * floor:.1f} ms,"
-            f" {100 * floor / seconds['KRU']:.0f}% of it reached;"
-            f" peak memory of the process {peak_memory():.0f} MiB"
+def add_memory(row: Row, records: List[Dict[str, Any]], options: Sequence[str]) -> None:
+    """To the records of a row, each candidate in a process of its own."""
+    for candidate in row.candidates:
+        its = [each for each in records if each["what"] == candidate.name]
+        directions = [each["direction"] for each in its]
+        what = ["--memory-of", row.name, candidate.name, *directions]
+        command = [sys.executable, __file__, *options, *what]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        for each in its:
+            each["MiB"] = json.loads(printed)[each["direction"]]
+
+
+def show(records: List[Dict[str, Any]]) -> None:
+    """Print one direction of a row."""
+    first = records[0]
+    scale, unit = (1000, "µs") if max(each["ms"] for each in records) < 1 else (1, "ms")
+    ours = [each for each in records if each["goal"]]
+    lines = []
+    for each in records:
+        line = {"what": each["what"], unit: scale * each["ms"], "MiB": each["MiB"]}
+        for name, least in (each["floors"] or {}).items():
+            if name.endswith("_ms"):
+                line[name.replace("_ms", f", {unit}")] = scale * least
+        line["share"] = f"{100 * each['share']:.0f} %" if each["share"] else ""
+        for mine in ours:
+            ratio, goal = mine["times"].get(each["what"]), mine["goal"].get(each["what"])
+            wanted = f" (goal {goal:g})" if goal else ""
+            line[f"to {mine['what']}"] = f"{ratio:.2f}{wanted}" if ratio else ""
+        lines.append(line)
+    print(f"\n{first['row']}: {first['setting']}; {DIRECTIONS[first['direction']]}")
+    print(tabulate(lines, headers="keys", floatfmt=".4g"), flush=True)
+
+
+def versions() -> Dict[str, Optional[str]]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "linear_operator", "pyfastkron"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def limits(threads: int) -> Dict[str, Any]:
+    """Of the machine, with one thread and with all."""
+    return {
+        str(n): dict(
+            zip(
+                ("multiply_adds_per_s", "bytes_read_per_s", "bytes_written_per_s"),
+                (peak_multiply_adds(n), *bandwidth(LARGE, n)),
+                strict=True,
+            )
         )
-    vectors, size = PRODUCT
-    rows += table(f"real W x, {vectors} vectors, N={size}", interleave(products("cpu"), 20))
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine(), "peak_multiply_adds": peak, "rows": rows}, file)
+        for n in sorted({1, threads})
+    }
+
+
+def arguments(given: Optional[Sequence[str]]) -> argparse.Namespace:
+    names = [row.name for row in ROWS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", help="write the numbers to this file too")
+    parser.add_argument("--tiny", action="store_true", help="next to no work, to see that it runs")
+    parser.add_argument(
+        "--memory-of",
+        nargs="+",
+        metavar="WORD",
+        help="a row, a candidate and directions: print its memory in them, and no more",
+    )
+    return parser.parse_args(given)
+
+
+def main(given: Optional[Sequence[str]] = None) -> None:
+    args = arguments(given)
+    torch.set_num_threads(args.threads)
+    rows = {row.name: tiny(row) if args.tiny else row for row in ROWS}
+    if args.memory_of:
+        name, of, *directions = args.memory_of
+        (candidate,) = (each for each in rows[name].candidates if each.name == of)
+        print(json.dumps(memory_of(rows[name], candidate, directions)))
+        return
+    result = {
+        "machine": machine(),
+        "versions": versions(),
+        "date": date.today().isoformat(),
+        "limits": limits(args.threads),
+        "rows": [],
+    }
+    print({key: value for key, value in result.items() if key != "rows"})
+    for name in args.rows:
+        records = measure(rows[name], args.rounds)
+        add_memory(rows[name], records, ["--threads", str(args.threads), *["--tiny"] * args.tiny])
+        for direction in DIRECTIONS:
+            found = [each for each in records if each["direction"] == direction]
+            if found:
+                show(found)
+        result["rows"] += records
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":

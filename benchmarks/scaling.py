@@ -1,81 +1,155 @@
-"""How the time of a training step grows with the size of the state, N = 2^7 to 2^17.
+"""How the time of a KRU grows with the state, the batch and the steps, and falls with threads.
 
-    python benchmarks/scaling.py [--plot FILE.png] [--json FILE]
+    python benchmarks/scaling.py [--plot FILE.png] [--json FILE] [--rounds N]
 
-Every size has the same B T N, so that N log N growth is a straight line in log N. The last number
-is one training step at N = 2^20, with the memory that it takes.
+Forward and backward, float32, one feature a step. A model on paper tells what more threads would
+give than are measured: a serial part, and the blocks of lanes that the busiest thread gets. Its two
+numbers follow from the times on one and two threads; how long a narrow block takes is measured. It
+takes for granted that the memory keeps up with all threads.
 """
 
 import argparse
 import json
 import math
-from typing import Dict, List
+from functools import partial
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
-from recurrence import Setting, kru_step
+from peers import Candidate, Row, make_case
 from tabulate import tabulate
-from timing import interleave, machine, peak_memory
+from timing import interleave, machine
 
-EXPONENTS = range(7, 18)
-BATCH = 16
-ELEMENTS = 2**26  # B T N
-LARGE = Setting(batch=1, steps=10, size=2**20)
+ELEMENTS = 2**24  # B T N, for all sizes
+KRUS = {  # by panel: B, T and N of each point
+    "N": [(16, ELEMENTS // 16 >> e, 1 << e) for e in range(7, 15)],
+    "B": [(1 << e, 100, 512) for e in range(9)],
+    "T": [(20, steps, 128) for steps in (10, 20, 50, 100, 200, 500, 1000)],
+}
+ON_THREADS = [(20, 1000, 128), (128, 100, 512)]
+LANES = (4, 8, 16)  # the widths of blocks
+THREADS = (1, 2, 4, 8, 16, 32)
 
 
-def measure(rounds: int) -> Dict[int, float]:
-    """Seconds per step and sequence, forward and backward, by N."""
-    settings = [Setting(BATCH, ELEMENTS // BATCH >> e, 1 << e) for e in EXPONENTS]
-    runs = {str(s.size): kru_step(s, "cpu", "cpu") for s in settings}
+def kru(batch: int, steps: int, size: int, threads: int) -> Callable[[], None]:
+    """One forward and backward pass on so many threads."""
+    case = make_case(Row("", "features", batch, steps, 1, []), Candidate("KRU", size))
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        case.both()
+
+    return run
+
+
+def points(panel: str, threads: int, rounds: int) -> List[Dict[str, Any]]:
+    """The times of a panel, for each step and sequence."""
+    found = KRUS[panel]
+    seconds = interleave({str(of): kru(*of, threads) for of in found}, rounds)
+    rows = []
+    for of in found:
+        batch, steps, size = of
+        us = 1e6 * seconds[str(of)] / (batch * steps)
+        rows.append({"panel": panel, "B": batch, "T": steps, "N": size, "us": us})
+    return rows
+
+
+def blocks(batch: int, threads: int) -> List[int]:
+    """The lanes of each block: `partition` of kron_plugin/ops/native/blocks.h for AVX-512."""
+    width = LANES[-1]
+    while width > LANES[0] and math.ceil(batch / width) < threads:
+        width //= 2
+    lanes = []
+    while batch > 0:
+        while width > batch:
+            width = width // 2 if width > LANES[0] else 1
+        lanes.append(width)
+        batch -= width
+    return lanes
+
+
+def busiest(batch: int, threads: int, cost: Dict[int, float]) -> float:
+    """The cost of the blocks of the thread that has most to do."""
+    dealt = blocks(batch, threads)
+    return max(sum(cost[lanes] for lanes in dealt[i::threads]) for i in range(threads))
+
+
+def on_threads(of: Tuple[int, int, int], rounds: int) -> List[Dict[str, Any]]:
+    """Milliseconds on each number of threads, by the model, and measured on one and two."""
+    batch, steps, size = of
+    runs = {f"{n} lanes": kru(n, steps, size, 1) for n in LANES}
+    runs.update({f"{n} threads": kru(*of, n) for n in (1, 2)})
     seconds = interleave(runs, rounds)
-    return {s.size: seconds[str(s.size)] / (s.batch * s.steps) for s in settings}
+    cost = {n: seconds[f"{n} lanes"] / seconds[f"{LANES[-1]} lanes"] for n in LANES}
+    cost[1] = cost[LANES[0]]
+    measured = {n: seconds[f"{n} threads"] for n in (1, 2)}
+    one, two = (busiest(batch, n, cost) for n in (1, 2))
+    block = min(max(0, (measured[1] - measured[2]) / (one - two)), measured[1] / one)
+    serial = measured[1] - block * one
+    rows = []
+    for n in THREADS:
+        shares = busiest(batch, n, cost)
+        row = {"panel": "threads", "B": batch, "T": steps, "N": size, "threads": n}
+        model = {
+            "serial_ms": 1000 * serial,
+            "blocks": shares,
+            "ms": 1000 * (serial + block * shares),
+        }
+        rows.append({**row, **model, "measured_ms": 1000 * measured[n] if n in measured else None})
+    return rows
 
 
-def rows_of(seconds: Dict[int, float]) -> List[dict]:
-    """Each size with its time per N log2 N, and the fit: its ratio to the geometric mean of all."""
-    unit = {n: time / (n * math.log2(n)) for n, time in seconds.items()}
-    mean = math.exp(sum(map(math.log, unit.values())) / len(unit))
-    return [
-        {"N": n, "us": 1e6 * time, "ns per N log N": 1e9 * unit[n], "to the fit": unit[n] / mean}
-        for n, time in seconds.items()
-    ]
+def plot(rows: List[Dict[str, Any]], path: str) -> None:
+    from matplotlib.figure import Figure
 
-
-def plot(rows: List[dict], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sizes = [row["N"] for row in rows]
-    figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
-    axes.loglog(sizes, [row["us"] for row in rows], "o", label="measured")
-    fit = [row["us"] / row["to the fit"] for row in rows]
-    axes.loglog(sizes, fit, "-", label="fit of N log N")
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("N")
-    axes.set_ylabel("µs a step and sequence")
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    *panels, last = figure.subplots(2, 2).flat
+    for axes, panel in zip(panels, KRUS, strict=True):
+        found = [row for row in rows if row["panel"] == panel]
+        at, us = [row[panel] for row in found], [row["us"] for row in found]
+        axes.plot(at, us, "o-", label="measured")
+        if panel == "N":
+            ideal = [n * math.log2(n) for n in at]
+            mean = math.prod(a / b for a, b in zip(us, ideal, strict=True)) ** (1 / len(at))
+            axes.plot(at, [mean * n for n in ideal], "--", label="N log N")
+            axes.legend()
+        same = [f"{key}={found[0][key]}" for key in "BTN" if len({row[key] for row in found}) == 1]
+        axes.set_yscale("log")
+        axes.set(xlabel=panel, ylabel="µs a step and sequence", title=", ".join(same))
+    for batch, steps, size in ON_THREADS:
+        found = [row for row in rows if row["panel"] == "threads" and row["B"] == batch]
+        one, name = found[0]["measured_ms"], f"model, B={batch} T={steps} N={size}"
+        (line,) = last.plot(THREADS, [one / row["ms"] for row in found], "--", label=name)
+        ratios = {row["threads"]: one / row["measured_ms"] for row in found if row["measured_ms"]}
+        last.plot(*zip(*ratios.items(), strict=True), "o", color=line.get_color(), label="measured")
+    last.set(xlabel="threads", ylabel="times as fast as on one")
+    last.legend()
+    for axes in figure.axes:
+        axes.set_xscale("log", base=10 if axes.get_xlabel() == "T" else 2)
+        axes.grid(alpha=0.3)
+    last.set_xticks(THREADS, THREADS)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of the first three panels")
     parser.add_argument("--plot", help="write a PNG")
     parser.add_argument("--json", help="write the numbers to this file too")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    print(machine())
-    large = interleave({"large": kru_step(LARGE, "cpu", "cpu")}, 1)["large"]
-    memory = peak_memory()
-    rows = rows_of(measure(args.rounds))
-    print(tabulate(rows, headers="keys", floatfmt=("", ".2f", ".3f", ".2f")))
-    print(f"N = 2^20, T = {LARGE.steps}, B = 1: {large:.2f} s a training step, {memory:.0f} MiB")
+    torch.set_num_threads(args.threads)
+    name, rows = machine(), []
+    print(name)
+    runs = [partial(points, panel, args.threads) for panel in KRUS]
+    for run in [*runs, *(partial(on_threads, of) for of in ON_THREADS)]:
+        found = run(args.rounds)
+        print(tabulate(found, headers="keys", floatfmt=".4g"), flush=True)
+        rows += found
     if args.plot:
         plot(rows, args.plot)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine(), "rows": rows, "large_s": large, "MiB": memory}, file)
+            json.dump({"machine": name, "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

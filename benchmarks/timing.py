@@ -1,15 +1,20 @@
 """Time several candidates fairly in one process, and measure the machine's limits."""
 
 import platform
-import resource
+import re
 import statistics
 import time
+from ctypes import c_int64, c_void_p
+from functools import cache
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Tuple
 
 import torch
 
 from kron_plugin.ops.native import compile as compiling
+
+PEAK = Path(__file__).with_name("peak.cpp")
+LARGE = 2**28  # bytes, more than caches hold
 
 
 def by_clock(run: Callable[[], None]) -> float:
@@ -52,21 +57,51 @@ def interleave(
     return {name: statistics.median(runs[1:] or runs) for name, runs in times.items()}
 
 
-def peak_multiply_adds() -> float:
+@cache
+def peak_multiply_adds(threads: int) -> float:
     """Scalar float32 multiply-adds a second of all threads together, as measured."""
-    library = compiling.load(Path(__file__).with_name("peak.cpp"))
-    steps, threads = 20_000_000, torch.get_num_threads()
-    best = 0.0
-    for _ in range(5):
-        started = time.perf_counter()
-        lanes = library.multiply_adds(steps, threads)
-        best = max(best, lanes * steps * threads / (time.perf_counter() - started))
-    return best
+    library, steps = compiling.load(PEAK), 20_000_000
+    lanes = library.multiply_adds(1, 1)
+    seconds = min(by_clock(lambda: library.multiply_adds(steps, threads)) for _ in range(20))
+    return lanes * steps * threads / seconds
+
+
+def bandwidth(size: int, threads: int) -> Tuple[float, float]:
+    """Bytes a second that are read, and written, in an array of `size` bytes that was used before.
+
+    Sizes are rounded up to a power of two, and taken as `LARGE` above that."""
+    return _bandwidth(min(max(1 << 16, 1 << (size - 1).bit_length()), LARGE), threads)
+
+
+@cache
+def _bandwidth(size: int, threads: int) -> Tuple[float, float]:
+    library, times = compiling.load(PEAK), LARGE // size
+    array, sums = torch.empty(size, dtype=torch.uint8), torch.zeros(threads)
+    given = (c_void_p(array.data_ptr()), c_int64(size), times, threads)
+    library.begin_array(*given[:2])
+    calls = (
+        lambda: library.read_array(*given, c_void_p(sums.data_ptr())),
+        lambda: library.write_array(*given),
+    )
+    best = (min(by_clock(call) for _ in range(5)) for call in calls)
+    read, written = (times * size / seconds for seconds in best)
+    return read, written
+
+
+def memory() -> float:
+    """What this process has in memory now, in MiB; and `peak_memory` counts from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
 
 
 def peak_memory() -> float:
-    """The peak memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most that it had, in MiB. `getrusage` would count what its parent had, too."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{key}:\s+(\d+)", status)[1]) / 1024
 
 
 def machine() -> str:

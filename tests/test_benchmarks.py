@@ -1,0 +1,118 @@
+"""The benchmarks run, with next to no work; the times that they measure here mean nothing."""
+
+import json
+import sys
+
+import floors
+import peers
+import pytest
+import recurrence
+import scaling
+import torch
+
+from kron_plugin.modules import KRU, KRULSTM
+from kron_plugin.ops.native import compile as compiling
+
+from .conftest import ROOT, run
+
+# A million units take seconds even so.
+ROWS = {row.name: row for row in recurrence.ROWS if row.name != "million-units"}
+LIBRARIES = {"linear_operator(512)", "pyfastkron(512)"}  # they need not be installed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row(name):
+    row = ROWS[name]
+    if row.form == "step" and not hasattr(KRU, "stream"):
+        pytest.skip("KRU has no stream")
+    records = recurrence.measure(peers.tiny(row), rounds=1)
+    names = {candidate.name for candidate in row.candidates}
+    for direction in ("forward",) if row.form == "step" else recurrence.DIRECTIONS:
+        ms = {each["what"]: each["ms"] for each in records if each["direction"] == direction}
+        assert names - LIBRARIES <= ms.keys() <= names
+        for each in records:
+            if each["direction"] == direction and each["floors"]:
+                assert 0 < each["share"] < 1
+                assert each["times"].keys() & LIBRARIES == ms.keys() & LIBRARIES
+                for peer, times in each["times"].items():
+                    assert times == pytest.approx(ms[peer] / each["ms"])
+    goals = row.goals.items()
+    assert {peer for ours, over in goals for peer in (ours, *over)} <= names | LIBRARIES
+
+
+def test_the_command_and_its_file(tmp_path):
+    script, file = ROOT / "benchmarks" / "recurrence.py", tmp_path / "found.json"
+    options = ("--rounds", "1", "--threads", "1", "--json", file, "--rows", "one-sequence-128")
+    result = run(sys.executable, script, "--tiny", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "to KRU(128)" in result.stdout
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["limits"]["1"]["bytes_read_per_s"] > 0
+    both = [each for each in found["rows"] if each["direction"] == "both"]
+    assert [each["what"] for each in both] == ["KRU(128)", "LSTM(128)"]
+    assert all(each["MiB"] >= 0 for each in found["rows"])
+
+
+def test_memory_is_that_of_the_output():
+    row = peers.Row("", "features", 8, 1000, 1, [])
+    found = recurrence.memory_of(row, peers.Candidate("KRU", 512), ["forward"])
+    assert found["forward"] == pytest.approx(8 * 1000 * 1024 * 4 / 2**20, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [([(2, 2)] * 9, 10), ([(4, 4), (16, 16), (19, 19)], 39), ([(512, 512)], 512)],
+)
+def test_multiply_adds_of_a_product(shapes, expected):
+    assert floors.per_element(shapes) == expected
+
+
+def test_work_of_a_kru():
+    """Three passes of ten complex multiply-adds an element, and two of a real feature."""
+    row, elements = peers.Row("", "features", 3, 5, 1, []), 3 * 5 * 512
+    work = floors.layer_work(row, KRU(1, 512), backward=True)
+    assert work.multiply_adds == elements * (4 * 3 * 10 + 2 * 2)
+    states = 8 * elements
+    assert (work.read, work.written) == (2 * states + 2 * 4 * 3 * 5, states)
+
+
+def test_work_of_a_kru_lstm():
+    """Four passes of 39 multiply-adds, of four products; u, its gradient, and c and h."""
+    row, elements = peers.Row("", "features", 3, 5, 50, []), 3 * 5 * 1216
+    work = floors.layer_work(row, KRULSTM(50, 1216, factors="4,16,19"), backward=True)
+    assert work.multiply_adds == 4 * elements * (4 * 39 + 2 * 50)
+    states, u = 4 * elements, 4 * 4 * elements
+    assert work.read == 2 * 4 * 3 * 5 * 50 + 3 * states + 3 * u
+    assert work.written == 2 * states + 2 * u
+
+
+def test_blocks_are_those_of_the_kernel(tmp_path):
+    source = tmp_path / "blocks.cpp"
+    header = compiling.HEADERS[0].with_name("blocks.h")
+    source.write_text(
+        f"""#include "{header}"
+        extern "C" int lanes(int batch, int threads, int block) {{
+          const auto blocks = partition(batch, threads);
+          return block < int(blocks.size()) ? blocks[block].lanes : 0;
+        }}"""
+    )
+    library = compiling.load(source, [], ["KRON_REAL=float", "KRON_COMPLEX=1"])
+    for batch in (1, 3, 4, 7, 8, 20, 33, 128):
+        for threads in (1, 2, 8, 32):
+            blocks = scaling.blocks(batch, threads)
+            assert blocks == [library.lanes(batch, threads, i) for i in range(len(blocks))]
+            assert sum(blocks) == batch
+
+
+def test_the_picture_of_scaling(tmp_path, monkeypatch):
+    small = {panel: [(2, 2, 16), (4, 4, 32)] for panel in scaling.KRUS}
+    monkeypatch.setattr(scaling, "KRUS", small)
+    monkeypatch.setattr(scaling, "ON_THREADS", [(20, 2, 16)])
+    threads = torch.get_num_threads()
+    rows = scaling.on_threads((20, 2, 16), 1)
+    torch.set_num_threads(threads)
+    assert [row["threads"] for row in rows] == list(scaling.THREADS)
+    for panel in small:
+        rows += scaling.points(panel, 1, 1)
+    scaling.plot(rows, str(tmp_path / "scaling.png"))
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
