@@ -69,7 +69,7 @@ class CopyMemoryTask(SequenceTask):
         total = F.cross_entropy(output.flatten(0, 1).float(), target.flatten(), reduction="sum")
         length = self.cfg.copy_length
         recalled = output[:, -length:].argmax(-1) == target[:, -length:]
-        sums = {"nll": float(total.detach()), "recalled": float(recalled.sum())}
+        sums = {"nll": total.detach(), "recalled": recalled.sum()}
         return Loss(total, target.numel(), sums)
 
     def metrics(self, sums: Dict[str, float]) -> List[Metric]:
