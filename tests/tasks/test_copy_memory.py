@@ -3,6 +3,7 @@ from math import log
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn import functional as F
 
 import kron_plugin
 
@@ -81,6 +82,10 @@ def test_metrics_of_perfect_and_uniform_answers():
 
     loss = task.compute_loss(torch.zeros(11, 27, 9), sample)
     assert float(loss.total) == pytest.approx(11 * 27 * log(9), rel=1e-5)
+
+    output = torch.randn(27, 11, 9).transpose(0, 1)
+    expected = F.cross_entropy(output.flatten(0, 1), sample["target"].flatten(), reduction="sum")
+    torch.testing.assert_close(task.compute_loss(output, sample).total, expected)
 
 
 @pytest.mark.parametrize(("delay", "bits"), [(1000, 0.0294), (2000, 0.0149), (100, 0.25)])
