@@ -14,7 +14,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from . import batches, checkpoints, console, resume, saving, workers
+from . import batches, checkpoints, console, resume, saving, updates, workers
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +206,18 @@ PATCHES = (
         "cfg.distributed_training.distributed_rank = distributed_init(cfg)",
         "which worker has stopped is not said",
         workers.name_silent_workers,
+    ),
+    Patch(
+        "fairseq.trainer:Trainer._set_seed",
+        "seed = self.cfg.common.seed + self.get_num_updates()\n        utils.set_torch_seed(seed)",
+        "without a GPU, seeding each update takes a millisecond for GPUs that are not there",
+        updates.seed_the_cpu_alone,
+    ),
+    Patch(
+        "omegaconf:DictConfig.__getattr__",
+        "key=key, default_value=_DEFAULT_MARKER_, validate_key=False",
+        "each update takes a millisecond to read fairseq's options",
+        updates.read_plain_values_at_once,
     ),
     *(
         Patch(

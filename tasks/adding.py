@@ -55,8 +55,8 @@ class AddingTask(SequenceTask):
         target = sample["target"].float()
         total = F.mse_loss(output.float(), target, reduction="sum")
         sums = {
-            "squared_error": float(total.detach()),
-            "baseline_squared_error": float((target - 1).square().sum()),
+            "squared_error": total.detach(),
+            "baseline_squared_error": (target - 1).square().sum(),
         }
         return Loss(total, len(target), sums)
 

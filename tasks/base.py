@@ -8,7 +8,8 @@ use these three.
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fairseq.data import FairseqDataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics as fairseq_metrics
 from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from kron_plugin.checks import SPLITS, require, require_positive, require_seed, require_split
@@ -34,12 +36,13 @@ class Metric(NamedTuple):
 class Loss:
     """A batch's loss before any regulariser, as sums.
 
-    total: the loss to minimise, summed over `count` terms. sums: other sums to log, plain floats.
+    total: the loss to minimise, summed over `count` terms. sums: other sums to log. They may stay
+    scalar tensors: reading one as a float waits for a GPU.
     """
 
     total: Tensor
     count: int
-    sums: Dict[str, float]
+    sums: Dict[str, Union[float, Tensor]]
 
 
 class SequenceTask(FairseqTask):
@@ -58,6 +61,9 @@ class SequenceTask(FairseqTask):
     title: str = ""
     larger_is_better: bool = False
     learning_curves: bool = False
+
+    def __init__(self, cfg: Any, **kwargs: Any) -> None:
+        super().__init__(_plain(cfg), **kwargs)
 
     @staticmethod
     def setting(options: Dict[str, Any]) -> str:
@@ -129,8 +135,9 @@ class SequenceTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         """Log the metrics of all batches together; they are not means over the batches."""
-        super().reduce_metrics(logging_outputs, criterion)
-        for key, value in add_up(logging_outputs).items():
+        sums = add_up(logging_outputs)
+        super().reduce_metrics([sums], criterion)
+        for key, value in sums.items():
             fairseq_metrics.log_scalar_sum(f"_{key}", value)
         names = [metric.name for metric in self.metrics(defaultdict(float))]
         for i, name in enumerate(names):
@@ -145,9 +152,21 @@ class SequenceTask(FairseqTask):
         return None
 
 
+def _plain(cfg: Any) -> Any:
+    """Options as plain values. omegaconf takes 25 µs to read one, which adds up over the examples
+    of a batch."""
+    options: Any = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else None
+    return cfg if options is None else SimpleNamespace(**options)
+
+
 def _uncounted(loss: Tensor, count: int, log: Dict) -> Tuple[Tensor, int, Dict]:
     """The result of the same step on no examples."""
-    return loss * 0, 0, dict.fromkeys(log, 0)
+    # Workers add up tensors apart from plain numbers, so all must have the same tensors.
+    none = {
+        key: torch.zeros_like(value) if isinstance(value, Tensor) else 0
+        for key, value in log.items()
+    }
+    return loss * 0, 0, none
 
 
 def _sums_in(meters) -> Dict[str, float]:
@@ -155,10 +174,13 @@ def _sums_in(meters) -> Dict[str, float]:
     return {key[1:]: meter.sum for key, meter in meters.items() if key.startswith("_")}
 
 
-def add_up(logging_outputs: List[Dict[str, float]]) -> Dict[str, float]:
+def add_up(logging_outputs: List[Dict[str, Any]]) -> Dict[str, float]:
     """The sum of the logged numbers for each key, as a plain float."""
-    keys = {key for log in logging_outputs for key in log}
-    return {key: float(sum(log.get(key, 0) for log in logging_outputs)) for key in keys}
+    sums: Dict[str, float] = defaultdict(float)
+    for log in logging_outputs:
+        for key, value in log.items():
+            sums[key] += float(value)
+    return dict(sums)
 
 
 class SequenceDataset(FairseqDataset):

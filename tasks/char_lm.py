@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from math import ceil, log
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Union
 
 import torch
 from fairseq.data import iterators
@@ -138,8 +138,8 @@ class CharLMTask(SequenceTask):
         logits, target = logits.flatten(0, 1).float(), sample["target"].flatten()
         total = F.cross_entropy(logits, target, reduction="sum", ignore_index=IGNORED)
         counted = target[target != IGNORED].cpu()
-        sums = {
-            "nll_sum": float(total.detach()),
+        sums: Dict[str, Union[float, Tensor]] = {
+            "nll_sum": total.detach(),
             "baseline_sum": float(self.piece_nll[counted].sum()),
             "characters": float(self.piece_characters[counted].sum()),
         }

@@ -66,10 +66,12 @@ class CopyMemoryTask(SequenceTask):
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         target = sample["target"]
-        total = F.cross_entropy(output.flatten(0, 1).float(), target.flatten(), reduction="sum")
+        # On a CPU, the softmax of many rows of few symbols is three times faster by columns.
+        log_probs = F.log_softmax(output.float().movedim(-1, 0), dim=0).flatten(1)
+        total = F.nll_loss(log_probs.t(), target.flatten(), reduction="sum")
         length = self.cfg.copy_length
         recalled = output[:, -length:].argmax(-1) == target[:, -length:]
-        sums = {"nll": float(total.detach()), "recalled": float(recalled.sum())}
+        sums = {"nll": total.detach(), "recalled": recalled.sum()}
         return Loss(total, target.numel(), sums)
 
     def metrics(self, sums: Dict[str, float]) -> List[Metric]:

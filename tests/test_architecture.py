@@ -32,7 +32,8 @@ ROOMS = {
 }
 FILES = {  # the rooms of the files in kron_plugin itself
     "helpers": "cache checks files packages packed progress",
-    "training": "arrays batches checkpoints console fairseq_patches resume saving schema workers",
+    "training": "arrays batches checkpoints console fairseq_patches resume saving schema updates"
+    " workers",
 }
 ROOMS_OF_OPS = {
     "activation": "",

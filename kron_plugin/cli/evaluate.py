@@ -21,7 +21,7 @@ from .checkpoint import build
 
 kron_plugin.register()
 
-from ..models.cells import unitary_deviation  # noqa: E402  (needs register)
+from ..models.cells import penalty_and_deviation  # noqa: E402  (needs register)
 from ..tasks.base import add_up  # noqa: E402
 from .language_model import SymbolScores  # noqa: E402
 
@@ -107,7 +107,7 @@ def _factors(model) -> Dict[str, Any]:
         backend = layer.available_backends()[0]
     return {
         "factors": format_factors(layer.factor_sizes) + (" complex" if layer.complex else " real"),
-        "deviation_from_unitary": float(unitary_deviation(model).detach()),
+        "deviation_from_unitary": float(penalty_and_deviation(model)[1]),
         "backend": backend,
     }
 

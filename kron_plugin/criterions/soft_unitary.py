@@ -10,8 +10,8 @@ from omegaconf import II
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.cells import unitary_deviation, unitary_penalty
-from ..tasks.base import Loss, SequenceTask
+from ..models.cells import penalty_and_deviation
+from ..tasks.base import Loss, SequenceTask, add_up
 
 MAX_PENALTY = 1e6  # λ; λ times a batch's sample size stays finite in single precision
 
@@ -45,13 +45,13 @@ class SoftUnitaryCriterion(FairseqCriterion):
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         output = model(**sample["net_input"])
         loss = self._task_loss(model, output, sample)
-        penalty = unitary_penalty(model)
+        penalty, deviation = penalty_and_deviation(model)
         total = loss.total + self.weight * loss.count * penalty if self.weight else loss.total
         log = {
-            "loss": float(total.detach()),
-            "task_loss": float(loss.total.detach()),
-            "penalty": float(penalty.detach()) * loss.count,
-            "deviation": float(unitary_deviation(model).detach()) * loss.count,
+            "loss": total.detach(),
+            "task_loss": loss.total.detach(),
+            "penalty": penalty.detach() * loss.count,
+            "deviation": deviation * loss.count,
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "sample_size": loss.count,
@@ -72,10 +72,10 @@ class SoftUnitaryCriterion(FairseqCriterion):
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
         """Means over all terms: loss with the penalty and task_loss without (nats, or the task's
         unit), penalty before λ, and the largest deviation of a factor from unitary."""
-        count = sum(log.get("sample_size", 0) for log in logging_outputs)
+        sums = add_up(logging_outputs)
+        count = sums.get("sample_size", 0)
         for name in ("loss", "task_loss", "penalty", "deviation"):
-            total = sum(log.get(name, 0) for log in logging_outputs)
-            metrics.log_scalar(name, total / max(count, 1), count)
+            metrics.log_scalar(name, sums.get(name, 0) / max(count, 1), count)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -111,17 +111,18 @@ def _check_options(cfg: CellConfig, size: str) -> None:
         )
 
 
-def unitary_penalty(model: nn.Module) -> Tensor:
-    """Σ ‖W_fᴴ W_f − I‖_F² over the factors of every layer with unitary="soft", a scalar; 0 if there
-    is none."""
-    penalties = [m.unitary_penalty() for m in model.modules() if isinstance(m, KronLayer)]
-    return torch.stack(penalties).sum() if penalties else next(model.parameters()).new_zeros(())
+def penalty_and_deviation(model: nn.Module) -> Tuple[Tensor, Tensor]:
+    """Two scalars over the factors of every layer in the model, 0 if there is none.
 
-
-def unitary_deviation(model: nn.Module) -> Tensor:
-    """max ‖W_fᴴ W_f − I‖_F over the factors of every layer in the model; 0 if there is none."""
-    deviations = [m.unitary_deviation() for m in model.modules() if isinstance(m, KronLayer)]
-    return torch.stack(deviations).max() if deviations else next(model.parameters()).new_zeros(())
+    The first is Σ ‖W_fᴴ W_f − I‖_F² over the layers with unitary="soft". The second, without a
+    gradient, is max ‖W_fᴴ W_f − I‖_F over all layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, KronLayer)]
+    if not layers:
+        zero = next(model.parameters()).new_zeros(())
+        return zero, zero
+    penalties, deviations = zip(*(layer.penalty_and_deviation() for layer in layers), strict=True)
+    return torch.stack(penalties).sum(), torch.stack(deviations).max()
 
 
 class BaselineCell(nn.Module):

@@ -13,7 +13,14 @@ from ..ops.recurrence import Recurrence, State, Weights
 from .arguments import choice, flag, place, whole
 from .factors import MAX_SIZE, FactorSpec, format_factors, parse_factors
 from .parameters import FactorList
-from .unitary import singular_values, unitary_deviation, unitary_penalty
+from .unitary import (
+    deviation_of,
+    gram_errors,
+    penalty_of,
+    singular_values,
+    unitary_deviation,
+    unitary_penalty,
+)
 from .unitary_map import UnitaryMap
 
 UNITARY = ("none", "soft", "hard")
@@ -219,6 +226,14 @@ class KronLayer(nn.Module):
     def unitary_deviation(self) -> Tensor:
         """max_f ‖W_fᴴ W_f − I‖_F, a scalar."""
         return unitary_deviation(self.matrices())
+
+    @without_autocast
+    def penalty_and_deviation(self) -> Tuple[Tensor, Tensor]:
+        """`unitary_penalty()`, and `unitary_deviation()` without a gradient, from one product
+        W_fᴴ W_f for both."""
+        errors = gram_errors(self.matrices())
+        penalty = penalty_of(errors) if self.unitary == "soft" else errors[0].new_zeros(())
+        return penalty, deviation_of([error.detach() for error in errors])
 
     def singular_values(self) -> Tensor:
         """The singular values of each product, largest first, shape (products, N)."""

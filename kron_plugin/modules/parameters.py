@@ -5,9 +5,8 @@ from typing import Any, Dict, Iterable, List, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..ops import as_complex
 from ..ops.backends import compute_type
-from .unitary import unitary_
+from .unitary import alike, unitary_
 
 
 class GroupedParameters(nn.Module):
@@ -97,9 +96,15 @@ class FactorList(GroupedParameters, nn.ParameterList):
         # Half precision lacks most operations on complex numbers, and digits for a penalty.
         if flat:
             numbers = torch.cat([f.reshape(-1) for f in factors])
-            return numbers if numbers.dtype == torch.float64 else numbers.float()
-        factors = [f if f.dtype == torch.float64 else f.float() for f in factors]
-        return [as_complex(f) if self.complex else f.clone() for f in factors]
+            return numbers.to(compute_type(numbers.dtype))
+        matrices: List[Tensor] = [*factors]
+        for places in alike(factors):
+            made = torch.stack([factors[i] for i in places])
+            made = made.to(compute_type(made.dtype))
+            made = torch.view_as_complex(made) if self.complex else made
+            for i, matrix in zip(places, made, strict=True):
+                matrices[i] = matrix
+        return matrices
 
     def _check_whole(self, factors: List[Tensor]) -> None:
         """FSDP either replaces parameters by flat shards (`use_orig_params`), or removes them and

@@ -6,7 +6,7 @@ and the singular values of the product are the products of the factors' singular
 
 from functools import reduce
 from math import pi, prod
-from typing import Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,44 @@ from .arguments import real
 
 def unitary_penalty(factors: Sequence[Tensor]) -> Tensor:
     """Σ_f ‖W_fᴴ W_f − I‖_F², a scalar: the soft unitary constraint of KRU."""
-    return reduce(torch.add, [_gram_error(w).square().sum() for w in factors])
+    return penalty_of(gram_errors(factors))
 
 
 def unitary_deviation(factors: Sequence[Tensor]) -> Tensor:
     """max_f ‖W_fᴴ W_f − I‖_F, a scalar: 0 when every factor is unitary."""
-    return torch.stack([torch.linalg.vector_norm(_gram_error(w)) for w in factors]).max()
+    return deviation_of(gram_errors(factors))
+
+
+def gram_errors(factors: Sequence[Tensor]) -> List[Tensor]:  # shape: (factors, Q · Q · C) each
+    """W_fᴴ W_f − I as real numbers, in one tensor for all factors of equal shape. The squared
+    Frobenius norm is then a sum of squares, which is differentiable at 0."""
+    errors = []
+    for places in alike(factors):
+        w = torch.stack([factors[i] for i in places])
+        error = w.mH @ w - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+        error = torch.view_as_real(error) if error.is_complex() else error
+        errors.append(error.flatten(1))
+    return errors
+
+
+def penalty_of(errors: Sequence[Tensor]) -> Tensor:
+    """`unitary_penalty` from `gram_errors`."""
+    return reduce(torch.add, [error.square().sum() for error in errors])
+
+
+def deviation_of(errors: Sequence[Tensor]) -> Tensor:
+    """`unitary_deviation` from `gram_errors`."""
+    return torch.cat([torch.linalg.vector_norm(error, dim=1) for error in errors]).max()
+
+
+def alike(tensors: Sequence[Tensor]) -> List[List[int]]:
+    """The places of tensors of equal shape and type, which can be stacked. One operation on a stack
+    takes the time of one on a small matrix."""
+    places: Dict[Tuple, List[int]] = {}
+    for i, tensor in enumerate(tensors):
+        key = (*map(int, tensor.shape), tensor.dtype)  # sizes are tensors under torch.jit.trace
+        places.setdefault(key, []).append(i)
+    return list(places.values())
 
 
 def singular_values(factors: Sequence[Tensor]) -> Tensor:
@@ -76,10 +108,3 @@ def _turns(like: Tensor, angle: float) -> Tensor:
     upper = torch.zeros_like(like)
     upper[rows, rows + 1] = torch.empty_like(upper[rows, rows + 1]).uniform_(-angle, angle)
     return upper - upper.mH
-
-
-def _gram_error(w: Tensor) -> Tensor:
-    """W_fᴴ W_f − I as real numbers, with real and imaginary parts apart. The squared Frobenius norm
-    is then a sum of squares, which is differentiable at 0."""
-    error = w.mH @ w - torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    return torch.view_as_real(error) if error.is_complex() else error

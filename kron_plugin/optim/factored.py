@@ -86,6 +86,10 @@ class FactoredOptimizer(FairseqOptimizer):
         """torch's optimiser over these groups."""
         raise NotImplementedError
 
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
     def set_lr(self, lr: float) -> None:
         for group, scale in zip(self.param_groups, self.scales, strict=True):
             group["lr"] = lr * scale
@@ -118,7 +122,11 @@ class KronRMSprop(FactoredOptimizer):
         _require_range(cfg, "rmsprop_decay", 1, "at least 0 and below 1")
         _require_range(cfg, "rmsprop_eps", MOST, "0 or more, and below 1e6")
         return torch.optim.RMSprop(
-            groups, alpha=cfg.rmsprop_decay, eps=cfg.rmsprop_eps, weight_decay=cfg.weight_decay
+            groups,
+            alpha=cfg.rmsprop_decay,
+            eps=cfg.rmsprop_eps,
+            weight_decay=cfg.weight_decay,
+            foreach=True,
         )
 
 
@@ -137,4 +145,5 @@ class KronAdam(FactoredOptimizer):
             betas=tuple(cfg.kron_adam_betas),
             eps=cfg.kron_adam_eps,
             weight_decay=cfg.weight_decay,
+            fused=True,
         )

@@ -9,10 +9,11 @@ import kron_plugin
 kron_plugin.register()
 
 from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
-from kron_plugin.models.cells import unitary_deviation, unitary_penalty  # noqa: E402
+from kron_plugin.models.cells import penalty_and_deviation  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
 from kron_plugin.models.kru_lm import KRULanguageModel  # noqa: E402
 from kron_plugin.models.options import CellConfig, KRUConfig  # noqa: E402
+from kron_plugin.tasks.base import add_up  # noqa: E402
 from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
 
 
@@ -51,7 +52,7 @@ def gradient(task, model, weight, batches):
 @pytest.mark.parametrize("batches", [[range(8)], [range(4), range(4, 8)], [[i] for i in range(8)]])
 def test_lambda_means_the_same_for_every_way_to_batch(task, model, batches):
     expected = gradient(task, model, 0.0, [range(8)])
-    penalty = torch.autograd.grad(unitary_penalty(model), list(model.cell.factors))
+    penalty = torch.autograd.grad(penalty_and_deviation(model)[0], list(model.cell.factors))
     offsets = {id(p): 0.7 * g for p, g in zip(model.cell.factors, penalty, strict=True)}
     for p, have, want in zip(
         model.parameters(), gradient(task, model, 0.7, batches), expected, strict=True
@@ -62,10 +63,13 @@ def test_lambda_means_the_same_for_every_way_to_batch(task, model, batches):
 def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     criterion = SoftUnitaryCriterion(task, unitary_penalty=0.5)
     loss, size, log = criterion(model, batch(task, range(3)))
+    log = add_up([log])
     assert size == log["sample_size"] == 3 * 25
     assert log["loss"] == pytest.approx(float(loss.detach()))
-    assert log["penalty"] / size == pytest.approx(unitary_penalty(model).item(), rel=1e-5)
-    assert log["deviation"] / size == pytest.approx(unitary_deviation(model).item(), rel=1e-5)
+    penalty, deviation = penalty_and_deviation(model)
+    assert penalty > 0
+    assert log["penalty"] / size == pytest.approx(penalty.item(), rel=1e-5)
+    assert log["deviation"] / size == pytest.approx(deviation.item(), rel=1e-5)
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 
@@ -79,7 +83,9 @@ def test_sentence_avg_is_for_fairseqs_tasks(task):
         criterion = SoftUnitaryCriterion(theirs, 0.5, sentence_avg)
         _, size, log = criterion(model, sample)
         assert size == log["sample_size"] == count
-        assert log["penalty"] / count == pytest.approx(unitary_penalty(model).item(), rel=1e-5)
+        assert log["penalty"] / count == pytest.approx(
+            penalty_and_deviation(model)[0].item(), rel=1e-5
+        )
     with pytest.raises(ValueError, match="--sentence-avg: our tasks"):
         task.build_criterion(SimpleNamespace(_name="soft_unitary", sentence_avg=True))
 

@@ -14,7 +14,7 @@ import kron_plugin
 
 kron_plugin.register()
 
-from kron_plugin.models.cells import unitary_penalty  # noqa: E402
+from kron_plugin.models.cells import penalty_and_deviation  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
 from kron_plugin.models.options import CELLS, KRUConfig  # noqa: E402
 
@@ -187,9 +187,10 @@ def test_every_parameter_trains_and_all_factors_are_penalised():
     with torch.no_grad():
         model.decoder.cell.factors[0].mul_(2)
         model.encoder.cell.factors[-1].mul_(2)
-    assert unitary_penalty(model).item() == pytest.approx(2 * 18)
+    penalty, _ = penalty_and_deviation(model)
+    assert penalty.item() == pytest.approx(2 * 18)
     scores, _ = model(*sources(), torch.randint(4, 10, (3, 6)))
-    (scores.square().sum() + unitary_penalty(model)).backward()
+    (scores.square().sum() + penalty).backward()
     idle = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert not idle
 

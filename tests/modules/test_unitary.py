@@ -6,7 +6,13 @@ import torch
 from kron_plugin.modules import KRU, singular_values, unitary_, unitary_deviation, unitary_penalty
 from kron_plugin.ops import dense
 
-SHAPES = [[(2, 2)] * 4, [(3, 3), (5, 5)], [(2, 4), (4, 2)], [(2, 3), (3, 2), (2, 2)]]
+SHAPES = [
+    [(2, 2)] * 4,
+    [(2, 2), (3, 3), (2, 2)],
+    [(3, 3), (5, 5)],
+    [(2, 4), (4, 2)],
+    [(2, 3), (3, 2), (2, 2)],
+]
 
 
 def make_factors(shapes, dtype):
@@ -21,6 +27,31 @@ def test_penalty_and_deviation_follow_their_formula(shapes, dtype):
     torch.testing.assert_close(unitary_penalty(factors), sum(e**2 for e in errors))
     torch.testing.assert_close(unitary_deviation(factors), max(errors))
     torch.autograd.gradcheck(lambda *fs: unitary_penalty(fs), factors)
+    torch.autograd.gradgradcheck(lambda *fs: unitary_penalty(fs), factors)
+
+
+@pytest.mark.parametrize("complex", [True, False])
+def test_matrices_are_the_factors_in_their_order(complex):
+    layer = KRU(3, 24, factors="2,3,2,2x1,1x2", complex=complex, activation="identity").layers[0]
+    expected = [torch.view_as_complex(f) if complex else f for f in layer.factors]
+    matrices = layer.matrices()
+    assert all(map(torch.equal, matrices, expected))
+    upstream = [torch.randn_like(w) for w in matrices]
+    torch.autograd.backward(matrices, upstream)
+    for factor, d in zip(layer.factors, upstream, strict=True):
+        assert torch.equal(factor.grad, torch.view_as_real(d) if complex else d)
+
+
+@pytest.mark.parametrize("unitary", ["soft", "none", "hard"])
+def test_penalty_and_deviation_are_the_same_together(unitary):
+    layer = KRU(3, 12, factors="2,3,2", unitary=unitary).layers[0]
+    with torch.no_grad():
+        layer.factors[1].add_(0.5)
+    penalty, deviation = layer.penalty_and_deviation()
+    assert torch.equal(penalty, layer.unitary_penalty())
+    assert torch.equal(deviation, layer.unitary_deviation())
+    assert penalty.requires_grad == (unitary == "soft")
+    assert not deviation.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])

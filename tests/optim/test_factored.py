@@ -38,6 +38,27 @@ def test_factors_take_smaller_steps(optimiser, config):
     assert opt.get_lr() == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("optimiser", "config", "torchs"),
+    [(*OPTIMISERS[0], torch.optim.RMSprop), (*OPTIMISERS[1], torch.optim.Adam)],
+)
+def test_the_fast_ways_of_torch_compute_the_same(optimiser, config, torchs):
+    fast, plain = [[torch.nn.Parameter(torch.ones(2, k)) for k in range(1, 5)] for _ in range(2)]
+    opt = optimiser(config(lr=[0.01], weight_decay=0.1), fast)
+    options = {"alpha": 0.9} if torchs is torch.optim.RMSprop else {}
+    expected = torchs(plain, 0.01, weight_decay=0.1, foreach=False, **options)
+    for _ in range(20):
+        for p, q in zip(fast, plain, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        opt.step()
+        expected.step()
+    for p, q in zip(fast, plain, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    opt.zero_grad()
+    assert all(p.grad is None for p in fast)
+
+
 def test_biases_take_smaller_steps_on_demand():
     opt = KronAdam(KronAdamConfig(lr=[0.01], bias_lr_scale=0.5), list(KRU(2, 8).parameters()))
     assert [g["lr"] for g in opt.param_groups] == pytest.approx([0.01, 0.001, 0.005])

@@ -2,11 +2,17 @@ from math import log
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch.nn import functional as F
 
 import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
+from kron_plugin.models.kru import KRUModel  # noqa: E402
+from kron_plugin.models.options import KRUConfig  # noqa: E402
+from kron_plugin.tasks.base import add_up  # noqa: E402
 from kron_plugin.tasks.copy_memory import CopyMemoryConfig, CopyMemoryTask  # noqa: E402
 
 
@@ -41,6 +47,27 @@ def test_training_data_never_repeat_and_the_others_never_change():
     assert len({tuple(row.tolist()) for row in draw("train", 1)}) == 11
 
 
+def test_options_are_plain_values():
+    """A read through omegaconf for each number of each example is a third of an update."""
+    cfg = OmegaConf.structured(CopyMemoryConfig(delay=7, data_seed=3))
+    task = CopyMemoryTask(cfg)
+    assert vars(task.cfg) == dict(cfg)
+    task.load_dataset("test")
+    assert len(task.dataset("test")[0]["source"]) == 7 + 2 * cfg.copy_length
+
+
+def test_a_filler_counts_for_nothing():
+    task = make()
+    model = KRUModel.build_model(KRUConfig(hidden_size=8), task)
+    criterion = SoftUnitaryCriterion(task, unitary_penalty=0.5)
+    dataset = task.dataset("test")
+    _, _, counted = task.valid_step(dataset.collater([dataset[0]]), model, criterion)
+    loss, size, log = task.valid_step(dataset.collater([]), model, criterion)
+    assert float(loss) == size == sum(add_up([log]).values()) == 0
+    # fairseq adds up tensors and numbers of all workers apart from each other.
+    assert list(map(type, log.values())) == list(map(type, counted.values()))
+
+
 def test_metrics_of_perfect_and_uniform_answers():
     task = make()
     dataset = task.dataset("test")
@@ -55,6 +82,10 @@ def test_metrics_of_perfect_and_uniform_answers():
 
     loss = task.compute_loss(torch.zeros(11, 27, 9), sample)
     assert float(loss.total) == pytest.approx(11 * 27 * log(9), rel=1e-5)
+
+    output = torch.randn(27, 11, 9).transpose(0, 1)
+    expected = F.cross_entropy(output.flatten(0, 1), sample["target"].flatten(), reduction="sum")
+    torch.testing.assert_close(task.compute_loss(output, sample).total, expected)
 
 
 @pytest.mark.parametrize(("delay", "bits"), [(1000, 0.0294), (2000, 0.0149), (100, 0.25)])

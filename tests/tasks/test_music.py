@@ -4,6 +4,7 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import kron_plugin
 
@@ -52,6 +53,9 @@ def test_baseline_is_the_entropy_of_the_keys(rolls_pickle):
     sample = dataset.collater([dataset[i] for i in range(len(dataset))])
     loss = task.compute_loss(torch.zeros_like(sample["target"]), sample)
     value = task.baseline({**loss.sums, "sample_size": loss.count}).value
+    target = sample["target"][sample["valid"]]
+    guess = task.key_probability.float().expand_as(target)
+    assert value == pytest.approx(float(F.binary_cross_entropy(guess, target) * 88), rel=1e-5)
     steps = np.concatenate(load_rolls(rolls_pickle.parent)["train"])
     p = steps.mean(0)[steps.any(0)]
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
@@ -68,9 +72,8 @@ def test_batch_size_does_not_change_the_sums(rolls_pickle):
         total = 0.0
         for batch in batches:
             sample = dataset.collater([dataset[i] for i in batch])
-            total += task.compute_loss(sample["net_input"]["source"] @ weights, sample).sums[
-                "nll_sum"
-            ]
+            loss = task.compute_loss(sample["net_input"]["source"] @ weights, sample)
+            total += float(loss.sums["nll_sum"])
         return total
 
     assert nll(1) == pytest.approx(nll(3), rel=1e-5)
