@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle
-from . import cuda
+from . import cpu, cuda
 from .reference import kron_matmul_reference
 
 
@@ -20,6 +20,7 @@ BACKENDS = Backends(
     "kron_matmul",
     {
         "cuda": Backend("cuda", _cuda_obstacle, cuda.kron_matmul_cuda),
+        "cpu": Backend("cpu", cpu.obstacle, cpu.kron_matmul_cpu),
         "reference": Backend(None, lambda problem: None, kron_matmul_reference),
     },
 )

@@ -5,7 +5,7 @@ from typing import List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..kron.flat import flatten, unflatten
+from .flat import flatten, unflatten
 
 # The largest condition number of a factor, by type, for which its gradient is solved for. Beyond
 # it, the gradient is summed stage by stage. The error of solving, relative to the largest entry, is
