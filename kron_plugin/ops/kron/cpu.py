@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from ..backends import Problem
+from ..checks import check_shape, require
 from ..native import kernel
 from ..operators import register, register_backward
 from .flat import flatten, shapes_of, unflatten
 from .reference import factor_gradients, kron_matmul_reference
 from .solve import inverses, solve
+
+# Auto leaves larger factors to the reference, whose matrix products are faster for them.
+MAX_SIZE = 32
+
+# Numbers in a batch of vectors from which the factors' gradients are solved for: the inverses take
+# about as long as the sums over all stages for so many.
+SOLVED_FROM = 1 << 14
 
 
 class _Call(ctypes.Structure):
@@ -40,8 +48,8 @@ def obstacle(problem: Problem) -> Optional[str]:
 def kron_matmul_cpu(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """`kron_matmul` with its arguments, already checked.
 
-    Half precision is computed in float32. The result does not depend on the number of threads; the
-    gradients of factors are deterministic for a given one.
+    Half precision is computed in float32. The bits of the result do not depend on the number of
+    threads; the gradients of factors are deterministic for a given one.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     rows = x.to(dtype).reshape(-1, x.shape[-1])
@@ -51,8 +59,14 @@ def kron_matmul_cpu(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 
 def _run(
-    function: str, factors: Tensor, shapes: List[int], is_complex: bool, threads: int, **fields
+    function: str,
+    factors: Tensor,  # shape: (Σ P_f Q_f C,)
+    shapes: List[int],
+    is_complex: bool,
+    threads: int,
+    **fields,
 ) -> None:
+    """One of the kernel's two passes; `fields` are those that only one pass has."""
     kernel.run(
         "product",
         function,
@@ -67,6 +81,23 @@ def _run(
     )
 
 
+def _check(
+    factors: Tensor, shapes: List[int], is_complex: bool, **vectors: Tuple[Tensor, int]
+) -> None:
+    """The kernel reads as many numbers as sizes say. `vectors`: a batch and its size, by name."""
+    sizes = [p * q for p, q in zip(shapes[::2], shapes[1::2], strict=True)]
+    message = "shapes {} must be P_0, Q_0, P_1, …"
+    require("kron_matmul", sizes != [] and min(shapes) >= 0, message, shapes)
+    check_shape("kron_matmul", "factors", factors, (sum(sizes) * (2 if is_complex else 1),))
+    is_real = factors.dtype in (torch.float32, torch.float64)
+    require("kron_matmul", is_real, "factors are {}", factors.dtype)
+    dtype = torch.promote_types(factors.dtype, torch.complex32) if is_complex else factors.dtype
+    batch = next(iter(vectors.values()))[0].shape[:1]
+    for name, (rows, size) in vectors.items():
+        check_shape("kron_matmul", name, rows, (*batch, size))
+        require("kron_matmul", rows.dtype == dtype, "{} is {}, not {}", name, rows.dtype, dtype)
+
+
 def _product(
     x: Tensor,  # shape: (M, ∏Q_f); for the adjoint (M, ∏P_f)
     factors: Tensor,  # shape: (Σ P_f Q_f C,)
@@ -75,7 +106,9 @@ def _product(
     threads: int,
     adjoint: bool,
 ) -> Tensor:  # shape: (M, ∏P_f); for the adjoint (M, ∏Q_f)
-    y = x.new_empty(x.shape[0], prod(shapes[int(adjoint) :: 2]))
+    size, n = prod(shapes[int(not adjoint) :: 2]), prod(shapes[int(adjoint) :: 2])
+    _check(factors, shapes, is_complex, x=(x, size))
+    y = x.new_empty(x.shape[0], n)
     if not (x.numel() and y.numel()):
         return y.zero_()
     given = (factors, shapes, is_complex, threads)
@@ -104,15 +137,17 @@ def _backward(
     need_d_factors: bool,
 ) -> Tuple[Tensor, Tensor]:
     """The gradients of x and of the factors, empty where they are not needed."""
+    given = (factors, shapes, is_complex, threads)
     if not need_d_factors:
-        d_x = _product(d_y, factors, shapes, is_complex, threads, adjoint=True)
+        d_x = _product(d_y, *given, adjoint=True) if need_d_x else x.new_empty(0)
         return d_x, factors.new_empty(0)
-    d_x = torch.empty_like(x) if need_d_x else x.new_empty(0)
+    sizes = prod(shapes[::2]), prod(shapes[1::2])
+    _check(factors, shapes, is_complex, d_y=(d_y, sizes[0]), x=(x, sizes[1]))
+    d_x = x.new_empty(x.shape) if need_d_x else x.new_empty(0)
     if not (x.numel() and d_y.numel()):
         return d_x.zero_(), torch.zeros_like(factors)
-    found = inverses(factors, shapes, is_complex)
+    found = inverses(factors, shapes, is_complex) if x.numel() >= SOLVED_FROM else None
     sums = torch.empty(factors.shape, dtype=torch.float64)
-    given = (factors, shapes, is_complex, threads)
     _run(
         "backward",
         *given,
@@ -129,7 +164,7 @@ def _backward(
 
 
 def _backward_fake(d_y, x, factors, shapes, is_complex, threads, need_d_x, need_d_factors):
-    d_x = torch.empty_like(x) if need_d_x else x.new_empty(0)
+    d_x = x.new_empty(x.shape) if need_d_x else x.new_empty(0)
     return d_x, torch.empty_like(factors) if need_d_factors else factors.new_empty(0)
 
 

@@ -27,15 +27,19 @@ def inverses(factors: Tensor, shapes: Sequence[int], is_complex: bool) -> Option
     """
     if len(shapes) == 2 or shapes[::2] != shapes[1::2]:
         return None
-    found, scale = [], 1.0
-    for w in unflatten(factors.double(), shapes, is_complex):
+    matrices = unflatten(factors.double(), shapes, is_complex)
+    found, scale = list(matrices), 1.0
+    for size in {w.shape for w in matrices}:  # all of one size at once
+        which = [i for i, w in enumerate(matrices) if w.shape == size]
+        w = torch.stack([matrices[i] for i in which])
         inverse, info = torch.linalg.inv_ex(w)
-        norm = w.abs().sum(0).max()
-        condition = norm * inverse.abs().sum(0).max()
-        scale *= float(norm)
-        if int(info) != 0 or not float(condition) <= MAX_CONDITION[factors.dtype]:
+        norm = w.abs().sum(-2).amax(-1)
+        condition = norm * inverse.abs().sum(-2).amax(-1)
+        scale *= float(norm.prod())
+        if info.any() or not (condition <= MAX_CONDITION[factors.dtype]).all():
             return None
-        found.append(inverse)
+        for i, one in zip(which, inverse, strict=True):
+            found[i] = one
     return found if 1 / MAX_SCALE < scale < MAX_SCALE else None
 
 

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <type_traits>
@@ -240,24 +241,27 @@ KRON_OUTLINE void store_rows(const Element<L>* cells, int64_t n, real* const* ro
 
 // ---- scratch memory
 
-// Scratch arrays that exist as long as their arena; large ones are in huge pages. All are zero at first, and
-// `clear` sets those of `sums` to zero again. Starts are skewed: equal offsets in arrays a power of two apart
-// would map to the same cache set.
+// Scratch arrays that exist as long as their arena; large ones are in huge pages, small ones on the heap, which
+// takes no page faults. All are zero at first, and `clear` sets those of `sums` to zero again. Starts are skewed:
+// equal offsets in arrays a power of two apart would map to the same cache set.
 class Arena {
  public:
   Arena() = default;
   Arena(const Arena&) = delete;
   ~Arena() {
-    for (const auto& [block, bytes] : blocks_) munmap(block, bytes);
+    for (const auto& [block, bytes] : blocks_) bytes < kSmall ? std::free(block) : (void)munmap(block, bytes + 1);
   }
   template <class T>
   T* take(int64_t count) {
     constexpr size_t kHuge = size_t(1) << 21, kLine = 64;
     const size_t skew = kLine * (5 * blocks_.size() % 61);
     const size_t bytes = count * sizeof(T) + skew;
-    void* block = mmap(nullptr, bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) throw std::bad_alloc();
-    blocks_.emplace_back(block, bytes + 1);
+    void* block = bytes < kSmall
+                      ? std::aligned_alloc(kLine, (bytes / kLine + 1) * kLine)
+                      : mmap(nullptr, bytes + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!block || block == MAP_FAILED) throw std::bad_alloc();
+    blocks_.emplace_back(block, bytes);
+    if (bytes < kSmall) std::memset(block, 0, bytes);
     if (bytes >= kHuge) madvise(block, bytes, MADV_HUGEPAGE);
     return reinterpret_cast<T*>(static_cast<char*>(block) + skew);
   }
@@ -272,5 +276,6 @@ class Arena {
   }
 
  private:
+  static constexpr size_t kSmall = 32768;
   std::vector<std::pair<void*, size_t>> blocks_, sums_;
 };
