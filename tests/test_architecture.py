@@ -43,8 +43,8 @@ ROOMS_OF_OPS = {
     "inputs": "backends",
     "cuda_kernels": "backends",
     "cuda_geometry": "activation cuda_kernels",
-    "kron": "activation backends operators cuda_kernels cuda_geometry",
-    "native": "backends kron",
+    "native": "backends",
+    "kron": "activation backends operators checks cuda_kernels cuda_geometry native",
     "recurrence": "activation backends operators checks inputs cuda_kernels cuda_geometry"
     " kron native",
     "cells": "activation recurrence",

@@ -22,9 +22,9 @@ MAIN = Path(__file__).with_name("emulated.cpp")
 PROGRAM_FLAGS = [f for f in FLAGS if f not in ("-O3", "-march=native", "-shared", "-fPIC")]
 
 
-def run(cell, function, call, dtype, is_complex, **fields):
+def run(name, function, call, dtype, is_complex, **fields):
     """Like `kernel.run`, with one process per call."""
-    program = build(cell, dtype, is_complex)
+    program = build(name, dtype, is_complex)
     sent, buffers = [], []
     for name, _ in call._fields_:
         value = fields.pop(name, 0)
@@ -50,17 +50,18 @@ def bytes_of(tensor):
 
 
 @cache
-def build(cell, dtype, is_complex):
-    """The program of one cell for one type of state, kept beside the libraries."""
+def build(name, dtype, is_complex):
+    """The program of one kernel for one type of number, kept beside the libraries."""
+    source, headers = kernel.sources(name)
     command = [
         *(COMPILER, "-O0", "-static", *PROGRAM_FLAGS),
-        *(f"-D{macro}" for macro in kernel.defines(cell, dtype, is_complex)),
-        f'-DKRON_SOURCE="{kernel.SOURCE}"',
+        *(f"-D{macro}" for macro in kernel.defines(name, dtype, is_complex)),
+        f'-DKRON_SOURCE="{source}"',
     ]
-    files = [MAIN, kernel.SOURCE, *HEADERS, kernel.header(cell)]
+    files = [MAIN, source, *HEADERS, *headers]
     version = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(b"\0".join([version, str(command).encode(), *map(Path.read_bytes, files)]))
-    path = cache_folder() / f"{cell}-{key.hexdigest()[:20]}.aarch64"
+    path = cache_folder() / f"{name}-{key.hexdigest()[:20]}.aarch64"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder, atomic_write(path) as unfinished:

@@ -1,9 +1,12 @@
 """The CPU kernels built by compilers other than g++, and on another processor."""
 
 import shutil
+from math import prod
 
 import pytest
+import torch
 
+from kron_plugin.ops import kron_matmul
 from kron_plugin.ops.native import kernel
 
 from . import emulated
@@ -49,3 +52,17 @@ def test_equals_the_reference(kind, name):
     results = run(case, "cpu")
     assert worst_error(results, run(case, "reference")) < 1e-11
     assert equal(run(case, "cpu", checkpoint_every=2), results)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ["mixed", "tall first"])
+def test_the_product_equals_the_reference(name, dtype):
+    factors = [torch.randn(size, dtype=dtype, requires_grad=True) for size in SHAPES[name]]
+    n = prod([w.shape[1] for w in factors])
+    x = torch.randn(WIDTHS, n, dtype=dtype, requires_grad=True)
+    results = {}
+    for backend in ("cpu", "reference"):
+        y = kron_matmul(x, factors, backend=backend)
+        results[backend] = y, *torch.autograd.grad(y.abs().sum(), [x, *factors])
+    torch.testing.assert_close(results["cpu"], results["reference"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kron_plugin.ops import available_backends, kron_lstm
-from kron_plugin.ops.native import solve
+from kron_plugin.ops.kron import solve
 
 from .recurrence_cases import (
     KINDS,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..backends import Backend, Backends, Problem
 from ..cuda_kernels import obstacle
-from . import cuda
+from . import cpu, cuda
 from .reference import kron_matmul_reference
 
 
@@ -20,6 +20,7 @@ BACKENDS = Backends(
     "kron_matmul",
     {
         "cuda": Backend("cuda", _cuda_obstacle, cuda.kron_matmul_cuda),
+        "cpu": Backend("cpu", cpu.obstacle, cpu.kron_matmul_cpu),
         "reference": Backend(None, lambda problem: None, kron_matmul_reference),
     },
 )
@@ -35,8 +36,9 @@ def kron_matmul(
 
     Real x with complex factors gives a complex result. Axes of factors before the last two are
     batches: they are broadcast with each other and with the axes of x before its last, so that each
-    vector has its own matrix. The reference backend serves batches and is differentiable to any
-    order. The CUDA backend serves single matrices and is differentiable once.
+    vector has its own matrix; only the reference backend serves them. All backends are
+    differentiable to any order but CUDA, which is once. On the CPU, "auto" leaves factors of more
+    than 32 rows or columns to the reference.
 
     Raises:
         ValueError: there are no factors; they are not matrices, or do not fit the last axis of x;
@@ -53,6 +55,9 @@ def kron_matmul(
     x = x.to(dtype)
     # torch.compile does not know dtype.to_real.
     problem = Problem(x.device, x.real.dtype, x.is_complex(), is_batched)
+    largest = max([int(size) for w in factors for size in w.shape[-2:]])
+    if backend == "auto" and x.device.type == "cpu" and largest > cpu.MAX_SIZE:
+        backend = "reference"
     return BACKENDS.run(backend, problem)(x, [w.to(dtype) for w in factors])
 
 

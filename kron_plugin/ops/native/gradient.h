@@ -272,7 +272,7 @@ template <int L>
 class Stages final : public FactorGradient<L> {
  public:
   Stages(Arena& arena, int64_t count, const int64_t* shapes, const real* data, int64_t n)
-      : n_(n), steps_(collected_steps(count, shapes)) {
+      : steps_(collected_steps(count, shapes)) {
     const std::vector<Factor> forward = read_factors(count, shapes, data, false);
     const std::vector<Factor> adjoint = read_factors(count, shapes, data, true);
     stages_.reserve(count);
@@ -297,11 +297,12 @@ class Stages final : public FactorGradient<L> {
   }
   void step(const Element<L>* delta, const Element<L>* h, Element<L>* g, double* sums) override {
     const auto nothing = [](int64_t, int64_t) {};
-    std::copy_n(h, n_, stages_.back().input(filled_));
+    const Stage &first = stages_.front(), &last = stages_.back();
+    std::copy_n(h, last.outer * last.q, last.input(filled_));
     for (size_t f = stages_.size() - 1; f > 0; --f)
       apply<L>(stages_[f].forward, stages_[f].input(filled_), stages_[f - 1].input(filled_), *work_,
                nothing);
-    std::copy_n(delta, n_, stages_[0].output(filled_));
+    std::copy_n(delta, first.p * first.inner, first.output(filled_));
     for (size_t f = 0; f < stages_.size(); ++f)
       apply<L>(stages_[f].adjoint, stages_[f].output(filled_),
                f + 1 < stages_.size() ? stages_[f + 1].output(filled_) : g, *work_, nothing);
@@ -322,7 +323,7 @@ class Stages final : public FactorGradient<L> {
     Element<L>* output(int64_t step) const { return outputs + step * outer * p * inner; }
     Element<L>* input(int64_t step) const { return inputs + step * outer * q * inner; }
   };
-  int64_t n_, steps_, filled_ = 0;
+  int64_t steps_, filled_ = 0;
   std::vector<Stage> stages_;
   std::unique_ptr<Workspace<L>> work_;
 };

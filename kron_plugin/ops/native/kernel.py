@@ -1,4 +1,7 @@
-"""Loading the kernel of a cell for one type of state, and calling it with tensors."""
+"""Loading a kernel for one type of number, and calling it with tensors.
+
+A kernel is "product" or the name of a cell.
+"""
 
 import ctypes
 import os
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from ..backends import Problem, compute_type, constant_in_graphs
 
-SOURCE = Path(__file__).with_name("recurrence.cpp")
+HERE = Path(__file__).parent
 MAX_THREADS = 1024
 VECTOR_BYTES = 64  # of lanes.h
 
@@ -35,41 +38,43 @@ _OTHER = _interpreter("PyEval_SaveThread", "PyEval_RestoreThread")
 
 
 @cache
-def library(cell: str, dtype: torch.dtype, is_complex: bool) -> Tuple[Optional[ctypes.PyDLL], str]:
-    """The kernel of a cell, compiled for one type of state; or None and the reason."""
+def library(name: str, dtype: torch.dtype, is_complex: bool) -> Tuple[Optional[ctypes.PyDLL], str]:
+    """A kernel, compiled for one type of number; or None and the reason."""
     if sys.platform != "linux":
         return None, "it is compiled on Linux only"
     from . import compile as compiling  # it can be imported on Linux only
 
     try:
-        loaded = compiling.load(SOURCE, [header(cell)], defines(cell, dtype, is_complex))
+        loaded = compiling.load(*sources(name), defines(name, dtype, is_complex))
     except compiling.CompileError as error:
         return None, str(error)
     # It releases the interpreter's lock itself, and takes it again to look for signals.
     return ctypes.PyDLL(loaded._name, handle=loaded._handle), ""
 
 
-def header(cell: str) -> Path:
-    """The file of a cell's step."""
-    return SOURCE.with_name("cells") / f"{cell}.h"
+def sources(name: str) -> Tuple[Path, List[Path]]:
+    """The file of a kernel, and the header of its own if it is a cell's."""
+    if name == "product":
+        return HERE / "product.cpp", []
+    return HERE / "recurrence.cpp", [HERE / "cells" / f"{name}.h"]
 
 
-def defines(cell: str, dtype: torch.dtype, is_complex: bool) -> List[str]:
-    """The macros that SOURCE is compiled with."""
+def defines(name: str, dtype: torch.dtype, is_complex: bool) -> List[str]:
+    """The macros that a kernel is compiled with."""
     return [
-        f'KRON_CELL="cells/{cell}.h"',
+        *(f'KRON_CELL="cells/{header.name}"' for header in sources(name)[1]),
         f"KRON_REAL={'float' if dtype == torch.float32 else 'double'}",
         f"KRON_COMPLEX={int(is_complex)}",
     ]
 
 
-def obstacle(cell: str, problem: Problem) -> Optional[str]:
-    """Why a cell's kernel cannot serve, or None. Compiles it to find out."""
-    return library(cell, compute_type(problem.dtype), problem.is_complex)[1] or None
+def obstacle(name: str, problem: Problem) -> Optional[str]:
+    """Why a kernel cannot serve, or None. Compiles it to find out."""
+    return library(name, compute_type(problem.dtype), problem.is_complex)[1] or None
 
 
 def run(
-    cell: str,
+    kernel: str,
     function: str,
     call: ctypes.Structure,
     dtype: torch.dtype,
@@ -89,14 +94,14 @@ def run(
     """
     if not 1 <= fields["threads"] <= MAX_THREADS:
         raise ValueError(f"threads={fields['threads']}: must be from 1 to {MAX_THREADS}")
-    _alive = fill(call, f"kron_{cell}_{function}", fields)
-    kernel, reason = library(cell, dtype, is_complex)
-    if kernel is None:
+    _alive = fill(call, f"kron_{kernel}_{function}", fields)
+    loaded, reason = library(kernel, dtype, is_complex)
+    if loaded is None:
         raise RuntimeError(reason)
     is_main = threading.current_thread() is threading.main_thread()
     call.interpreter = ctypes.addressof(_MAIN if is_main else _OTHER)
-    if getattr(kernel, function)(ctypes.byref(call)):
-        raise MemoryError(f"kron_{cell}_{function}: no memory for the states in progress")
+    if getattr(loaded, function)(ctypes.byref(call)):
+        raise MemoryError(f"kron_{kernel}_{function}: no memory for the states in progress")
 
 
 def fill(call: ctypes.Structure, operation: str, fields: Dict[str, Any]) -> List[Tensor]:

@@ -109,6 +109,20 @@ inline Butterfly butterfly(const Factor& w) {
 
 constexpr int log2_of(int64_t n) { return n > 1 ? 1 + log2_of(n / 2) : 0; }
 
+// Whether lanes can hold units: the lowest digits, and at least one more, have 2x2 factors that are usable.
+inline bool can_hold_units(int64_t count, const int64_t* shapes, const real* factors) {
+  const int64_t above = count - log2_of(kMaxLanes);
+  if (above < 1) return false;
+  for (int64_t f = 0; f < above; ++f) {
+    if (shapes[2 * f] != shapes[2 * f + 1]) return false;
+    factors += shapes[2 * f] * shapes[2 * f + 1] * C;
+  }
+  shapes += 2 * above;
+  for (const Factor& w : read_factors(count - above, shapes, factors, false))
+    if (!butterfly(w).usable) return false;
+  return true;
+}
+
 class Product {
  public:
   // `cell_bytes` is the size of an element in the block this will run on. An element has `units`, and the

@@ -2,11 +2,11 @@
 // part; `Step` computes what all cells need, W_k h and u_t.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "blocks.h"
 #include "call.h"
-#include "gradient.h"
 #include "product.h"
 
 // The gradients of a step at one unit: of the state before it, without the way through the products; of
@@ -15,9 +15,6 @@ template <int L, class Cell>
 struct Derivative {
   Element<L> state[Cell::kStates], delta[Cell::kProducts], input[Cell::kProducts], bias[Cell::kBiases];
 };
-
-// Fewer units are computed faster with the lanes as sequences.
-constexpr int64_t kLeastUnits = 2 * kMaxLanes;
 
 // The start of each product's factors in `shapes` and in `factors`.
 struct ProductFactors {
@@ -37,19 +34,10 @@ inline std::vector<ProductFactors> product_factors(const Call& call, int product
 
 // Whether the lanes of a call hold units. Both passes ask, because the kept states depend on it.
 inline bool by_units(const Call& call, int products) {
-  constexpr int kBits = log2_of(kMaxLanes);
-  if (call.in_sequences || call.size < kLeastUnits) return false;
-  for (const ProductFactors& of : product_factors(call, products)) {
-    const int64_t first = of.count - kBits;  // of the factors that exchange lanes
-    if (first < 1) return false;
-    const int64_t* shapes = of.shapes + 2 * first;
-    for (int k = 0; k < 2 * kBits; ++k)
-      if (shapes[k] != 2) return false;
-    const real* data = call.factors + of.offset + factor_entries(first, of.shapes);
-    for (const Factor& w : read_factors(kBits, shapes, data, false))
-      if (!butterfly(w).usable) return false;
-  }
-  return true;
+  const std::vector<ProductFactors> all = product_factors(call, products);
+  return !call.in_sequences && std::all_of(all.begin(), all.end(), [&](const ProductFactors& of) {
+    return can_hold_units(of.count, of.shapes, call.factors + of.offset);
+  });
 }
 
 template <class Layout, class Cell>

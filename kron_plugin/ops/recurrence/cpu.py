@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..backends import Problem
+from ..kron.solve import inverses, solve
 from ..native import kernel, memory
-from ..native.solve import inverses, solve
 from .arguments import Arguments
 from .cell import Cell
 from .operator import define

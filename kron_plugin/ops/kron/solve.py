@@ -7,7 +7,7 @@ from typing import List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..kron.flat import Layout, flatten, runs
+from .flat import Layout, flatten, runs
 
 # The largest condition number of a factor, by type, for which its gradient is solved for. Beyond
 # it, the gradient is summed stage by stage. The error of solving, relative to the largest entry, is
