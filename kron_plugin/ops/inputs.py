@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .backends import compute_type
 
-MAX_FEATURES = 8  # the most that a fused kernel projects itself
+MAX_FEATURES = 8  # the most that every fused kernel projects itself
 MAX_ONE_HOT = 512  # the most symbols that are summed by a matrix product
 ONE_HOT_ENTRIES = 1 << 25  # entries of its matrix at a time
 
@@ -39,16 +39,16 @@ def within_lengths(
 
 
 def prepared(
-    x: Tensor, weight: Optional[Tensor], lengths: Optional[Tensor]
+    x: Tensor, weight: Optional[Tensor], lengths: Optional[Tensor], most: int
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """The input for a fused kernel: a matrix product projects many features faster.
+    """The input for a fused kernel: a matrix product projects more than `most` features faster.
 
     Dense x stays as it is: the kernels themselves ignore inputs beyond a length.
     """
     if weight is None:
         return x, None
     x = within_lengths(x, lengths)
-    if not x.is_floating_point() or weight.shape[0] <= MAX_FEATURES:
+    if not x.is_floating_point() or weight.shape[0] <= most:
         return x, weight
     return x @ weight, None
 

@@ -4,22 +4,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "blocks.h"
 #include "lanes.h"
 #include "layout.h"
-
-// `size` is how many cells an input fills; W = C size. Tensors are contiguous.
-struct InputTensors {
-  int64_t steps, batch, size;
-  int64_t inputs;         // 0 dense x, -1 tokens, else features (I)
-  int64_t token_rows;     // rows of the weight table
-  const real* x;          // (T, B, W) or (T, B, I)
-  const int64_t* tokens;  // (T, B)
-  const real* weight;     // (I, W)
-  real* d_x;              // as x, or null
-};
+#include "project.h"
 
 template <class Layout>
 class Input {
@@ -29,12 +20,19 @@ class Input {
   Input(const InputTensors& tensors, Arena& arena)
       : of(tensors),
         features(of.inputs > 0 ? arena.take<Lanes<L>>(of.inputs) : nullptr),
-        rows_(arena, of.inputs > 0 ? 0 : of.size) {}
+        rows_(arena, of.inputs > 0 ? 0 : of.size) {
+    if constexpr (Layout::kUnits > 1)
+      if (of.inputs >= kLeastProjected) projection = std::make_unique<Projection>(of, arena);
+  }
 
   const InputTensors of;
   Lanes<L>* const features;  // x_t of the block: one cell per input
+  std::unique_ptr<Projection> projection;  // for lanes of units with more than a few features; else null
 
-  void begin(const Block& block) { block_ = block; }
+  void begin(const Block& block) {
+    block_ = block;
+    if (projection) projection->begin(block.begin);
+  }
   // The index of the l-th sequence's row in tensors of shape (T, B, ..).
   int64_t row(int64_t t, int l) const { return t * of.batch + block_.begin + l; }
 
@@ -46,16 +44,28 @@ class Input {
     }
   }
   void read(int64_t t) {
-    if (of.inputs > 0) return read_features(t);
+    if (projection)
+      u_ = (*projection)(t);
+    else if (of.inputs > 0)
+      read_features(t);
+    else
+      read_rows(t);
+  }
+  void read_rows(int64_t t) {
     const int64_t width = C * of.size;
     const real* rows[Layout::kSequences];
     for (int l = 0; l < Layout::kSequences; ++l)
       rows[l] = of.inputs ? of.weight + of.tokens[row(t, l)] * width : of.x + row(t, l) * width;
-    rows_.read(rows);
+    rows_.read(rows, of.inputs ? 0 : of.batch * width);
   }
   // z += u_t[n]
   KRON_INLINE void add_to(Element<L>& z, int64_t n) const {
-    if (of.inputs <= 0) return add(z, rows_[n]);
+    if (of.inputs <= 0) {
+      rows_.fetch_next(n);
+      return add(z, rows_[n]);
+    }
+    if constexpr (Layout::kUnits > 1)
+      if (u_) return add(z, u_[n]);
     for (int64_t i = 0; i < of.inputs; ++i)
       for (int c = 0; c < C; ++c)
         z.v[c] += Layout::of_units(of.weight + (i * C + c) * of.size, n) * features[i];
@@ -63,7 +73,8 @@ class Input {
 
  private:
   Block block_{};
-  Rows<Layout> rows_;  // u_t, if it is read as rows
+  Rows<Layout> rows_;               // u_t, if it is read as rows
+  const Element<kWide>* u_ = nullptr;  // u_t, if it is projected
 };
 
 // A thread's share of the input weight's gradient.
@@ -96,13 +107,20 @@ class InputGradient {
   InputGradient(Input<Layout>& input, Arena& arena)
       : input_(input), of_(input.of), elements_(of_.size / Layout::kUnits) {
     if (of_.inputs <= 0) return;
+    if (input.projection) {
+      projected_ = std::make_unique<ProjectionGradient>(of_, input.projection->packed(), arena);
+      return;
+    }
     d_weight_ = arena.sums<Element<L>>(of_.inputs * elements_);
     d_features_ = arena.take<Lanes<L>>(of_.inputs);
   }
+  bool wants_elements() const { return of_.inputs > 0 && !projected_; }
   void begin(int64_t t) {
+    if (projected_) return;
     if (of_.inputs > 0) input_.read_features(t);
     for (int64_t i = 0; i < of_.inputs; ++i) d_features_[i] = Lanes<L>{};
   }
+  // Call this for every n if `wants_elements`.
   KRON_INLINE void operator()(const Element<L>& delta, int64_t n) {
     for (int64_t i = 0; i < of_.inputs; ++i) {
       const real* weight = of_.weight + i * C * of_.size;
@@ -114,6 +132,8 @@ class InputGradient {
     }
   }
   void end(int64_t t, const Element<L>* delta, WeightSums& sums) {
+    if constexpr (Layout::kUnits > 1)
+      if (projected_) return (*projected_)(t, input_.row(0, 0), delta);
     const int64_t width = C * of_.size;
     real* rows[Layout::kSequences];
     for (int l = 0; l < Layout::kSequences; ++l) {
@@ -129,6 +149,7 @@ class InputGradient {
     }
   }
   void finish(WeightSums& sums) const {
+    if (projected_) return projected_->finish(sums.features.data());
     for (int64_t i = 0; i < of_.inputs; ++i)
       add_units<Layout>(d_weight_ + i * elements_, of_.size, C, sums.features.data() + i * C * of_.size);
   }
@@ -139,4 +160,5 @@ class InputGradient {
   const int64_t elements_;
   Element<L>* d_weight_ = nullptr;
   Lanes<L>* d_features_ = nullptr;
+  std::unique_ptr<ProjectionGradient> projected_;
 };

@@ -195,7 +195,7 @@ constexpr double inverse_factorial(int j) { return j > 1 ? inverse_factorial(j -
 // Taylor series in |r| <= ln(2)/2, to the last digit and without cancellation near 0.
 template <int L>
 KRON_INLINE Lanes<L> exponential_less_one(Lanes<L> a) {
-  constexpr int kTerms = sizeof(real) == 4 ? 8 : 14;
+  constexpr int kTerms = sizeof(real) == 4 ? 7 : 14;
   constexpr int kMantissa = sizeof(real) == 4 ? 23 : 52, kBias = sizeof(real) == 4 ? 127 : 1023;
   const auto whole = convert<integer, L>(a * real(1.4426950408889634) + real(0.5));
   const Lanes<L> k = convert<real, L>(whole);
@@ -337,7 +337,7 @@ class Arena {
       const size_t skew = kLine * (5 * blocks_.size() % 61);
       return reinterpret_cast<T*>(map(bytes + skew) + skew);
     }
-    const size_t needed = (bytes / kLine + 1) * kLine;
+    const size_t needed = (bytes / kLine + 6) * kLine;
     if (needed > left_) free_ = map(left_ = 4 * kSmall);
     char* const array = free_;
     free_ += needed;

@@ -56,12 +56,20 @@ struct OfUnits {
   }
 };
 
+constexpr int kWide = OfUnits::kLanes;
+
 // Element n of an array of shape (C, units), the same for all sequences.
 template <class Layout>
 KRON_INLINE Element<Layout::kLanes> of_units(const real* array, int64_t units, int64_t n) {
   Element<Layout::kLanes> element;
   for (int c = 0; c < C; ++c) element.v[c] = Layout::of_units(array + c * units, n);
   return element;
+}
+
+// Brings the n-th part of an array, as large as an element, to the cache. The address need not be valid.
+template <int L>
+KRON_INLINE void fetch(const real* array, int64_t n) {
+  for (int c = 0; c < C; ++c) __builtin_prefetch(array + (n * C + c) * L);
 }
 
 // Adds sums over the sequences to `to`, of shape (parts, units).
@@ -71,7 +79,7 @@ void add_units(const Element<Layout::kLanes>* cells, int64_t units, int parts, d
     for (int64_t n = 0; n < units / Layout::kUnits; ++n) Layout::add_units(cells[n].v[c], n, to + c * units);
 }
 
-// One row of a tensor per sequence, read as elements; rows of units need no copy.
+// One row of a tensor per sequence, read as elements. Rows of units need no copy.
 template <class Layout>
 class Rows {
   static constexpr int L = Layout::kLanes;
@@ -79,21 +87,22 @@ class Rows {
 
  public:
   Rows(Arena& arena, int64_t units) : units_(units), cells_(kCopies ? arena.take<Element<L>>(units) : nullptr) {}
-  KRON_INLINE void read(const real* const* rows) {
+  // The row to be read next is `ahead` numbers further on.
+  KRON_INLINE void read(const real* const* rows, int64_t ahead) {
     if constexpr (kCopies)
       Layout::load(rows, units_, cells_);
     else
-      row_ = rows[0];
+      row_ = rows[0], next_ = row_ + ahead;
   }
   KRON_INLINE Element<L> operator[](int64_t n) const {
-    if constexpr (kCopies)
-      return cells_[n];
-    else
-      return of_units<Layout>(row_, units_, n);
+    if constexpr (kCopies) return cells_[n];
+    return of_units<Layout>(row_, units_, n);
   }
+  // Brings a part of the next row, as large as an element, to the cache.
+  KRON_INLINE void fetch_next(int64_t n) const { fetch<L>(next_, n); }
 
  private:
   const int64_t units_;
   Element<L>* const cells_;
-  const real* row_ = nullptr;
+  const real *row_ = nullptr, *next_ = nullptr;
 };

@@ -94,7 +94,6 @@ KRON_OUTLINE void store_vectors(const Element<L>* from, const Block& block, int6
 }
 
 // With L numbers of one vector in the lanes, real and imaginary parts are put apart, and together again.
-constexpr int kWide = OfUnits::kLanes;
 using Wide = Lanes<kWide>;
 template <int... I>
 KRON_INLINE Element<kWide> apart(Wide a, Wide b, std::integer_sequence<int, I...>) {

@@ -311,23 +311,64 @@ KRON_OUTLINE void butterflies(const Stage& stage, Tile<const Element<L>> x, Tile
     }
 }
 
+// Columns (a, i, s) of a stage one after the other, as offsets into x and y.
+struct Columns {
+  int64_t inner, width, x_outer, x_stride, y_outer, y_stride;
+  int64_t x = 0, y = 0, i = 0, s = 0;
+  KRON_INLINE void next() {
+    ++x, ++y;
+    if (++s < width) return;
+    s = 0;
+    x += x_stride - width, y += y_stride - width;
+    if (++i < inner) return;
+    i = 0;
+    x += x_outer - inner * x_stride, y += y_outer - inner * y_stride;
+  }
+};
+
+// R rows of the product for S columns.
+template <int L, int R, int S>
+KRON_INLINE void dense_block(const Coef* w, int64_t count, const Element<L>* const* in, int64_t x_step,
+                             Element<L>* const* out, int64_t y_step) {
+  Element<L> acc[R][S] = {};
+  for (int64_t q = 0; q < count; ++q) {
+    Element<L> value[S];
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) value[s] = in[s][q * x_step];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) mac(acc[r][s], splat<L>(w[q * R + r]), value[s]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) out[s][r * y_step] = acc[r][s];
+}
+
+// R rows of the product, from p0 on. Several columns at once keep enough sums in progress.
 template <int L, int R>
 KRON_OUTLINE void dense_rows(const Coef* w, int64_t p0, const Stage& stage, Tile<const Element<L>> x,
                              Tile<Element<L>> y, int64_t outer, int64_t inner, int64_t width) {
-  for (int64_t a = 0; a < outer; ++a)
-    for (int64_t i = 0; i < inner; ++i)
-      for (int64_t s = 0; s < width; ++s) {
-        const Element<L>* in = x.data + (a * stage.q * inner + i) * x.stride + s;
-        Element<L> acc[R] = {};
-        for (int64_t q = 0; q < stage.q; ++q) {
-          const Element<L> value = in[q * inner * x.stride];
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) mac(acc[r], splat<L>(w[q * R + r]), value);
-        }
-        Element<L>* out = y.data + ((a * stage.p + p0) * inner + i) * y.stride + s;
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) out[r * inner * y.stride] = acc[r];
-      }
+  constexpr int kColumns = C == 2 ? 1 : 3;
+  Columns at{inner, width, stage.q * inner * x.stride, x.stride, stage.p * inner * y.stride, y.stride};
+  const int64_t x_step = inner * x.stride, y_step = inner * y.stride;
+  const Element<L>* in[kColumns];
+  Element<L>* out[kColumns];
+  const auto take = [&](int s) {
+    in[s] = x.data + at.x;
+    out[s] = y.data + p0 * y_step + at.y;
+    at.next();
+  };
+  int64_t left = outer * inner * width;
+  for (; left >= kColumns; left -= kColumns) {
+    for (int s = 0; s < kColumns; ++s) take(s);
+    dense_block<L, R, kColumns>(w, stage.q, in, x_step, out, y_step);
+  }
+  for (; left > 0; --left) {
+    take(0);
+    dense_block<L, R, 1>(w, stage.q, in, x_step, out, y_step);
+  }
 }
 
 template <int L>

@@ -132,6 +132,13 @@ class History {
     return segment_ + (t - 1 - first) * elements_;
   }
 
+  // The memory that the state before step t is read from, as far as it is in one piece.
+  const real* place(int64_t t) const {
+    const int64_t width = call_.width();
+    if (!call_.kept) return call_.outputs + ((t - 1) * call_.batch + block_.begin) * width;
+    return reinterpret_cast<const real*>(kept_states<L>(call_, block_) + t / call_.every * elements_);
+  }
+
  private:
   const Element<L>* from_outputs(int64_t t) {
     Element<L>* slot = ring_[t & 1];
@@ -224,7 +231,7 @@ class Backward {
     const real* rows[Layout::kSequences];
     for (int l = 0; l < Layout::kSequences; ++l)
       rows[l] = call_.d_outputs + (t * call_.batch + block.begin + l) * call_.width();
-    outside_.read(rows);
+    outside_.read(rows, -call_.batch * call_.width());
   }
   void step(int64_t t, const Block& block, Pace& pace) {
     const int64_t size = size_;
@@ -233,6 +240,7 @@ class Backward {
     Element<L>*const gradient = gradient_, *const delta = delta_, *const d_input = d_input_;
     Element<L>*const d_bias = d_bias_, *const direct = direct_;
     const Rows<Layout>* const outside = call_.d_outputs ? &outside_ : nullptr;
+    const real* const earlier = history_.place(t - 1);
     if (outside) read_outside(t, block);
     if constexpr (!Cell::kFromOutput)
       step_.read(t, before, nullptr, [](int64_t, int64_t) {});
@@ -244,22 +252,29 @@ class Backward {
       for (int c = 0; is_cut && c < C; ++c) chosen.v[c] = live ? a.v[c] : b.v[c];
       return chosen;
     };
-    for (int64_t n = 0; n < size; ++n) {
-      Element<L> total[S];  // the gradient of the state after the step
-      for (int s = 0; s < S; ++s) total[s] = gradient[s * size + n];
-      if (outside) add(total[0], (*outside)[n]);
-      if (direct) add(total[0], direct[n]);
-      for (int c = 0; c < C; ++c) __builtin_prefetch(&before[n].v[c]);  // last used long ago
-      const auto d = Cell::template derivative<L>(step_, n, before, after, total);
-      if (direct) direct[n] = or_else(d.state[0], total[0]);
-      for (int s = 1; s < S; ++s) gradient[s * size + n] = or_else(d.state[s], total[s]);
-      for (int j = 0; j < Cell::kBiases; ++j) add(d_bias[j * size + n], or_else(d.bias[j], {}));
-      for (int k = 0; k < K; ++k) {
-        const int64_t at = k * size + n;
-        delta[at] = or_else(d.delta[k], {});
-        if (Cell::kSplits) d_input[at] = or_else(d.input[k], {});
-        inputs_(d_input[at], at);
+    for (int64_t first = 0; first < size; first += kChunk) {  // short loops, as in step.h
+      const int64_t end = std::min(first + kChunk, size);
+      for (int64_t n = first; n < end; ++n) {  // the gradient of the state after the step
+        if (outside) add(gradient[n], (*outside)[n]);
+        if (direct) add(gradient[n], direct[n]);
       }
+      for (int64_t n = first; n < end; ++n) {
+        if (outside) outside->fetch_next(n);
+        for (int s = 0; s < S; ++s) fetch<L>(earlier, s * size + n);
+        Element<L> total[S];
+        for (int s = 0; s < S; ++s) total[s] = gradient[s * size + n];
+        const auto d = Cell::template derivative<L>(step_, n, before, after, total);
+        if (direct) direct[n] = or_else(d.state[0], total[0]);
+        for (int s = 1; s < S; ++s) gradient[s * size + n] = or_else(d.state[s], total[s]);
+        for (int j = 0; j < Cell::kBiases; ++j) add(d_bias[j * size + n], or_else(d.bias[j], {}));
+        for (int k = 0; k < K; ++k) {
+          const int64_t at = k * size + n;
+          delta[at] = or_else(d.delta[k], {});
+          if (Cell::kSplits) d_input[at] = or_else(d.input[k], {});
+        }
+      }
+      for (int k = 0; inputs_.wants_elements() && k < K; ++k)
+        for (int64_t at = k * size + first; at < k * size + end; ++at) inputs_(d_input[at], at);
     }
     inputs_.end(t, d_input, sums_.weight);
     recurrent_.step(delta, before, gradient);

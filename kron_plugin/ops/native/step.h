@@ -9,6 +9,9 @@
 #include "call.h"
 #include "product.h"
 
+// Units that a cell works on at a time, so that what it makes of them stays in the first-level cache.
+constexpr int64_t kChunk = 16;
+
 // The gradients of a step at one unit: of the state before it, without the way through the products; of
 // W_k h; of u, if that is another one (`kSplits`); and of the bias.
 template <int L, class Cell>
@@ -53,7 +56,7 @@ class Step {
         input(c.input(K), arena),
         products_(products(c)),
         work_(arena, pointers(products_)),
-        recurrent_(K > 1 ? arena.take<Element<L>>(K * size) : nullptr) {}
+        parts_(K > 1 ? arena.take<Element<L>>(Cell::kParts * size) : nullptr) {}
 
   const Call& call;
   const int64_t size;  // elements of a part of the state
@@ -64,29 +67,30 @@ class Step {
     lengths.begin(block);
     input.begin(block);
   }
-  // Call this before `recurrent`, with the state before step t. A single product is written to `to`,
-  // several products to another buffer. finish(n, count) is called as soon as all products of units
-  // n..n+count-1 are ready.
+  // Call this before `part`, with the state before step t. A single product is written to `to`, several
+  // products to another buffer. finish(n, count) is called as soon as all is ready for the units
+  // n..n+count-1, a few at a time.
   template <class Finish>
   KRON_INLINE void read(int64_t t, const Element<L>* from, Element<L>* to, Finish finish) {
     input.read(t);
-    if (K == 1) recurrent_ = to;
-    for (int k = 0; k + 1 < K; ++k)
-      apply<L>(products_[k], from, recurrent_ + k * size, work_, [](int64_t, int64_t) {});
-    apply<L>(products_[K - 1], from, recurrent_ + (K - 1) * size, work_, finish);
+    if (K == 1) parts_ = to;
+    for (int k = 0; k < K; ++k)
+      apply<L>(products_[k], from, parts_ + k * size, work_, [&](int64_t first, int64_t count) {
+        if (k < K - 1) return;
+        for (int64_t n = first; n < first + count; n += kChunk) {
+          const int64_t some = std::min(kChunk, first + count - n);
+          for (int j = 0; j < K; ++j) complete(j, n, some);
+          Cell::template prepare<L>(*this, n, some, from);
+          finish(n, some);
+        }
+      });
   }
-  // (W_k h)[n]
-  KRON_INLINE Element<L> recurrent(int k, int64_t n) const {
-    return products_[k].template finished<Layout>(recurrent_[k * size + n], n);
-  }
+  // Element n of a part. Parts are the W_k h + u_k, or W_k h alone if the cell splits them, and then what the
+  // cell makes of them.
+  KRON_INLINE Lanes<L>& part(int k, int64_t n) { return parts_[k * size + n].v[0]; }
+  KRON_INLINE Lanes<L> part(int k, int64_t n) const { return parts_[k * size + n].v[0]; }
   // The k-th number of each unit in the bias
   KRON_INLINE Lanes<L> bias(int k, int64_t n) const { return Layout::of_units(call.bias + k * call.size, n); }
-  // (W_k h + u_k + b_k)[n], for a bias with one number per product and unit
-  KRON_INLINE Lanes<L> pre_activation(int k, int64_t n) const {
-    Element<L> z = recurrent(k, n);
-    input.add_to(z, k * size + n);
-    return z.v[0] + bias(k, n);
-  }
   // Computes the next state; in a lane that has ended, the state stays. It is not inlined, so that a state
   // computed again has the same bits: in two inlined copies the compiler may fuse different products into
   // multiply-adds.
@@ -104,6 +108,13 @@ class Step {
   }
 
  private:
+  // Short loops: a processor then begins several elements before the first is done.
+  KRON_INLINE void complete(int k, int64_t first, int64_t count) {
+    Element<L>* const product = parts_ + k * size;
+    for (int64_t n = first; n < first + count; ++n)
+      product[n] = products_[k].template finished<Layout>(product[n], n);
+    for (int64_t n = first; !Cell::kSplits && n < first + count; ++n) input.add_to(product[n], k * size + n);
+  }
   static std::vector<Product> products(const Call& call) {
     std::vector<Product> all;
     for (const ProductFactors& of : product_factors(call, K))
@@ -119,5 +130,5 @@ class Step {
 
   const std::vector<Product> products_;
   Workspace<L> work_;
-  Element<L>* recurrent_;  // W_k h, not yet finished
+  Element<L>* parts_;
 };

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .. import checks
 from ..backends import compute_type
-from ..inputs import prepared
+from ..inputs import MAX_FEATURES, prepared
+from ..kron.flat import Layout
 from ..operators import needs_backward, register, register_backward
 from .arguments import GRADIENTS, Arguments
 from .cell import Cell
@@ -26,6 +27,7 @@ def define(
     backward: Callable,
     threads: Callable[[], int] = lambda: 1,
     empty: Callable[..., Tensor] = Tensor.new_empty,
+    most_features: Callable[[Layout, int], int] = lambda layout, width: MAX_FEATURES,
 ) -> Callable:
     """The recurrence of a cell, made from the two functions of a backend.
 
@@ -37,6 +39,7 @@ def define(
             -> None
         threads: called once per call, so that both passes share out the batch alike.
         empty: makes the large results, like `Tensor.new_empty`.
+        most_features: how many features, each with so many weights, it projects faster than torch.
     """
 
     def fill(arguments: Arguments, outputs: Tensor, kept: Tensor, *last: Tensor) -> None:
@@ -50,7 +53,7 @@ def define(
     def _forward(*given) -> Tuple[Tensor, ...]:
         arguments = Arguments(*given[:-2])
         arguments.check(cell)
-        results = _allocate(cell, arguments, *given[-2:], empty)
+        results = _allocate(cell, arguments, *given[-2:], empty=empty)
         fill(arguments, *results)
         return results
 
@@ -103,7 +106,8 @@ def define(
     def run(
         x, numbers, layout, bias, state, lengths, weight, activation, need_output, checkpoint_every
     ):
-        x, weight = prepared(x, weight, lengths)
+        most = 0 if weight is None else most_features(layout, weight.shape[1])
+        x, weight = prepared(x, weight, lengths, most)
         numbers = numbers.to(compute_type(state[0].dtype))
         tensors = (x, numbers, bias, _stacked(state), weight)
         settings = (lengths, *layout, activation, checkpoint_every, threads())

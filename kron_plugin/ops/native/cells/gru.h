@@ -15,44 +15,46 @@
 static_assert(C == 1, "the GRU is real");
 
 struct Cell {
-  static constexpr int kStates = 1, kProducts = 3, kBiases = 4;
+  static constexpr int kStates = 1, kProducts = 3, kBiases = 4, kParts = 4;
   static constexpr bool kFromOutput = false, kIsDirect = true, kSplits = true;
 
   static int bias_parts(const Call&) { return 1; }
 
+  // The parts are r, z, v and n.
   template <int L, class Step>
-  KRON_INLINE static void step(const Step& at, int64_t n, const Element<L>* from, Element<L>* to) {
-    const Gates<L> gate = gates<L>(at, n);
-    to[n].v[0] = (1 - gate.z) * gate.n + gate.z * from[n].v[0];
+  KRON_INLINE static void prepare(Step& at, int64_t first, int64_t count, const Element<L>*) {
+    const auto u = [&](int k, int64_t i) {
+      Element<L> sum = {};
+      at.input.add_to(sum, k * at.size + i);
+      return sum.v[0] + at.bias(k, i);
+    };
+    for (int k = 0; k < 2; ++k)
+      for (int64_t i = first; i < first + count; ++i) at.part(k, i) = sigmoid<L>(at.part(k, i) + u(k, i));
+    for (int64_t i = first; i < first + count; ++i) {
+      at.part(2, i) += at.bias(3, i);
+      at.part(3, i) = hyperbolic_tangent<L>(u(2, i) + at.part(0, i) * at.part(2, i));
+    }
   }
 
   template <int L, class Step>
-  KRON_INLINE static Derivative<L, Cell> derivative(const Step& at, int64_t n, const Element<L>* from,
+  KRON_INLINE static void step(const Step& at, int64_t i, const Element<L>* from, Element<L>* to) {
+    const Lanes<L> z = at.part(1, i), n = at.part(3, i);
+    to[i].v[0] = (1 - z) * n + z * from[i].v[0];
+  }
+
+  template <int L, class Step>
+  KRON_INLINE static Derivative<L, Cell> derivative(const Step& at, int64_t i, const Element<L>* from,
                                                     const Element<L>*, const Element<L>* total) {
-    const Gates<L> gate = gates<L>(at, n);
-    const Lanes<L> gamma = total[0].v[0], d_n = gamma * (1 - gate.z) * (1 - gate.n * gate.n);
+    const Lanes<L> r = at.part(0, i), z = at.part(1, i), v = at.part(2, i), n = at.part(3, i);
+    const Lanes<L> gamma = total[0].v[0], d_n = gamma * (1 - z) * (1 - n * n);
     Derivative<L, Cell> d = {};
-    d.state[0].v[0] = gamma * gate.z;
-    d.delta[0].v[0] = d_n * gate.v * gate.r * (1 - gate.r);
-    d.delta[1].v[0] = gamma * (from[n].v[0] - gate.n) * gate.z * (1 - gate.z);
-    d.delta[2].v[0] = d_n * gate.r;
+    d.state[0].v[0] = gamma * z;
+    d.delta[0].v[0] = d_n * v * r * (1 - r);
+    d.delta[1].v[0] = gamma * (from[i].v[0] - n) * z * (1 - z);
+    d.delta[2].v[0] = d_n * r;
     for (int k = 0; k < kProducts; ++k) d.input[k] = d.bias[k] = d.delta[k];
     d.input[2].v[0] = d.bias[2].v[0] = d_n;
     d.bias[3] = d.delta[2];
     return d;
-  }
-
- private:
-  template <int L>
-  struct Gates {
-    Lanes<L> r, z, v, n;
-  };
-  template <int L, class Step>
-  KRON_INLINE static Gates<L> gates(const Step& at, int64_t n) {
-        const Lanes<L> r = sigmoid<L>(at.pre_activation(0, n)), z = sigmoid<L>(at.pre_activation(1, n));
-    const Lanes<L> v = at.recurrent(2, n).v[0] + at.bias(3, n);
-    Element<L> u = {};
-    at.input.add_to(u, 2 * at.size + n);
-    return {r, z, v, hyperbolic_tangent<L>(u.v[0] + at.bias(2, n) + r * v)};
   }
 };

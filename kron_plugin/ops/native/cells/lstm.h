@@ -14,49 +14,45 @@
 static_assert(C == 1, "the LSTM is real");
 
 struct Cell {
-  static constexpr int kStates = 2, kProducts = 4, kBiases = 4;
+  static constexpr int kStates = 2, kProducts = 4, kBiases = 4, kParts = 5;
   static constexpr bool kFromOutput = false, kIsDirect = false, kSplits = false;
 
   static int bias_parts(const Call&) { return 1; }
 
-  // `from` and `to` are h and then c, N elements each.
+  // The parts are i, f, g, o and tanh(c_t). `from` and `to` are h and then c, N elements each.
+  template <int L, class Step>
+  KRON_INLINE static void prepare(Step& at, int64_t first, int64_t count, const Element<L>* from) {
+    for (int k = 0; k < kProducts; ++k)
+      for (int64_t n = first; n < first + count; ++n) {
+        const Lanes<L> z = at.part(k, n) + at.bias(k, n);
+        at.part(k, n) = k == 2 ? hyperbolic_tangent<L>(z) : sigmoid<L>(z);
+      }
+    for (int64_t n = first; n < first + count; ++n) at.part(4, n) = hyperbolic_tangent<L>(memory<L>(at, n, from));
+  }
+
   template <int L, class Step>
   KRON_INLINE static void step(const Step& at, int64_t n, const Element<L>* from, Element<L>* to) {
-    const int64_t size = at.size;
-    const Gates<L> gate = gates<L>(at, n);
-    const Lanes<L> c = gate.f * from[size + n].v[0] + gate.i * gate.g;
-    to[n].v[0] = gate.o * hyperbolic_tangent<L>(c);
-    to[size + n].v[0] = c;
+    to[n].v[0] = at.part(3, n) * at.part(4, n);
+    to[at.size + n].v[0] = memory<L>(at, n, from);
   }
 
   template <int L, class Step>
   KRON_INLINE static Derivative<L, Cell> derivative(const Step& at, int64_t n, const Element<L>* from,
                                                     const Element<L>*, const Element<L>* total) {
+    const Lanes<L> i = at.part(0, n), f = at.part(1, n), g = at.part(2, n), o = at.part(3, n), a = at.part(4, n);
+    const Lanes<L> gamma = total[0].v[0], d_c = total[1].v[0] + gamma * o * (1 - a * a);
+    const Lanes<L> deltas[] = {d_c * g * i * (1 - i), d_c * from[at.size + n].v[0] * f * (1 - f),
+                               d_c * i * (1 - g * g), gamma * a * o * (1 - o)};
     Derivative<L, Cell> d = {};
-    d.state[1] = total[1];
-    const Gates<L> delta =
-        backward<L>(gates<L>(at, n), from[at.size + n].v[0], total[0].v[0], d.state[1].v[0]);
-    const Lanes<L> deltas[] = {delta.i, delta.f, delta.g, delta.o};
+    d.state[1].v[0] = d_c * f;
     for (int k = 0; k < kProducts; ++k) d.delta[k].v[0] = d.bias[k].v[0] = deltas[k];
     return d;
   }
 
  private:
-  template <int L>
-  struct Gates {
-    Lanes<L> i, f, g, o;
-  };
-  template <int L>
-  KRON_INLINE static Gates<L> backward(const Gates<L>& gate, Lanes<L> before, Lanes<L> gamma, Lanes<L>& d_c) {
-    const Lanes<L> a = hyperbolic_tangent<L>(gate.f * before + gate.i * gate.g);
-    const Lanes<L> dc = d_c + gamma * gate.o * (1 - a * a);
-    d_c = dc * gate.f;
-    return {dc * gate.g * gate.i * (1 - gate.i), dc * before * gate.f * (1 - gate.f),
-            dc * gate.i * (1 - gate.g * gate.g), gamma * a * gate.o * (1 - gate.o)};
-  }
+  // c_t
   template <int L, class Step>
-  KRON_INLINE static Gates<L> gates(const Step& at, int64_t n) {
-    return {sigmoid<L>(at.pre_activation(0, n)), sigmoid<L>(at.pre_activation(1, n)),
-            hyperbolic_tangent<L>(at.pre_activation(2, n)), sigmoid<L>(at.pre_activation(3, n))};
+  KRON_INLINE static Lanes<L> memory(const Step& at, int64_t n, const Element<L>* from) {
+    return at.part(1, n) * from[at.size + n].v[0] + at.part(0, n) * at.part(2, n);
   }
 };

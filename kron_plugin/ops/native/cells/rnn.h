@@ -95,7 +95,7 @@ KRON_INLINE auto with_activation(const Call& call, Use use) {
 }
 
 struct Cell {
-  static constexpr int kStates = 1, kProducts = 1, kBiases = 1;
+  static constexpr int kStates = 1, kProducts = 1, kBiases = 1, kParts = 1;
   static constexpr bool kFromOutput = true, kIsDirect = false, kSplits = false;
 
   // Numbers in an entry of the bias.
@@ -104,9 +104,11 @@ struct Cell {
   }
 
   template <int L, class Step>
+  KRON_INLINE static void prepare(Step&, int64_t, int64_t, const Element<L>*) {}
+
+  template <int L, class Step>
   KRON_INLINE static void step(const Step& at, int64_t n, const Element<L>*, Element<L>* h) {
-    Element<L> z = at.recurrent(0, n);
-    at.input.add_to(z, n);
+    Element<L> z = h[n];
     with_activation(at.call, [&](auto sigma) { sigma.template activate<L>(z, bias_of<L>(at, sigma, n)); });
     h[n] = z;
   }
