@@ -6,7 +6,7 @@ import torch
 from peers import Candidate, Case, Row
 from timing import bandwidth, peak_multiply_adds
 
-from kron_plugin.ops.inputs import MAX_FEATURES
+from kron_plugin.ops.recurrence.cpu import most_features
 
 
 class Work(NamedTuple):
@@ -39,9 +39,9 @@ def layer_work(row: Row, layer: Any, backward: bool) -> Work:
     Backwards a product is W^H delta, then the gradients of the factors, which cost as much
     (native/recurrence.cpp). The products forward are computed again in cells that are not
     `from_output`, and in segments of several steps. Outputs are written; the other parts of the
-    state too, for the backward pass, which reads all parts and the gradient of the outputs. Many
-    features are projected by one matrix product, before the steps: u is written and read, and
-    backwards its gradient.
+    state too, for the backward pass, which reads all parts and the gradient of the outputs. Where
+    the kernel does not project the features itself, one matrix product does, before the steps: u
+    is written and read, and backwards its gradient.
     """
     inner = layer.layers[0]
     cell, every, parts = inner.recurrence.cell, inner.checkpoint_every, 1 + inner.complex
@@ -50,7 +50,8 @@ def layer_work(row: Row, layer: Any, backward: bool) -> Work:
     projection = 0 if row.form == "tokens" else cell.products * elements * parts * row.inputs
     x = row.batch * row.steps * (8 if row.form == "tokens" else 4 * row.inputs)
     states = 4 * elements * parts
-    u = cell.products * states if projection and row.inputs > MAX_FEATURES else 0
+    most = most_features(inner.layout, cell.products * inner.output_size)
+    u = cell.products * states if projection and row.inputs > most else 0
     if not backward:
         return Work(product + projection, x + u, states + u)
     again = 1 - 1 / every + (not cell.from_output)

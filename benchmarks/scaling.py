@@ -3,9 +3,9 @@
     python benchmarks/scaling.py [--plot FILE.png] [--json FILE] [--rounds N]
 
 Forward and backward, float32, one feature a step. A model on paper tells what more threads would
-give than are measured: a serial part, and the blocks of lanes that the busiest thread gets. Its two
-numbers follow from the times on one and two threads; how long a narrow block takes is measured. It
-takes for granted that the memory keeps up with all threads.
+give than are measured: a serial part, and the sequences of the busiest thread, which take equal
+times (native/layout.h). Its two numbers follow from the times on one and two threads. It takes for
+granted that the memory keeps up with all threads.
 """
 
 import argparse
@@ -26,7 +26,6 @@ KRUS = {  # by panel: B, T and N of each point
     "T": [(20, steps, 128) for steps in (10, 20, 50, 100, 200, 500, 1000)],
 }
 ON_THREADS = [(20, 1000, 128), (128, 100, 512)]
-LANES = (4, 8, 16)  # the widths of blocks
 THREADS = (1, 2, 4, 8, 16, 32)
 
 
@@ -53,47 +52,19 @@ def points(panel: str, threads: int, rounds: int) -> List[Dict[str, Any]]:
     return rows
 
 
-def blocks(batch: int, threads: int) -> List[int]:
-    """The lanes of each block: `partition` of kron_plugin/ops/native/blocks.h for AVX-512."""
-    width = LANES[-1]
-    while width > LANES[0] and math.ceil(batch / width) < threads:
-        width //= 2
-    lanes = []
-    while batch > 0:
-        while width > batch:
-            width = width // 2 if width > LANES[0] else 1
-        lanes.append(width)
-        batch -= width
-    return lanes
-
-
-def busiest(batch: int, threads: int, cost: Dict[int, float]) -> float:
-    """The cost of the blocks of the thread that has most to do."""
-    dealt = blocks(batch, threads)
-    return max(sum(cost[lanes] for lanes in dealt[i::threads]) for i in range(threads))
-
-
 def on_threads(of: Tuple[int, int, int], rounds: int) -> List[Dict[str, Any]]:
     """Milliseconds on each number of threads, by the model, and measured on one and two."""
     batch, steps, size = of
-    runs = {f"{n} lanes": kru(n, steps, size, 1) for n in LANES}
-    runs.update({f"{n} threads": kru(*of, n) for n in (1, 2)})
-    seconds = interleave(runs, rounds)
-    cost = {n: seconds[f"{n} lanes"] / seconds[f"{LANES[-1]} lanes"] for n in LANES}
-    cost[1] = cost[LANES[0]]
-    measured = {n: seconds[f"{n} threads"] for n in (1, 2)}
-    one, two = (busiest(batch, n, cost) for n in (1, 2))
-    block = min(max(0, (measured[1] - measured[2]) / (one - two)), measured[1] / one)
-    serial = measured[1] - block * one
+    seconds = interleave({str(n): kru(*of, n) for n in (1, 2)}, rounds)
+    measured = {int(n): time for n, time in seconds.items()}
+    one, two = batch, math.ceil(batch / 2)
+    sequence = min(max(0, (measured[1] - measured[2]) / (one - two)), measured[1] / one)
+    serial = measured[1] - sequence * one
     rows = []
     for n in THREADS:
-        shares = busiest(batch, n, cost)
         row = {"panel": "threads", "B": batch, "T": steps, "N": size, "threads": n}
-        model = {
-            "serial_ms": 1000 * serial,
-            "blocks": shares,
-            "ms": 1000 * (serial + block * shares),
-        }
+        seconds_by_model = serial + sequence * math.ceil(batch / n)
+        model = {"serial_ms": 1000 * serial, "ms": 1000 * seconds_by_model}
         rows.append({**row, **model, "measured_ms": 1000 * measured[n] if n in measured else None})
     return rows
 

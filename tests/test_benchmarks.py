@@ -11,7 +11,6 @@ import scaling
 import torch
 
 from kron_plugin.modules import KRU, KRULSTM
-from kron_plugin.ops.native import compile as compiling
 
 from .conftest import ROOT, run
 
@@ -23,8 +22,6 @@ LIBRARIES = {"linear_operator(512)", "pyfastkron(512)"}  # they need not be inst
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row(name):
     row = ROWS[name]
-    if row.form == "step" and not hasattr(KRU, "stream"):
-        pytest.skip("KRU has no stream")
     records = recurrence.measure(peers.tiny(row), rounds=1)
     names = {candidate.name for candidate in row.candidates}
     for direction in ("forward",) if row.form == "step" else recurrence.DIRECTIONS:
@@ -86,22 +83,14 @@ def test_work_of_a_kru_lstm():
     assert work.written == 2 * states + 2 * u
 
 
-def test_blocks_are_those_of_the_kernel(tmp_path):
-    source = tmp_path / "blocks.cpp"
-    header = compiling.HEADERS[0].with_name("blocks.h")
-    source.write_text(
-        f"""#include "{header}"
-        extern "C" int lanes(int batch, int threads, int block) {{
-          const auto blocks = partition(batch, threads);
-          return block < int(blocks.size()) ? blocks[block].lanes : 0;
-        }}"""
-    )
-    library = compiling.load(source, [], ["KRON_REAL=float", "KRON_COMPLEX=1"])
-    for batch in (1, 3, 4, 7, 8, 20, 33, 128):
-        for threads in (1, 2, 8, 32):
-            blocks = scaling.blocks(batch, threads)
-            assert blocks == [library.lanes(batch, threads, i) for i in range(len(blocks))]
-            assert sum(blocks) == batch
+def test_the_model_of_threads(monkeypatch):
+    """Ten milliseconds and two for each sequence: it finds both, and deals out whole sequences."""
+    times = {"1": 0.010 + 0.002 * 20, "2": 0.010 + 0.002 * 10}
+    monkeypatch.setattr(scaling, "interleave", lambda runs, rounds: times)
+    rows = {row["threads"]: row for row in scaling.on_threads((20, 2, 16), 1)}
+    assert rows[1]["serial_ms"] == pytest.approx(10)
+    assert rows[8]["ms"] == pytest.approx(10 + 2 * 3)
+    assert rows[32]["ms"] == pytest.approx(10 + 2)
 
 
 def test_the_picture_of_scaling(tmp_path, monkeypatch):

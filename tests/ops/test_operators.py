@@ -196,7 +196,7 @@ CALLS = """if True:
         ctypes.CDLL(None).arm()
         for case, results in zip(cases, expected, strict=True):
             assert equal(run(case, "cpu", checkpoint_every=every), results)
-    case = random_case(KRU, [(2, 2)] * 13, 64, 2, "tokens", dtype=torch.float32)
+    case = random_case(KRU, [(2, 2)] * 9 + [(16, 16)], 64, 2, "tokens", dtype=torch.float32)
     run(case, "cpu", need_output=False)
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 20 * 2**20,) * 2)

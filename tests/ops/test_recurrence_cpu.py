@@ -45,6 +45,33 @@ def test_any_number_of_threads(kind, batch, threads, monkeypatch):
     assert worst_error(run(case, "cpu"), expected) < 1e-11
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("inputs", [2, 3, 10])
+@pytest.mark.parametrize("steps", [1, 7, 8, 17])
+@cells
+def test_features_are_projected_several_steps_at_a_time(kind, steps, inputs, dtype):
+    """With lanes of units, for 2x2 factors, eight steps at a time."""
+    case = random_case(KINDS[kind], SHAPES["2x2s"], 3, steps, "features", True, dtype, inputs)
+    bound = 1e-11 if dtype == torch.float64 else 1e-4
+    assert worst_error(run(case, "cpu"), run(case, "reference")) < bound
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(
+    "entries", [[[1, 1], [1, 1.001]], [[0.01, 1], [1, 0.01]], [[1, 1], [0, 0]]]
+)
+@cells
+def test_factors_that_lanes_of_units_do_not_suit(kind, entries, every):
+    """Ill-conditioned ones need another way back, from states kept in lanes of units. Those with
+    a swap are none of them. A singular one without pivots needs lanes of sequences."""
+    case = random_case(KINDS[kind], SHAPES["2x2s"], batch=5, steps=7, inputs=3)
+    for product in case.factors:
+        with torch.no_grad():
+            product[-2].copy_(torch.tensor(entries, dtype=product[-2].dtype))
+    options = {"need_output": False, "checkpoint_every": every}
+    assert worst_error(run(case, "cpu", **options), run(case, "reference", **options)) < 1e-10
+
+
 @pytest.mark.parametrize("threads", ["0", "-3", "many", "1025", str(2**64 - 1)])
 def test_a_wrong_number_of_threads_is_named(threads, monkeypatch):
     monkeypatch.setenv("KRON_NUM_THREADS", threads)

@@ -53,7 +53,8 @@ def define(
     def _forward(*given) -> Tuple[Tensor, ...]:
         arguments = Arguments(*given[:-2])
         arguments.check(cell)
-        results = _allocate(cell, arguments, *given[-2:], empty=empty)
+        need_output, keep = given[-2:]
+        results = _allocate(cell, arguments, need_output, keep, empty)
         fill(arguments, *results)
         return results
 
