@@ -139,11 +139,11 @@ void load_batch(const real* from, const Block& block, int64_t units, Element<Lay
   for (int l = 0; l < Layout::kSequences; ++l) rows[l] = from + (block.begin + l) * C * units;
   Layout::load(rows, units, cells);
 }
-template <class Layout, Store how = Store::kPlain>
+template <class Layout>
 void store_batch(const Element<Layout::kLanes>* cells, const Block& block, int64_t units, real* to) {
   real* rows[Layout::kSequences];
   for (int l = 0; l < Layout::kSequences; ++l) rows[l] = to + (block.begin + l) * C * units;
-  Layout::template store<how>(cells, units, rows);
+  Layout::template store<Store::kPlain>(cells, units, rows);
 }
 
 // How many steps of each sequence of the block count; all if `lengths` is null.

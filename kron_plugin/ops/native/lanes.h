@@ -15,10 +15,6 @@
 #include <utility>
 #include <vector>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 // Libraries of several types are loaded side by side. None may take another's symbols, so only entries are
 // visible.
 #pragma GCC visibility push(hidden)
@@ -60,24 +56,6 @@ KRON_INLINE Lanes<L> get(const real* from) {
 template <int L>
 KRON_INLINE void put(real* to, Lanes<L> v) {
   __builtin_memcpy(to, &v, sizeof(v));
-}
-// A store of a whole line that leaves the cache as it is, where the processor has one and the address fits.
-// `finish_stores` makes such stores visible to other threads.
-template <int L>
-KRON_INLINE void put_past_cache(real* to, Lanes<L> v) {
-#ifdef __AVX512F__
-  if (sizeof(v) == 64 && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
-    __m512i line;
-    __builtin_memcpy(&line, &v, sizeof(v));
-    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
-  }
-#endif
-  put<L>(to, v);
-}
-inline void finish_stores() {
-#ifdef __AVX512F__
-  _mm_sfence();
-#endif
 }
 template <int L>
 KRON_INLINE Lanes<L> splat(real a) {

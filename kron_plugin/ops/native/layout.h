@@ -9,8 +9,8 @@
 
 #include "lanes.h"
 
-// How a row is stored. `kStream` goes past the cache, which is faster for large arrays that are read much later.
-enum class Store { kPlain, kAdd, kStream };
+// How a row is stored: over what is there, or added to it.
+enum class Store { kPlain, kAdd };
 
 template <int N>
 struct OfSequences {
@@ -49,9 +49,7 @@ struct OfUnits {
     for (int c = 0; c < C; ++c)
       for (int64_t n = 0; n < units / kLanes; ++n) {
         real* to = rows[0] + c * units + n * kLanes;
-        if (how == Store::kAdd) put<kLanes>(to, get<kLanes>(to) + cells[n].v[c]);
-        if (how == Store::kPlain) put<kLanes>(to, cells[n].v[c]);
-        if (how == Store::kStream) put_past_cache<kLanes>(to, cells[n].v[c]);
+        put<kLanes>(to, how == Store::kAdd ? get<kLanes>(to) + cells[n].v[c] : cells[n].v[c]);
       }
   }
 };

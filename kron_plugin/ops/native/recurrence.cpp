@@ -82,11 +82,9 @@ class Forward {
       step_(t, state, next);
       state = next;
       if (call_.outputs)
-        store_batch<Layout, Store::kStream>(state, block, call_.size,
-                                            call_.outputs + t * call_.batch * call_.width());
+        store_batch<Layout>(state, block, call_.size, call_.outputs + t * call_.batch * call_.width());
     }
     store_state<Layout>(state, call_, block, call_.last);
-    finish_stores();
   }
 
  private:
