@@ -1,6 +1,7 @@
 """The CPU kernels built by compilers other than g++, and on another processor."""
 
 import shutil
+from functools import partial
 from math import prod
 
 import pytest
@@ -45,8 +46,12 @@ WIDTHS = 15  # sequences: one block of each number of lanes of float64, 8, 4, 2 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
-    ("kind", "name"), [("kru", "mixed"), ("kru", "tall first"), ("lstm", "mixed"), ("gru", "mixed")]
-)
+    ("kind", "name"),
+    [
+        ("kru", "mixed"), ("kru", "tall first"), ("kru", "2x2s"), ("lstm", "mixed"),
+        ("lstm", "2x2s"), ("gru", "mixed"), ("gru", "2x2s"),
+    ],
+)  # fmt: skip
 def test_equals_the_reference(kind, name):
     case = random_case(KINDS[kind], SHAPES[name], WIDTHS, 5, "features", True)
     results = run(case, "cpu")
@@ -55,12 +60,11 @@ def test_equals_the_reference(kind, name):
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-@pytest.mark.parametrize("name", ["mixed", "tall first"])
-def test_the_product_equals_the_reference(name, dtype):
-    factors = [torch.randn(size, dtype=dtype, requires_grad=True) for size in SHAPES[name]]
-    n = prod([w.shape[1] for w in factors])
-    x = torch.randn(WIDTHS, n, dtype=dtype, requires_grad=True)
+@pytest.mark.parametrize("name", ["mixed", "tall first", "2x2s"])
+def test_the_product_equals_the_reference(name):
+    new = partial(torch.randn, dtype=torch.complex128, requires_grad=True)
+    factors = [new(size) for size in SHAPES[name]]
+    x = new(WIDTHS, prod([w.shape[1] for w in factors]))
     results = {}
     for backend in ("cpu", "reference"):
         y = kron_matmul(x, factors, backend=backend)
