@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from .conftest import PACKAGE
 
-# Every run has the same few examples. `ends_well` limits the processor time that each takes on its thread.
+# Every run has the same few examples. `ends_well` limits the processor time of each.
 fuzzed = settings(
     derandomize=True,
     max_examples=40,
