@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from kron_plugin.ops import available_backends, kron_lstm
+from kron_plugin.ops.inputs import MAX_FEATURES
 from kron_plugin.ops.kron import solve
+from kron_plugin.ops.kron.flat import Layout
+from kron_plugin.ops.recurrence.cpu import MOST_WEIGHTS, most_features
 
 from .recurrence_cases import (
     KINDS,
@@ -54,6 +57,14 @@ def test_features_are_projected_several_steps_at_a_time(kind, steps, inputs, dty
     case = random_case(KINDS[kind], SHAPES["2x2s"], 3, steps, "features", True, dtype, inputs)
     bound = 1e-11 if dtype == torch.float64 else 1e-4
     assert worst_error(run(case, "cpu"), run(case, "reference")) < bound
+
+
+def test_torch_projects_features_where_it_is_faster():
+    """Lanes of units need a factor above the four lowest."""
+    for count, most in (4, MAX_FEATURES), (5, MOST_WEIGHTS // 64):
+        layout = Layout((2,) * (2 * count), (count,), True)
+        assert most_features(layout, 2 << count) == most
+    assert most_features(Layout((2, 2, 16, 16), (2,), True), 64) == MAX_FEATURES
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -8,6 +8,7 @@ any time (MADV_FREE), so waiting costs no other program its memory.
 import ctypes
 import mmap
 import weakref
+from contextlib import suppress
 from math import prod
 from typing import List, Optional, Sequence
 
@@ -34,9 +35,11 @@ def empty(like: Tensor, shape: Sequence[int], dtype: Optional[torch.dtype] = Non
 
 
 def _block(size: int) -> mmap.mmap:
-    fitting = [i for i, block in enumerate(_waiting) if size <= len(block) <= SLACK * size]
-    if fitting:
-        return _waiting.pop(fitting[-1])
+    for block in _waiting[::-1]:
+        if size <= len(block) <= SLACK * size:
+            with suppress(ValueError):  # another thread has just taken it
+                _waiting.remove(block)
+                return block
     block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # page faults of 4 KiB each take as long as to zero them
         block.madvise(mmap.MADV_HUGEPAGE)

@@ -47,7 +47,8 @@ def obstacle(cell: Cell) -> Callable[[Problem], Optional[str]]:
 
 def most_features(layout: Layout, width: int) -> int:
     """The most features, each with `width` weights, that it projects faster than torch does."""
-    of_units = all(shapes[-8:] == (2,) * 8 for shapes in layout.products)  # see native/layout.h
+    ends = [shapes[2:][-8:] for shapes in layout.products]  # below the first factor
+    of_units = all(end == (2,) * 8 for end in ends)  # as can_hold_units of native/product.h
     return max(MAX_FEATURES, MOST_WEIGHTS // width) if of_units else MAX_FEATURES
 
 
