@@ -162,6 +162,7 @@ def build_what_fits(load_models: Callable) -> Callable:
                 complete_options(state["cfg"])
                 if task is None:
                     task = tasks.setup_task(state["cfg"].task, from_checkpoint=True)
+                    task.load_state_dict(state.get("task_state", {}))  # its symbols, if it has some
                 require_fitting(state, task)
                 loaded, cfg, task = load_models([path], None, task, strict, state=state)
             models += loaded

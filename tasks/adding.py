@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
+import torch
 from fairseq.tasks import register_task
 from torch import Tensor
 from torch.nn import functional as F
@@ -50,6 +51,21 @@ class AddingTask(SequenceTask):
         marked = [rng.integers(steps // 2), rng.integers(steps // 2, steps)]
         source[marked, 1] = 1
         return source, source[marked, 0].sum(keepdims=True)
+
+    def encode(
+        self,
+        example: Any,  # numbers from 0 to 1 and their markers, shape (T,) each
+    ) -> Tensor:  # shape: (T, 2)
+        """A pair of numbers and markers, 1 where a number counts and 0 elsewhere."""
+        numbers, markers = (torch.as_tensor(np.asarray(row)).float() for row in example)
+        return torch.stack([numbers, markers], dim=-1)
+
+    def decode(
+        self,
+        output: Tensor,  # shape: (1,)
+    ) -> float:
+        """The sum of the marked numbers."""
+        return output.item()
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         target = sample["target"].float()

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from kron_plugin.checks import SPLITS, require, require_positive, require_seed, require_split
-from kron_plugin.models.options import ModelSpec
 
 
 class Metric(NamedTuple):
@@ -48,8 +47,9 @@ class Loss:
 class SequenceTask(FairseqTask):
     """Base of the tasks in this folder, and of a task of your own.
 
-    A subclass needs `spec`, `load_dataset`, `compute_loss`, `metrics` and `baseline`; the rest is
-    for `kron-eval report`.
+    A subclass needs `spec`, `load_dataset`, `compute_loss`, `metrics` and `baseline`, and with data
+    `read_data`. `encode` and `decode` are for `kron_plugin.load`; the rest is for `kron-eval
+    report`.
 
     spec: the model that the task needs.
     title: the heading of the task's section in the report; by default its registered name.
@@ -57,13 +57,25 @@ class SequenceTask(FairseqTask):
     learning_curves: whether the report has a picture of the learning curves.
     """
 
-    spec: ModelSpec
+    spec: Any  # a ModelSpec; a subclass may compute it
     title: str = ""
     larger_is_better: bool = False
     learning_curves: bool = False
 
     def __init__(self, cfg: Any, **kwargs: Any) -> None:
         super().__init__(_plain(cfg), **kwargs)
+
+    @classmethod
+    def setup_task(cls, cfg: Any, **kwargs: Any) -> "SequenceTask":
+        """The task; for training, with its data, so that faulty ones are named before all else."""
+        task = super().setup_task(cfg, **kwargs)
+        if not kwargs.get("from_checkpoint"):
+            task.read_data()
+        return task
+
+    def read_data(self) -> None:
+        """Read the data, if the task has some. `__init__` should not: a trained model is used
+        without them."""
 
     @staticmethod
     def setting(options: Dict[str, Any]) -> str:
@@ -74,6 +86,19 @@ class SequenceTask(FairseqTask):
                 Options that are None are absent. A data folder is the last part of its path.
         """
         return options["_name"]
+
+    def encode(self, example: Any) -> Tensor:  # shape: (T, input_size), or (T,) of integers
+        """An example of the world as the input of a model, for `kron_plugin.load`; by default it
+        is one already.
+
+        Raises:
+            ValueError: it is not an example of this task.
+        """
+        return torch.as_tensor(example)
+
+    def decode(self, output: Tensor) -> Any:  # shape: (T, output_size), or (output_size,)
+        """What a model's output for one example says; by default the output itself."""
+        return output
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         """The loss of a model's output for one batch."""

@@ -8,6 +8,7 @@ on the model alone.
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil, log
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Union
@@ -26,7 +27,7 @@ from kron_plugin.models.options import ModelSpec
 from kron_plugin.modules.layer import State
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask
-from .text import VOCAB_TYPES, load_text, load_tokenizer
+from .text import VOCAB_TYPES, Tokenizer, load_text, load_tokenizer
 
 IGNORED = -100
 EVAL_WINDOW = 4096  # steps; it affects only memory
@@ -61,21 +62,79 @@ class CharLMTask(SequenceTask):
     def __init__(self, cfg: CharLMConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
         require_positive(cfg, "tokens_per_sample")
-        folder = Path(cfg.data)
-        self.texts = load_text(folder)
-        self.tokenizer = load_tokenizer(folder, self.texts, str(cfg.vocab_type), cfg.vocab_size)
-        size = self.tokenizer.vocab_size()
-        self.spec = ModelSpec(size, size, tokens=True, per_step=True, arch="kru_lm")
-        pieces = [self.tokenizer.id_to_piece(i) for i in range(size)]
-        self.vocabulary = hashlib.sha256("\0".join(pieces).encode()).hexdigest()
-        self.piece_characters = torch.tensor([len(piece) for piece in pieces])
-        counts = torch.bincount(self._tokens("train"), minlength=size) + 1.0
-        self.piece_nll = -torch.log(counts / counts.sum())
+        self._tokenizer: Optional[Tokenizer] = None
         self.carried: Dict[str, Optional[State]] = {}
         self.gathered: Optional[State] = None
 
+    @cached_property
+    def texts(self) -> Dict[str, str]:
+        """The text of every split."""
+        return load_text(Path(self.cfg.data))
+
+    def read_data(self) -> None:
+        _ = self.tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the checkpoint, if one was loaded; else that of the data."""
+        if self._tokenizer is None:
+            cfg = self.cfg
+            self._tokenizer = load_tokenizer(
+                Path(cfg.data), self.texts, str(cfg.vocab_type), cfg.vocab_size
+            )
+        return self._tokenizer
+
+    @property
+    def spec(self) -> ModelSpec:
+        size = self.tokenizer.vocab_size()
+        return ModelSpec(size, size, tokens=True, per_step=True, arch="kru_lm")
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A hash of the symbols."""
+        return hashlib.sha256("\0".join(self.tokenizer.pieces()).encode()).hexdigest()
+
+    @cached_property
+    def piece_characters(self) -> Tensor:  # shape: (symbols,)
+        """How many characters each symbol stands for."""
+        return torch.tensor([len(piece) for piece in self.tokenizer.pieces()])
+
+    @cached_property
+    def piece_nll(self) -> Tensor:  # shape: (symbols,)
+        """−log of each symbol's frequency in the training text."""
+        counts = torch.bincount(self._tokens("train"), minlength=self.spec.output_size) + 1.0
+        return -torch.log(counts / counts.sum())
+
+    def encode(
+        self,
+        example: str,
+    ) -> Tensor:  # shape: (T,)
+        """The symbols of a text.
+
+        Raises:
+            ValueError: the text has characters that the training text has not.
+        """
+        unknown = self.tokenizer.unknown(example)
+        require(not unknown, f"has characters that the training text has not: {unknown}")
+        return torch.tensor(self.tokenizer.encode(example))
+
+    def decode(
+        self,
+        output: Tensor,  # shape: (T, symbols)
+    ) -> str:
+        """The likeliest next symbol of every step, as one text."""
+        return self.tokenizer.decode(self.without_unknown(output).argmax(-1).tolist())
+
+    def without_unknown(self, scores: Tensor) -> Tensor:  # shape: (…, symbols)
+        """Scores with which the unknown symbol, which no text has, is never chosen."""
+        unknown = torch.tensor([self.tokenizer.unk_id()], device=scores.device)
+        return scores.index_fill(-1, unknown, -torch.inf)
+
     def _tokens(self, split: str) -> Tensor:
-        return torch.tensor(self.tokenizer.encode(self.texts[split]))
+        try:
+            return self.encode(self.texts[split])
+        except ValueError as error:
+            raise ValueError(f"{self.cfg.data}: {split}.txt {error}") from error
 
     def load_dataset(
         self, split: str, combine: bool = False, whole: bool = False, **kwargs
@@ -165,9 +224,13 @@ class CharLMTask(SequenceTask):
         self.gathered = state and tuple(torch.cat(part, 1) for part in zip(*states, strict=True))
 
     def state_dict(self) -> Dict[str, Any]:
-        return {**super().state_dict(), "vocabulary": self.vocabulary}
+        model = self.tokenizer.serialized_model_proto()
+        tokenizer = torch.frombuffer(bytearray(model), dtype=torch.uint8)
+        return {**super().state_dict(), "vocabulary": self.vocabulary, "tokenizer": tokenizer}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
+        if self._tokenizer is None and "tokenizer" in state:
+            self._tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
         self._require_vocabulary(state)
         super().load_state_dict(state)
 

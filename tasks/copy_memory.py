@@ -9,11 +9,12 @@ from math import log
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
+import torch
 from fairseq.tasks import register_task
 from torch import Tensor
 from torch.nn import functional as F
 
-from kron_plugin.checks import require_positive
+from kron_plugin.checks import require, require_positive
 from kron_plugin.models.options import ModelSpec
 
 from .base import GeneratedConfig, GeneratedDataset, Loss, Metric, SequenceTask
@@ -57,12 +58,41 @@ class CopyMemoryTask(SequenceTask):
         """Source and target symbols, shape (T + 2L,) each."""
         length = self.cfg.copy_length
         symbols = rng.integers(1, self.cfg.symbols + 1, length)
-        source = np.full(self.cfg.delay + 2 * length, BLANK)
-        target = source.copy()
-        source[:length] = symbols
-        source[-length - 1] = self.cfg.symbols + 1
+        source = self._source(symbols)
+        target = np.full_like(source, BLANK)
         target[-length:] = symbols
         return source, target
+
+    def _source(self, symbols: np.ndarray) -> np.ndarray:  # shape: (L,), then (T + 2L,)
+        length = self.cfg.copy_length
+        source = np.full(self.cfg.delay + 2 * length, BLANK)
+        source[:length] = symbols
+        source[-length - 1] = self.cfg.symbols + 1
+        return source
+
+    def encode(
+        self,
+        example: Any,  # L symbols, from 1 to --symbols
+    ) -> Tensor:  # shape: (T + 2L,)
+        """The symbols, the blanks and the signal to answer.
+
+        Raises:
+            ValueError: another count of symbols, or unknown ones.
+        """
+        symbols, cfg = np.asarray(example), self.cfg
+        require(
+            symbols.shape == (cfg.copy_length,)
+            and bool(((symbols >= 1) & (symbols <= cfg.symbols)).all()),
+            f"expected {cfg.copy_length} symbols from 1 to {cfg.symbols}, not {example!r}",
+        )
+        return torch.from_numpy(self._source(symbols))
+
+    def decode(
+        self,
+        output: Tensor,  # shape: (T + 2L, symbols + 1)
+    ) -> List[int]:
+        """The symbols that were repeated, 0 for a blank."""
+        return output[-self.cfg.copy_length :].argmax(-1).tolist()
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         target = sample["target"]

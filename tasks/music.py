@@ -5,7 +5,9 @@ each key. The metric is the negative log-likelihood in nats per predicted time s
 88 keys. The first step of a sequence is given, not predicted.
 """
 
+import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -22,8 +24,11 @@ from kron_plugin.checks import require, require_positive, require_seed, require_
 from kron_plugin.models.options import ModelSpec
 
 from .base import Loss, Metric, SequenceDataset, SequenceTask
+from .midi import read_midi
 from .midi_set import MIDI_SEED, MIDI_SPLIT, STEPS_PER_BEAT, has_midi, load_midi
 from .rolls import KEYS, Rolls, load_rolls
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,10 +75,47 @@ class MusicTask(SequenceTask):
         require_seed(cfg, "midi_seed")
         if cfg.segment_steps is not None:
             require_positive(cfg, "segment_steps")
-        self.rolls = _load(cfg)
+
+    @cached_property
+    def rolls(self) -> Rolls:
+        """The piano rolls of each split."""
+        return _load(self.cfg)
+
+    @cached_property
+    def key_probability(self) -> Tensor:  # shape: (88,)
+        """How often each key sounds in the training set, strictly between 0 and 1."""
         steps = np.concatenate(self.rolls["train"])
-        # How often each key sounds in the training set, strictly between 0 and 1.
-        self.key_probability = torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
+        return torch.from_numpy((steps.sum(0) + 1.0) / (len(steps) + 2.0))
+
+    def encode(
+        self,
+        example: Any,  # a MIDI file, or a piano roll of shape (T, 88)
+    ) -> Tensor:  # shape: (T, 88)
+        """Which keys sound at each step.
+
+        Raises:
+            ValueError: the file cannot be read, or the roll has another shape.
+        """
+        if isinstance(example, (str, Path)):
+            example, remark = read_midi(Path(example), self.cfg.steps_per_beat)
+            if remark:
+                logger.warning("%s", remark)
+        roll = torch.as_tensor(np.asarray(example)).float()
+        require(
+            roll.dim() == 2 and roll.shape[1] == KEYS,
+            f"a piano roll has shape (T, {KEYS}), not {tuple(roll.shape)}",
+        )
+        return roll
+
+    def decode(
+        self,
+        output: Tensor,  # shape: (T, 88)
+    ) -> np.ndarray:  # shape: (T, 88)
+        """For every step, the keys that are more likely than not to sound at the next one."""
+        return (output > 0).numpy(force=True)
+
+    def read_data(self) -> None:
+        _ = self.rolls
 
     def load_dataset(
         self, split: str, combine: bool = False, whole: bool = False, **kwargs

@@ -2,8 +2,9 @@
 2015), in reading order or under a fixed permutation of the 784 pixels."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -49,7 +50,11 @@ class PixelMNISTTask(SequenceTask):
     def __init__(self, cfg: PixelMNISTConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
         require_seed(cfg, "permute_seed")
-        folder, verify = Path(cfg.data), not cfg.unverified
+
+    @cached_property
+    def parts(self) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+        """Images and labels of each split, as the files hold them."""
+        cfg, folder, verify = self.cfg, Path(self.cfg.data), not self.cfg.unverified
         images, labels = load_images(folder, "train", verify)
         kept = len(images) - cfg.valid_images
         require(
@@ -57,19 +62,46 @@ class PixelMNISTTask(SequenceTask):
             f"--valid-images={cfg.valid_images}: must leave some of the {len(images)} images on"
             " both sides",
         )
-        self.parts = {
+        return {
             "train": (images[:kept], labels[:kept]),
             "valid": (images[kept:], labels[kept:]),
             "test": load_images(folder, "t10k", verify),
         }
 
+    def read_data(self) -> None:
+        _ = self.parts
+
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
         require_split(split)
         images, labels = self.parts[split]
-        pixels = images.shape[1]
-        order = np.random.RandomState(self.cfg.permute_seed).permutation(pixels)
-        images = images[:, order] if self.cfg.permute else images
+        images = self.in_order(images)
         self.datasets[split] = PixelDataset(images, labels, shuffle=split == "train")
+
+    def in_order(
+        self,
+        images: np.ndarray,  # shape: (…, pixels)
+    ) -> np.ndarray:  # shape: (…, pixels)
+        """Images with their pixels in the order in which the model reads them."""
+        if not self.cfg.permute:
+            return images
+        order = np.random.RandomState(self.cfg.permute_seed).permutation(images.shape[-1])
+        return images[..., order]
+
+    def encode(
+        self,
+        example: Any,  # an image, shape: (height, width) or (pixels,)
+    ) -> Tensor:  # shape: (pixels, 1)
+        """An image of integers from 0 to 255, or of floats from 0 to 1."""
+        image = np.asarray(example)
+        scale = 255 if np.issubdtype(image.dtype, np.integer) else 1
+        return torch.from_numpy(self.in_order(image.reshape(-1))).float().div(scale).unsqueeze(-1)
+
+    def decode(
+        self,
+        output: Tensor,  # shape: (10,)
+    ) -> int:
+        """The digit."""
+        return int(output.argmax())
 
     def compute_loss(self, output: Tensor, sample: Dict) -> Loss:
         target = sample["target"]

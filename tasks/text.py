@@ -45,6 +45,10 @@ class Tokenizer(sentencepiece.SentencePieceProcessor):
     def decode(self, symbols: List[int], **kwargs: Any) -> str:  # type: ignore[override]
         return super().decode(symbols, **kwargs).translate(_shown)
 
+    def pieces(self) -> List[str]:
+        """The symbols, as SentencePiece writes them."""
+        return [self.id_to_piece(i) for i in range(self.vocab_size())]
+
     def unknown(self, text: str) -> str:
         """The characters of a text that it cannot represent, as a message lists them, or ""."""
         found = [repr(c) for c in sorted(set(text)) if self.unk_id() in self.encode(c)]

@@ -25,15 +25,17 @@ ROOMS = {
     "training": "helpers models",
     "tasks": "helpers modules models",
     "criterions": "helpers models tasks",
-    "optim": "",
-    "__init__": "helpers modules models training",
-    "cli": "helpers ops modules models training tasks criterions __init__",
+    "optim": "modules",
+    "trained": "helpers modules models training tasks",
+    "__init__": "modules training trained",
+    "cli": "helpers ops modules models training tasks criterions trained __init__",
     "__main__": "cli",
 }
 FILES = {  # the rooms of the files in kron_plugin itself
     "helpers": "cache checks files packages packed progress",
-    "training": "arrays batches checkpoints console fairseq_patches resume saving schema updates"
-    " workers",
+    "training": "arrays batches checkpoints console fairseq_patches registration resume saving"
+    " schema updates workers",
+    "trained": "plugins restore trained",
 }
 ROOMS_OF_OPS = {
     "activation": "",

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kron_plugin.cli.experiments import improvement
-from kron_plugin.cli.plugins import tasks
+from kron_plugin.plugins import tasks
 
 from .conftest import PACKAGE, ROOT, ledger, run, venv
 

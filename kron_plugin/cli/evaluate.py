@@ -17,7 +17,7 @@ from ..checkpoints import named
 from ..checks import machine_memory, require
 from ..modules.factors import format_factors
 from ..modules.layer import KronLayer
-from .checkpoint import build
+from ..restore import build, require_data
 
 kron_plugin.register()
 
@@ -43,6 +43,7 @@ def evaluate(
     Raises:
         ValueError, OSError: the data cannot be used; the message says why.
     """
+    require_data(checkpoint, state, data)
     model, cfg, task = build(checkpoint, state, data)
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
     model.to(device)

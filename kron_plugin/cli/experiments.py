@@ -3,7 +3,7 @@
 import re
 from typing import Any, Dict, List, Tuple
 
-from .plugins import tasks
+from ..plugins import tasks
 
 READS = {"moduli": "moduli read", "both": "parts and moduli read"}
 

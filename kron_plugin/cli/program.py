@@ -10,8 +10,8 @@ from typing import Dict, List, NoReturn, Optional, Union
 
 from .. import __version__
 from ..packages import missing_package
+from ..plugins import import_user_dir
 from .arguments import check_files
-from .plugins import import_user_dir
 
 
 class Help(argparse.HelpFormatter):

@@ -15,10 +15,10 @@ import torch
 
 from .. import __version__
 from ..checkpoints import named
+from ..plugins import require_task
 from ..resume import NOTHING_LEFT
 from .curve import curves, read_log
 from .evaluate import evaluate
-from .plugins import require_task
 
 POINTS = 200  # of a learning curve, at most
 SECTIONS = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")

@@ -14,10 +14,10 @@ from typing import Any, Dict, List
 
 from tabulate import tabulate
 
+from ..plugins import require_task, tasks
 from .arguments import written
 from .experiments import differing, improvement, model_name, natural, recipe, setting_name
 from .pictures import draw_curves, draw_sweep
-from .plugins import require_task, tasks
 from .sweeps import find_curves
 
 NEEDED = {  # keys of a record, and keys of each of its parts

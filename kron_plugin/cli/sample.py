@@ -11,8 +11,8 @@ from torch import Tensor
 import kron_plugin
 
 from ..progress import progress
+from ..restore import build
 from .arguments import say_written, written
-from .checkpoint import build
 
 kron_plugin.register()
 
@@ -96,19 +96,18 @@ def _music(model, task, prompt, steps: int, temperature: float, output: Optional
 
 
 def _text(model, task, prompt, steps: int, temperature: float, output: Optional[Path]) -> str:
-    tokenizer = task.tokenizer
-    tokens = tokenizer.encode(prompt or "\n")
-    unknown = tokenizer.unknown(prompt or "")
-    if unknown:
-        raise ValueError(f"--prompt: has characters that the training text has not: {unknown}")
+    try:
+        source = task.encode(prompt or "\n")
+    except ValueError as error:
+        raise ValueError(f"--prompt: {error}") from error
 
     def pick(scores: Tensor) -> Tensor:
-        scores[tokenizer.unk_id()] = -torch.inf  # not in any text
+        scores = task.without_unknown(scores)
         scores = (scores - scores.max()).double()  # so that no temperature makes them infinite
         return torch.multinomial(torch.softmax(scores / temperature, -1), 1)[0]
 
-    more = continue_prompt(model, torch.tensor(tokens).unsqueeze(1), steps, pick)
-    text = (prompt or "") + tokenizer.decode(more.tolist())
+    more = continue_prompt(model, source.unsqueeze(1), steps, pick)
+    text = (prompt or "") + task.tokenizer.decode(more.tolist())
     if output is None:
         return text
     with written(output) as unfinished:

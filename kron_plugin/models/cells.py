@@ -1,21 +1,19 @@
 """The recurrent layers of all architectures, with one call."""
 
 from math import pi
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Tuple, Union
 
 import torch
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..checks import in_options, option
 from ..modules import CELLS, Readout
 from ..modules.factors import MAX_SIZE
-from ..modules.gated import chrono_
-from ..modules.layer import KronLayer, State
+from ..modules.layer import KronLayer
 from ..modules.stack import RecurrentStack
-from .options import ARGUMENTS, BASELINES, CellConfig, ModelSpec, check_ranges
+from .baseline import BASELINES, BaselineCell
+from .options import ARGUMENTS, CellConfig, ModelSpec, check_ranges
 
 
 def build_cell(cfg: CellConfig, spec: ModelSpec, bidirectional: bool = False) -> "Cell":
@@ -123,79 +121,6 @@ def penalty_and_deviation(model: nn.Module) -> Tuple[Tensor, Tensor]:
         return zero, zero
     penalties, deviations = zip(*(layer.penalty_and_deviation() for layer in layers), strict=True)
     return torch.stack(penalties).sum(), torch.stack(deviations).max()
-
-
-class BaselineCell(nn.Module):
-    """torch's own RNN, LSTM or GRU with the `run` of `kron_plugin.modules.KRU`.
-
-    Integer inputs are one-hot, as for KRU, so cells are compared like for like.
-    """
-
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        chrono: Optional[int] = None,
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.directions = 2 if bidirectional else 1
-        self.output_size = self.directions * hidden_size
-        self.state_parts = 2 if cell == "lstm" else 1
-        self.rnn = BASELINES[cell](
-            input_size,
-            hidden_size,
-            num_layers,
-            dropout=dropout if num_layers > 1 else 0.0,  # torch warns of one without effect
-            bidirectional=bidirectional,
-        )
-        if chrono is not None:
-            self._start_with_memories(chrono)
-
-    @torch.no_grad()
-    def _start_with_memories(self, steps: int) -> None:
-        """As `KRULSTM`. torch adds two biases; a GRU's second gate both forgets and inputs."""
-        for name, bias in self.rnn.named_parameters():
-            size = self.rnn.hidden_size
-            if name.startswith("bias_hh"):
-                bias[: 2 * size] = 0
-            elif name.startswith("bias_ih"):
-                chrono_(bias[size : 2 * size], steps)
-                if isinstance(self.rnn, nn.LSTM):
-                    bias[:size] = -bias[size : 2 * size]
-
-    def input_weights(self) -> List[Tensor]:  # shape: (input_size, gates · hidden_size) each
-        """The input weights, one matrix for each direction, with a row for every input."""
-        names = ("weight_ih_l0", "weight_ih_l0_reverse")[: self.directions]
-        return [getattr(self.rnn, name).t() for name in names]
-
-    def run(
-        self,
-        x: Tensor,  # shape: (T, B, input_size), or (T, B) of integers
-        state: Optional[State] = None,  # shape: (layers · directions, B, hidden_size) each
-        lengths: Optional[Tensor] = None,  # shape: (B,)
-        need_output: bool = True,
-    ) -> Tuple[Tensor, State]:  # shape: (T, B, output_size)
-        """The output and the last state; torch's layers always make the output."""
-        if not x.is_floating_point():
-            x = F.one_hot(x.long(), self.input_size).to(self.rnn.weight_ih_l0.dtype)
-        is_one = self.state_parts == 1
-        initial = state[0] if state is not None and is_one else state
-        if lengths is None:
-            output, last = self.rnn(x, initial)
-        else:
-            packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-            packed, last = self.rnn(packed, initial)
-            output, _ = pad_packed_sequence(packed, total_length=x.shape[0])
-        return output, (last,) if is_one else last
-
-    def recurrent_parameters(self) -> int:
-        """How many numbers the recurrent matrices hold."""
-        return sum(p.numel() for n, p in self.rnn.named_parameters() if "weight_hh" in n)
 
 
 Cell = Union[RecurrentStack, BaselineCell]  # the layers of an architecture

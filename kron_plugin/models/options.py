@@ -6,7 +6,6 @@ from typing import Dict, List, NamedTuple, Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationTask
-from torch import nn
 
 from ..checks import option, require
 from ..modules import CELLS
@@ -14,9 +13,9 @@ from ..modules.factors import MAX_SIZE
 from ..modules.layer import UNITARY
 from ..modules.readout import READS
 from ..ops import ACTIVATIONS
+from .baseline import BASELINES
 
 BOOLEANS = ("1", "0", "True", "False")  # the values of fairseq's own --decoder-attention
-BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 MAX_LAYERS = 1000
 SIZES = {  # the maximum of each
     "hidden_size": MAX_SIZE,

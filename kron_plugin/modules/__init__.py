@@ -3,6 +3,7 @@
 from typing import Dict, Type
 
 from .factors import default_factors, parse_factors
+from .groups import parameter_groups
 from .kru import KRU
 from .kru_gru import KRUGRU
 from .kru_lstm import KRULSTM
@@ -25,6 +26,7 @@ __all__ = [
     "Readout",
     "default_factors",
     "nearest_kronecker",
+    "parameter_groups",
     "parse_factors",
     "singular_values",
     "unitary_",

@@ -6,12 +6,14 @@ of modReLU act at each of the T steps, so long sequences may need smaller steps 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
+
+from ..modules import parameter_groups
 
 MOST = 1e6  # of rates, decays and epsilons; torch converts them to single precision
 
@@ -60,26 +62,17 @@ class FactoredOptimizer(FairseqOptimizer):
         super().__init__(cfg)
         for name in ("factor_lr_scale", "bias_lr_scale", "weight_decay"):
             _require_range(cfg, name, MOST, "0 or more, and below 1e6")
-        scales: Dict[Optional[str], float] = {
-            None: 1.0,
-            "factors": cfg.factor_lr_scale,
-            "biases": cfg.bias_lr_scale,
-        }
-        groups: Dict[Optional[str], List[torch.nn.Parameter]] = {name: [] for name in scales}
-        for p in params:
-            group = getattr(p, "param_group", None)
-            groups[group if group in groups else None].append(p)
-        if len(groups[None]) == 1 and not groups["factors"]:
+        groups = parameter_groups(params, 1.0, cfg.factor_lr_scale, cfg.bias_lr_scale)
+        if len(params) == 1:
             raise ValueError(
                 "--factor-lr-scale: --fp16 has flattened all parameters into one, so the factors"
                 " cannot be told apart; add --fp16-no-flatten-grads"
             )
-        used = [name for name, members in groups.items() if members or name is None]
-        self.scales = [scales[name] for name in used]
+        self.scales = [group.pop("lr") for group in groups]
         # In half precision fairseq trains float32 copies of a model's parameters. Only these copies
         # have a gradient already.
         self.masters = [p for p in params if p.grad is not None]
-        self._optimizer = self.make([{"params": groups[name]} for name in used])
+        self._optimizer = self.make(groups)
         self.set_lr(cfg.lr[0])
 
     def make(self, groups: List[dict]) -> torch.optim.Optimizer:

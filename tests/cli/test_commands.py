@@ -12,7 +12,8 @@ import torch
 from packaging.requirements import Requirement
 
 import kron_plugin
-from kron_plugin.cli import checkpoint, data, evaluate, main
+from kron_plugin import restore
+from kron_plugin.cli import data, evaluate, main
 from kron_plugin.packages import PACKAGES
 
 from ..conftest import PACKAGE
@@ -147,7 +148,7 @@ def test_what_is_wrong_is_one_line_and_status_2(call, files, program, line, mess
 
 
 def test_a_checkpoint_is_scored_by_its_name_alone_or_after_the_command(call, files, monkeypatch):
-    monkeypatch.setattr(checkpoint, "require_known_options", lambda path, state: None)
+    monkeypatch.setattr(restore, "require_known_options", lambda path, state: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"examples": args[2:]})
     wanted = {"examples": ["here", "valid", 7, True]}
     options = ("--data", "here", "--split", "valid", "--batch-size", 7, "--cpu", "--json")

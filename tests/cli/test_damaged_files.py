@@ -12,11 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kron_plugin.cli.checkpoint import ARCHITECTURES, read
 from kron_plugin.cli.curve import read_log
 from kron_plugin.cli.datasets import DATASETS
 from kron_plugin.cli.main import main
 from kron_plugin.cli.pictures import draw_log
+from kron_plugin.restore import ARCHITECTURES, read
 
 from ..fuzz import OTHERS, altered, damaged, ends_well, fuzzed, places, swollen
 from .conftest import archive

@@ -13,8 +13,9 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin import restore  # noqa: E402
 from kron_plugin.checkpoints import is_damaged  # noqa: E402
-from kron_plugin.cli import checkpoint, data, evaluate, main  # noqa: E402
+from kron_plugin.cli import data, evaluate, main  # noqa: E402
 from kron_plugin.files import atomic_write  # noqa: E402
 from kron_plugin.saving import LOCK  # noqa: E402
 from kron_plugin.tasks.midi import write_midi  # noqa: E402
@@ -57,8 +58,8 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_kron_eval(tmp_path, monkeypatch, capsys, interrupted_at_the_end):
     state = {"cfg": {"task": {"_name": "adding"}}}
-    monkeypatch.setattr(checkpoint, "read", lambda path: state)
-    monkeypatch.setattr(checkpoint, "require_known_options", lambda path, state: None)
+    monkeypatch.setattr(restore, "read", lambda path: state)
+    monkeypatch.setattr(restore, "require_known_options", lambda path, state: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"examples": 1})
     log, model = tmp_path / "log", tmp_path / "log.pt"
     model.touch()

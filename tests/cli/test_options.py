@@ -7,8 +7,8 @@ import torch
 from fairseq_cli.train import cli_main
 
 import kron_plugin
-from kron_plugin.cli.checkpoint import read, require_known_options
 from kron_plugin.cli.evaluate import evaluate
+from kron_plugin.restore import read, require_known_options
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from fairseq's dependencies
 

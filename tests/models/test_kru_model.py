@@ -6,9 +6,10 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin.models.baseline import BASELINES  # noqa: E402
 from kron_plugin.models.cells import penalty_and_deviation  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import BASELINES, KRUConfig, ModelSpec  # noqa: E402
+from kron_plugin.models.options import KRUConfig, ModelSpec  # noqa: E402
 from kron_plugin.modules import CELLS as LAYERS  # noqa: E402
 
 

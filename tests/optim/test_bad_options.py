@@ -11,8 +11,9 @@ import kron_plugin
 kron_plugin.register()
 
 from kron_plugin.criterions.soft_unitary import SoftUnitaryCriterion  # noqa: E402
+from kron_plugin.models.baseline import BASELINES  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
-from kron_plugin.models.options import BASELINES, KRUConfig  # noqa: E402
+from kron_plugin.models.options import KRUConfig  # noqa: E402
 from kron_plugin.modules import CELLS  # noqa: E402
 from kron_plugin.optim import factored  # noqa: E402
 from kron_plugin.tasks.adding import AddingConfig, AddingTask  # noqa: E402

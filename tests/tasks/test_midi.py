@@ -470,12 +470,12 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
 )
 def test_wrong_options_are_named(folder, options, message):
     with pytest.raises(ValueError, match=message):
-        MusicTask(MusicConfig(data=str(folder), **options))
+        MusicTask.setup_task(MusicConfig(data=str(folder), **options))
 
 
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds neither a \.pickle of piano rolls nor MIDI files"):
-        MusicTask(MusicConfig(data=str(tmp_path)))
+        MusicTask.setup_task(MusicConfig(data=str(tmp_path)))
 
 
 def test_a_model_is_trained_and_scored_on_midi(train, kron_eval, folder):

@@ -18,7 +18,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     import torch
 
-    from ..checkpoint import read
+    from ...restore import read
     from ..compress import compress, table
 
     state = read(args.checkpoint)

@@ -23,7 +23,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    from ..checkpoint import read_known
+    from ...restore import read_known
 
     state = read_known(args.checkpoint)
 

@@ -28,7 +28,7 @@ def run(args: Namespace) -> None:
     require_seed(args, "seed")
     require(args.temperature > 0, f"--temperature={args.temperature}: must be above 0")
 
-    from ..checkpoint import read_known
+    from ...restore import read_known
 
     state = read_known(args.checkpoint)
 

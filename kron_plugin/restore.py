@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from ..checkpoints import load, named
-from ..checks import option, require
-from ..schema import check
+from .checkpoints import load, named
+from .checks import option, require
 from .plugins import require_task
+from .registration import register
+from .schema import check
 
 ARCHITECTURES = ("kru", "kru_lm")
 
@@ -32,22 +33,25 @@ def read(path: Path) -> Dict[str, Any]:
     return state
 
 
-def read_known(path: Path) -> Dict[str, Any]:
+def read_known(path: Path, of_ours: bool = False) -> Dict[str, Any]:
     """The content of a checkpoint whose task and model are known here.
+
+    Args:
+        of_ours: refuse fairseq's own language modelling, which language_model.py scores.
 
     Raises:
         ValueError: as `read`, `require_task` and `require_known_options` do.
     """
     state = read(path)
     task = _name(state, "task")
-    if task != "language_modeling":  # fairseq's own, scored by language_model.py
+    if of_ours or task != "language_modeling":
         require_task(path, task)
     require_known_options(path, state)
     return state
 
 
-def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, Any, Any]:
-    """A checkpoint's model in evaluation mode, its options and its task.
+def build(path: Path, state: Dict[str, Any], data: Optional[str] = None) -> Tuple[Any, Any, Any]:
+    """A checkpoint's model in evaluation mode, its options and its task, which reads no data yet.
 
     The model runs on the fastest backend of this machine, not on the one of its training.
 
@@ -55,7 +59,8 @@ def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, 
         data: the folder of the data, if not where training found them.
 
     Raises:
-        ValueError, OSError: the data cannot be used; the message says why.
+        ValueError, OSError: the task needs data for its model, and they cannot be used; the message
+            says why.
     """
     from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
@@ -63,14 +68,19 @@ def build(path: Path, state: Dict[str, Any], data: Optional[str]) -> Tuple[Any, 
     require(
         data is None or "data" in task, f"--data {data}: the task {task['_name']} reads no data"
     )
-    trained_on = str(task.get("data", os.curdir)).split(os.pathsep)[0]
+    overrides = {"kron_backend": "auto", **({} if data is None else {"data": data})}
+    (model,), cfg, task = load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
+    return model.eval(), cfg, task
+
+
+def require_data(path: Path, state: Dict[str, Any], data: Optional[str]) -> None:
+    """Raise a ValueError unless the data of a checkpoint's task are where training found them, or
+    `data` names another folder."""
+    trained_on = str(state["cfg"]["task"].get("data", os.curdir)).split(os.pathsep)[0]
     require(
         data is not None or os.path.exists(trained_on),
         f"{path}: was trained on {trained_on}, which is not here; --data names another folder",
     )
-    overrides = {"kron_backend": "auto", **({} if data is None else {"data": data})}
-    (model,), cfg, task = load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
-    return model.eval(), cfg, task
 
 
 def require_known_options(path: Path, state: Dict[str, Any]) -> None:
@@ -86,8 +96,6 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from .. import __version__, register
-
     register()
     options = dict(state["cfg"]["model"])
     known = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[options.pop("_name")])
@@ -95,8 +103,8 @@ def require_known_options(path: Path, state: Dict[str, Any]) -> None:
         flag = option(name)
         if name not in known:
             raise ValueError(
-                f"{path}: its model has the option {flag}={value}, which kron_plugin"
-                f" {__version__} does not know; was it trained with a later version?"
+                f"{path}: its model has the option {flag}={value}, which this"
+                f" version of kron_plugin does not know; was it trained with a later version?"
             )
         try:
             known[name] = value

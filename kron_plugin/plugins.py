@@ -5,10 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, Optional, Type
 
-from ..checks import require
+from .checks import require
+from .registration import register
 
 if TYPE_CHECKING:  # it imports fairseq, which takes five seconds
-    from ..tasks.base import SequenceTask
+    from .tasks.base import SequenceTask
 
 
 def import_user_dir(folder: Path) -> None:
@@ -18,8 +19,6 @@ def import_user_dir(folder: Path) -> None:
         ValueError: it cannot be imported; the message says why.
     """
     from fairseq.utils import import_user_module
-
-    from .. import register
 
     register()
     try:
@@ -33,8 +32,6 @@ def tasks() -> "Dict[str, Type[SequenceTask]]":
     """The classes of all registered tasks by name, among them fairseq's own."""
     from fairseq.tasks import TASK_REGISTRY
 
-    from .. import register
-
     register()
     return TASK_REGISTRY
 
@@ -47,7 +44,7 @@ def require_task(path: Path, name: Optional[str]) -> None:
         " has it",
     )
 
-    from ..tasks.base import SequenceTask
+    from .tasks.base import SequenceTask
 
     require(
         issubclass(tasks()[str(name)], SequenceTask),
