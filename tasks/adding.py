@@ -56,8 +56,16 @@ class AddingTask(SequenceTask):
         self,
         example: Any,  # numbers from 0 to 1 and their markers, shape (T,) each
     ) -> Tensor:  # shape: (T, 2)
-        """A pair of numbers and markers, 1 where a number counts and 0 elsewhere."""
+        """A pair of numbers and markers, 1 where a number counts and 0 elsewhere.
+
+        Raises:
+            ValueError: there are not as many markers as numbers.
+        """
         numbers, markers = (torch.as_tensor(np.asarray(row)).float() for row in example)
+        require(
+            numbers.dim() == 1 and numbers.shape == markers.shape,
+            f"expected as many markers as numbers, not {len(markers)} for {len(numbers)}",
+        )
         return torch.stack([numbers, markers], dim=-1)
 
     def decode(

@@ -91,8 +91,16 @@ class PixelMNISTTask(SequenceTask):
         self,
         example: Any,  # an image, shape: (height, width) or (pixels,)
     ) -> Tensor:  # shape: (pixels, 1)
-        """An image of integers from 0 to 255, or of floats from 0 to 1."""
+        """An image of integers from 0 to 255, or of floats from 0 to 1.
+
+        Raises:
+            ValueError: it is several images, or has colours.
+        """
         image = np.asarray(example)
+        require(
+            image.ndim in (1, 2),
+            f"an image has shape (height, width) or (pixels,), not {image.shape}",
+        )
         scale = 255 if np.issubdtype(image.dtype, np.integer) else 1
         return torch.from_numpy(self.in_order(image.reshape(-1))).float().div(scale).unsqueeze(-1)
 

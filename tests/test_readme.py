@@ -18,6 +18,14 @@ def test_python_examples_run(tmp_path):
         assert printed.split() == re.findall(r"print\(.*\)  # (.*)", code)
 
 
+def test_the_example_of_ones_own_arrays_learns(tmp_path):
+    script = ROOT / "docs" / "examples" / "digits.py"
+    command = [sys.executable, script, "--epochs", "6"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    (accuracy,) = re.findall(r"test ([\d.]+) %", printed.stdout)
+    assert float(accuracy) > 60
+
+
 def tables(text):
     """Every row of the tables in a text, by the heads of its columns."""
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
