@@ -1,6 +1,6 @@
 export KRON_VENV := $(or $(KRON_VENV),.venv)
 
-.PHONY: setup test lint installed-test fresh-test sanitize bench gpu-test gpu-bench
+.PHONY: setup test verify lint installed-test fresh-test sanitize bench gpu-test gpu-bench
 
 setup:
 	bash recipes/setup.sh test
@@ -23,6 +23,10 @@ installed-test: setup
 sanitize: setup
 	bash tests/sanitize.sh "$(KRON_VENV)/bin/python" -m pytest -s tests/ops -k "not sanitizer" \
 		--ignore tests/ops/test_cuda_kernels.py --ignore tests/ops/test_compilers.py
+
+# Every model in recipes/models is scored again, and compared with its record; needs the data.
+verify: setup
+	KRON_VERIFY=1 "$(KRON_VENV)/bin/python" -m pytest tests/test_models.py
 
 bench:
 	bash recipes/setup.sh bench

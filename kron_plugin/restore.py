@@ -83,6 +83,26 @@ def require_data(path: Path, state: Dict[str, Any], data: Optional[str]) -> None
     )
 
 
+def weights_alone(state: Dict[str, Any]) -> Dict[str, Any]:
+    """What it takes to use and score the model of a checkpoint: its parameters, its options, and
+    the state of its task. The folder of its data loses its place, which is the machine's."""
+    options = {part: dict(state["cfg"][part]) for part in ("task", "model", "criterion")}
+    if "data" in options["task"]:
+        options["task"]["data"] = Path(options["task"]["data"]).name
+    return {
+        "cfg": {**options, "common": {"seed": state["cfg"]["common"]["seed"]}},
+        "model": {name: tensor.clone() for name, tensor in state["model"].items()},
+        "task_state": state.get("task_state", {}),
+        "optimizer_history": [
+            {**_NO_OPTIMISER, "num_updates": state["optimizer_history"][-1]["num_updates"]}
+        ],
+        "extra_state": {"train_iterator": {"epoch": 1}},
+    }
+
+
+_NO_OPTIMISER = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+
+
 def require_known_options(path: Path, state: Dict[str, Any]) -> None:
     """Check that this version knows all model options of a checkpoint, and add missing options with
     their defaults.

@@ -32,7 +32,7 @@ ROOMS = {
     "__main__": "cli",
 }
 FILES = {  # the rooms of the files in kron_plugin itself
-    "helpers": "cache checks files packages packed progress",
+    "helpers": "cache checks files packages packed progress published",
     "training": "arrays batches checkpoints console fairseq_patches registration resume saving"
     " schema updates workers",
     "trained": "plugins restore trained",

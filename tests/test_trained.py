@@ -1,5 +1,6 @@
 """`kron_plugin.load`: what `fairseq-train` wrote, in use without its data."""
 
+import json
 import pickle
 import shutil
 
@@ -9,7 +10,8 @@ import torch
 
 import kron_plugin
 from kron_plugin.cli.evaluate import evaluate
-from kron_plugin.restore import read_known
+from kron_plugin.cli.main import main
+from kron_plugin.restore import read_known, weights_alone
 from kron_plugin.trained import load
 
 from .conftest import PACKAGE
@@ -34,7 +36,7 @@ EXAMPLES = {  # the form of an input
 
 @pytest.fixture(scope="module", params=OPTIONS)
 def trained(request, train_on, tmp_path_factory):
-    """A task's name, its checkpoint, and the scores of it; the data are gone."""
+    """A task's name, its checkpoint, its weights alone, the scores of both; the data are gone."""
     folder = tmp_path_factory.mktemp(request.param)
     data = folder / "data"
     data.mkdir()
@@ -49,9 +51,14 @@ def trained(request, train_on, tmp_path_factory):
         *("--batch-size", 4, "--max-update", 3),
     )
     checkpoint = out / "checkpoint_best.pt"
-    scores = evaluate(checkpoint, read_known(checkpoint))
+    weights = folder / "weights.pt"
+    torch.save(weights_alone(read_known(checkpoint)), weights)
+    scores = [
+        evaluate(path, read_known(path), str(data) if reads else None)
+        for path in (checkpoint, weights)
+    ]
     shutil.rmtree(data)
-    return request.param, checkpoint, scores
+    return request.param, checkpoint, weights, scores
 
 
 def write_data(task, folder):
@@ -74,7 +81,7 @@ def idx(array):
 
 
 def test_it_needs_no_data_and_reads_examples(trained):
-    task, checkpoint, _ = trained
+    task, checkpoint, *_ = trained
     model = kron_plugin.load(str(checkpoint))
     assert not model.training
     example, shape, dtype = EXAMPLES[task]
@@ -98,7 +105,7 @@ def test_it_needs_no_data_and_reads_examples(trained):
 
 
 def test_a_stream_gives_the_outputs_of_the_whole_sequence(trained):
-    task, checkpoint, _ = trained
+    task, checkpoint, *_ = trained
     model = load(checkpoint)
     source = model.encode(EXAMPLES[task][0])
     whole = model(source).detach()
@@ -118,8 +125,34 @@ def test_a_stream_gives_the_outputs_of_the_whole_sequence(trained):
     assert torch.allclose(rows, outputs[0].expand(2, -1), atol=1e-6)
 
 
+def test_the_weights_alone_are_the_same_model(trained):
+    task, checkpoint, weights, scores = trained
+    assert scores[0].pop("checkpoint") != scores[1].pop("checkpoint")
+    assert scores[0] == scores[1]
+    assert weights.stat().st_size < checkpoint.stat().st_size / 2
+    folder = str(checkpoint.parent.parent).encode()
+    assert folder in checkpoint.read_bytes()
+    assert folder not in weights.read_bytes(), "the machine's folders"
+    source = EXAMPLES[task][0]
+    both = [load(path) for path in (checkpoint, weights)]
+    assert torch.equal(*(model(model.encode(source)) for model in both))
+
+
+def test_a_model_is_found_by_its_name(trained, monkeypatch, capsys):
+    task, _, weights, scores = trained
+    if task != "copy_memory":
+        pytest.skip("one task is enough")
+    monkeypatch.setattr("kron_plugin.cli.arguments.published", lambda name: weights)
+    assert main(["memory_of_mine", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["metrics"] == scores[0]["metrics"]
+    monkeypatch.setattr("kron_plugin.cli.arguments.published", lambda name: weights / "absent")
+    assert main(["memory_of_mine"]) == 2
+    assert "no command 'memory_of_mine' and no such file" in capsys.readouterr().err
+
+
 def test_wrong_examples_are_named(trained):
-    task, checkpoint, _ = trained
+    task, checkpoint, *_ = trained
     wrong = {
         "copy_memory": ([1, 9, 3], "expected 3 symbols from 1 to 8, not"),
         "char_lm": ("Zoë", "has characters that the training text has not: 'Z', 'o', 'ë'"),

@@ -9,6 +9,7 @@ from typing import Any, Iterator
 
 from ..checks import require
 from ..files import atomic_write
+from ..published import published
 
 READ = ("checkpoint", "log")  # arguments that name a file to read
 MAY_NAME_A_FILE = (*READ, "prompt")
@@ -16,8 +17,17 @@ MAY_NAME_A_FILE = (*READ, "prompt")
 
 def add_checkpoint(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of fairseq-train"
+        "checkpoint",
+        type=find_checkpoint,
+        metavar="CHECKPOINT",
+        help="a checkpoint of fairseq-train, or the name of a model in recipes/models",
     )
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of this name, or else the published model."""
+    path = Path(name)
+    return published(name) if not path.exists() and published(name).is_file() else path
 
 
 def add_data(parser: ArgumentParser) -> None:

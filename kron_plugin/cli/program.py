@@ -11,7 +11,7 @@ from typing import Dict, List, NoReturn, Optional, Union
 from .. import __version__
 from ..packages import missing_package
 from ..plugins import import_user_dir
-from .arguments import check_files
+from .arguments import check_files, find_checkpoint
 
 
 class Help(argparse.HelpFormatter):
@@ -111,7 +111,7 @@ def _with_command(
     word = argv[0] if argv else "--help"
     if word in ("-h", "--help", "--version", *commands) or (word[0:1] == "-" and not short_for):
         return argv
-    looks_like_a_file = os.path.exists(word) or os.sep in word or "." in word
+    looks_like_a_file = find_checkpoint(word).exists() or os.sep in word or "." in word
     if short_for and (word.startswith("-") or looks_like_a_file):
         return [short_for, *argv]
     near = [repr(name) for name in get_close_matches(word, commands)]

@@ -31,18 +31,16 @@ NEEDED = {  # keys of a record, and keys of each of its parts
     "test": ("metrics", "baseline"),
 }
 PUBLISHED = ["task", "setting", "model", "parameters", "test", "source", "url"]
-HEADERS = [
-    *("setting", "model", "parameters (recurrent)", "test", "validation", "trivial baseline"),
-    *("training", "machine", "run or source"),
-]
+HEADERS = ["setting", "model", "parameters (recurrent)", "test", "source"]
 INTRODUCTION = """\
 # Results
 
 Made by `kron-eval report` from the records of the runs in `{folder}`, one file a run, and the
-published numbers in `published.csv` there. Each row of ours tells its records by seed, and the
-recipe that makes it as it was at the commit that the record names. With several seeds the numbers
-are means, the worst in brackets; with one they are that one's. The checkpoint is the best on
-validation; the training includes what came after it.
+published numbers in `published.csv` there. With several seeds the numbers are means, the worst in
+brackets; with one they are that one's. A footnote tells how a row of ours was made: the recipe, as
+it was at the commit that the record names, the records by seed, and the training, which includes
+what came after the checkpoint, the best on validation. The weights of a row can be scored again,
+as in `kron-eval NAME`; a row marked † has none.
 """
 
 Run = Dict[str, Any]
@@ -74,7 +72,7 @@ def report(folder: Path, output: Path) -> None:
         picture = folder / f"{sweep.name}_{family[0][0]['task']}.png"
         draw_sweep(sweep, family, picture)
         texts.append(f"## {sweep.title}: {name}\n")
-        texts.append(_table(family, [], output))
+        texts += _table(family, [], output)
         texts.append(f"![{sweep.title}: {name}]({_link(picture, output)})\n")
     texts.append("## Failed settings\n")
     texts.append(_failures(settings, output))
@@ -88,7 +86,7 @@ def _section(
     """The report's section on a task."""
     task = tasks()[name]
     title = task.title or name
-    texts = [f"## {title}\n", _table(ours, others, output)]
+    texts = [f"## {title}\n", *_table(ours, others, output)]
     if task.learning_curves:
         picture = folder / f"{name}.png"
         draw_curves(ours, picture)
@@ -161,18 +159,21 @@ def _require_same_options(runs: List[Run]) -> None:
             )
 
 
-def _table(ours: List[List[Run]], others: List[Dict[str, str]], output: Path) -> str:
-    """The rows by setting: our runs, then the published numbers."""
-    rows = [_row(runs, output) for runs in ours]
+def _table(ours: List[List[Run]], others: List[Dict[str, str]], output: Path) -> List[str]:
+    """The rows by setting, our runs, then the published numbers; and our rows' footnotes."""
+    rows = [_row(runs) for runs in ours]
     for row in others:
         source = f"[{row['source']}]({row['url']})"
-        cells = (row["setting"], row["model"], row["parameters"], row["test"])
-        rows.append([*cells, "", "", "published", "", source])
+        rows.append([row["setting"], row["model"], row["parameters"], row["test"], source])
     rows.sort(key=lambda row: natural(row[0]))
-    return tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n"
+    notes = sorted((f"[^{_note(runs)}]: {_made(runs, output)}" for runs in ours), key=natural)
+    return [
+        tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n",
+        "\n".join(notes) + "\n",
+    ]
 
 
-def _row(runs: List[Run], output: Path) -> List[str]:
+def _row(runs: List[Run]) -> List[str]:
     run = runs[0]
     unit = run["test"]["metrics"][0]["unit"]
     scores = [f"{_summary(runs, 'test', 0)} {unit}"]
@@ -183,12 +184,34 @@ def _row(runs: List[Run], output: Path) -> List[str]:
         model_name(run),
         f"{run['parameters']:,} ({run['recurrent_parameters']:,})",
         ", ".join(scores),
-        _summary(runs, "valid", 0),
-        f"{run['test']['baseline']['value']:.4g}",
-        _training(runs),
-        _machines(runs),
-        f"`{recipe(run)}`, {_seeds(runs, output)}",
+        f"ours{'' if any(map(_has_weights, runs)) else ' †'}[^{_note(runs)}]",
     ]
+
+
+def _note(runs: List[Run]) -> str:
+    """The name of a row's footnote."""
+    return runs[0]["path"].stem
+
+
+def _made(runs: List[Run], output: Path) -> str:
+    """How the runs of a row were made."""
+    baseline = f"{runs[0]['test']['baseline']['value']:.4g}"
+    weights = [f"`{run['path'].stem}`" for run in runs if _has_weights(run)]
+    return "; ".join(
+        [
+            f"`{recipe(runs[0])}`",
+            _seeds(runs, output),
+            f"validation {_summary(runs, 'valid', 0)}, trivial baseline {baseline}",
+            _training(runs),
+            _machines(runs),
+            *([f"weights {', '.join(weights)}"] if weights else []),
+        ]
+    )
+
+
+def _has_weights(run: Run) -> bool:
+    """Whether the weights of a run are kept, in the folder `models` beside that of the records."""
+    return (run["path"].parent.parent / "models" / f"{run['path'].stem}.pt").is_file()
 
 
 def _mean(runs: List[Run], split: str, metric: int) -> float:

@@ -1,12 +1,14 @@
 """Record a training run that has just ended.
 
 The record has the command, the commit, the machine, the learning curve, and the scores of the
-checkpoint on validation and test.
+checkpoint on validation and test. The weights alone are written beside it, into a file of the same
+name that ends in .pt; kron-eval takes it as a checkpoint.
 """
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ...checks import require
 from ..arguments import add_checkpoint, add_cpu, add_data, add_output, add_user_dir, written
 
 
@@ -23,7 +25,15 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    from ...restore import read_known
+    weights = args.output.with_suffix(".pt")
+    require(
+        weights.resolve() != args.checkpoint.resolve(),
+        f"--output {args.output}: the weights would replace the checkpoint; choose another name",
+    )
+
+    import torch
+
+    from ...restore import read_known, weights_alone
 
     state = read_known(args.checkpoint)
 
@@ -31,6 +41,8 @@ def run(args: Namespace) -> None:
     from ..record import as_text, record
 
     made, test = record(args.checkpoint, state, args.log, args.command, args.data, args.cpu)
+    with written(weights) as unfinished, unfinished.open("wb") as file:
+        torch.save(weights_alone(state), file)
     with written(args.output) as unfinished:
         unfinished.write_text(as_text(made), encoding="utf-8")
     print(table(test))
