@@ -88,26 +88,51 @@ def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
 
 
 def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path) -> None:
-    """Write a PNG of the curves of an option, with a mark for every run."""
-    runs = [run for same in settings for run in same]
-    metric = runs[0]["test"]["metrics"][0]
+    """Write a PNG of the curves of an option: the mean of each setting's runs, with a bar from the
+    worst to the best, and a mark for every run."""
+    first = settings[0][0]
+    metric = first["test"]["metrics"][0]
     figure = Figure(figsize=(4.2 * len(sweep.panels), 3.2), layout="constrained")
     panels = figure.subplots(1, len(sweep.panels), squeeze=False)[0]
     for axes, (x, y) in zip(panels, sweep.panels, strict=True):
-        points = sorted((x.value(run), y.value(run), sweep.point(run)) for run in runs)
-        at, values, texts = zip(*points, strict=True)
-        axes.plot(at, values, marker="o", markersize=4)
-        for place, text in zip(zip(at, values, strict=True), texts, strict=True):
-            axes.annotate(text, place, (3, 3), textcoords="offset points", fontsize=7)
-        axes.set(
-            xlabel=x.label, xscale="log", ylabel=y.label or f"{metric['name']}, {metric['unit']}"
+        at = [np.mean([x.value(run) for run in runs]) for runs in settings]
+        values = [[y.value(run) for run in runs] for runs in settings]
+        means = np.array([np.mean(row) for row in values])
+        bars = np.array([[np.min(row) for row in values], [np.max(row) for row in values]])
+        order = np.argsort(at)
+        axes.errorbar(
+            np.take(at, order),
+            means[order],
+            yerr=np.abs(bars - means)[:, order],
+            marker="o",
+            markersize=4,
+            capsize=3,
         )
-        if y.label:  # a tight range would magnify small differences
-            axes.set(yscale="log", ylim=(min(values) / 3, max(values) * 3))
+        for place, row, runs in zip(at, values, settings, strict=True):
+            axes.plot([place] * len(row), row, ".", color="grey", markersize=3)
+            point = (place, np.mean(row))
+            text = sweep.point(runs[0])
+            axes.annotate(text, point, (3, 3), textcoords="offset points", fontsize=7)
+        label = y.label or f"{metric['name']}, {metric['unit']} (test)"
+        axes.set(xlabel=x.label, xscale="log", ylabel=label)
+        _set_range(axes, bars, is_score=not y.label, baseline=first["test"]["baseline"]["value"])
         axes.margins(x=0.12)  # room for the text beside the last point
         axes.grid(alpha=0.3)
-    figure.suptitle(setting_name(runs[0]), fontsize=10)
+    seeds = max(len(runs) for runs in settings)
+    figure.suptitle(f"{setting_name(first)}, {seeds} seed{'s' * (seeds > 1)}", fontsize=10)
     _save(figure, output)
+
+
+def _set_range(axes: Axes, values: np.ndarray, is_score: bool, baseline: float) -> None:
+    """A range that does not magnify small differences: of a tenth of what was gained over the
+    trivial baseline at least, or if values differ much, of whole decades."""
+    low, high = float(values.min()), float(values.max())
+    if not is_score or 0 < 20 * low < high:
+        axes.set(yscale="log", ylim=(low / 3, high * 3))
+        return
+    gained = max(abs(low - baseline), abs(high - baseline))
+    middle, half = (low + high) / 2, max(0.6 * (high - low), 0.05 * gained)
+    axes.set_ylim(middle - half, middle + half)
 
 
 def _save(figure: Figure, output: Path, dpi: int = 100) -> None:
