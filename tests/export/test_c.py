@@ -1,0 +1,150 @@
+"""Exported C files compute what the model does. stream.c runs them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kron_plugin.export.c import export
+from kron_plugin.models.baseline import BaselineCell
+from kron_plugin.models.options import ModelSpec
+from kron_plugin.modules import KRU, KRUGRU, KRULSTM, Readout
+from kron_plugin.trained import Trained
+
+from ..conftest import ROOT
+
+STREAM = Path(__file__).with_name("stream.c")
+STEPS = 20  # as in stream.c
+STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic -Wconversion -Wshadow -Wcast-qual"
+SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+COMPILERS = {  # a compiler with its flags, and what runs its programs
+    "gcc": ("gcc -O2", ""),
+    "clang": ("clang -O2", ""),
+    "sanitized": (f"cc -O1 {SANITIZED}", ""),
+    "cortex-m0": ("arm-none-eabi-gcc -Os -mcpu=cortex-m0", "qemu-arm"),
+    "cortex-m4": (
+        "arm-none-eabi-gcc -O2 -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16",
+        "qemu-arm",
+    ),
+}
+BARE = "-mthumb -ffreestanding -nostartfiles --specs=nosys.specs".split()
+
+MODELS = {  # layers, their options, what is read, and whether inputs are symbols
+    "modrelu": (KRU, 16, {}, "parts", False),
+    "modrelu of symbols": (KRU, 16, {}, "moduli", True),
+    "modrelu, real": (KRU, 16, {"complex": False}, "parts", False),
+    "identity": (KRU, 12, {"activation": "identity"}, "both", False),
+    "identity, real, no bias": (
+        *(KRU, 8, {"activation": "identity", "complex": False, "bias": False}),
+        *("parts", True),
+    ),
+    "tanh": (KRU, 8, {"activation": "tanh", "complex": False}, "parts", True),
+    "two layers": (KRU, 8, {"num_layers": 2}, "both", False),
+    "three layers of symbols": (KRU, 6, {"num_layers": 3}, "moduli", True),
+    "hard": (KRU, 12, {"unitary": "hard", "factors": "4,3"}, "moduli", False),
+    "one factor": (KRU, 5, {}, "parts", False),
+    "one unit": (KRU, 1, {}, "both", True),
+    "rectangular": (KRU, 12, {"factors": "2x3,3x1,2x4", "num_layers": 2}, "parts", False),
+    "rectangular, real": (KRU, 8, {"factors": "2x4,4x2", "complex": False}, "parts", False),
+    "rectangular, growing": (KRU, 8, {"factors": "4x2,2x4"}, "parts", True),
+    "lstm": (KRULSTM, 16, {}, "parts", False),
+    "lstm, two layers": (KRULSTM, 12, {"num_layers": 2, "factors": "3x4,4x3"}, "parts", True),
+    "gru": (KRUGRU, 16, {}, "parts", True),
+    "gru, two layers": (KRUGRU, 6, {"num_layers": 2, "bias": False}, "parts", False),
+}
+ONE_OF_EACH_CELL = ("modrelu of symbols", "lstm", "gru, two layers", "tanh")
+
+
+class Task(SimpleNamespace):
+    title = "A test"
+
+    def setting(self, options):
+        return f"*/ {options} \\ /*"
+
+
+def make(name, inputs=5, outputs=3):
+    """A model with random parameters, of which some biases close modReLUs."""
+    layers, size, options, reads, tokens = MODELS[name]
+    cell = layers(inputs, size, backend="reference", **options)
+    readout = Readout(cell.output_size, outputs, reads=reads)
+    task = Task(spec=ModelSpec(inputs, outputs, tokens, True), cfg=SimpleNamespace(data="/a/b"))
+    model = Trained(cell, readout, task).eval()
+    for layer in cell.layers:
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def sequence(model):
+    spec = model.task.spec
+    if spec.tokens:
+        return torch.randint(spec.input_size, (STEPS,), dtype=torch.int32)
+    x = torch.randn(STEPS, spec.input_size)
+    return torch.where(x < -1, torch.zeros(()), x)
+
+
+def compiled(model, folder, compiler="sanitized", name="tiny"):
+    """The exported model as a program, and the words that run it."""
+    command, runner = COMPILERS[compiler]
+    command = command.split()
+    for tool in (command[0], runner):
+        if tool and shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    source, header = export(model, folder / f"{name}.c")
+    assert header == source.with_suffix(".h")
+    bare = BARE if runner else []
+    symbols = ["-DSYMBOLS"] if model.task.spec.tokens else []
+    build(*command, *bare, *STRICT.split(), "-c", source, "-o", folder / "model.o")
+    build(
+        *(*command, *bare, *symbols, "-I", folder, STREAM, folder / "model.o"),
+        *("-lm", "-o", folder / "program"),
+    )
+    return [*([runner] if runner else []), folder / "program"]
+
+
+def build(*command):
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def outputs(program, x):
+    """The size of a state, and the outputs of stream.c."""
+    result = subprocess.run(program, input=x.numpy().tobytes(), capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+    size, *_ = torch.frombuffer(bytearray(result.stdout[:4]), dtype=torch.int32).tolist()
+    return size, torch.frombuffer(bytearray(result.stdout[4:]), dtype=torch.float32)
+
+
+def check(model, program):
+    """The outputs; again after a reset, of which the first half is not asked for; and, in turn with
+    them, of a second state that reads backwards."""
+    x, count = sequence(model), model.task.spec.output_size
+    size, found = outputs(program, x)
+    found = found.view(-1, count)
+    with torch.no_grad():
+        expected, backwards = model(x), model(x.flip(0))
+    bound = 1e-5 * float(expected.abs().max())
+    first, late = found[:STEPS], found[STEPS + STEPS // 2 :].view(-1, 2, count)
+    torch.testing.assert_close(first, expected, rtol=0, atol=bound)
+    assert torch.equal(late[:, 0], first[STEPS // 2 :])
+    other = torch.cat([found[STEPS : STEPS + STEPS // 2], late[:, 1]])
+    torch.testing.assert_close(other, backwards, rtol=0, atol=bound)
+    return size
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_computes_what_the_model_does(name, tmp_path):
+    model = make(name)
+    check(model, compiled(model, tmp_path))
+
+
+@pytest.mark.parametrize("compiler", [name for name in COMPILERS if name != "sanitized"])
+@pytest.mark.parametrize("name", ONE_OF_EACH_CELL)
+def test_any_compiler_and_machine(name, compiler, tmp_path):
+    model = make(name)
+    check(model, compiled(model, tmp_path, compiler))
