@@ -15,8 +15,6 @@ from kron_plugin.models.options import ModelSpec
 from kron_plugin.modules import KRU, KRUGRU, KRULSTM, Readout
 from kron_plugin.trained import Trained
 
-from ..conftest import ROOT
-
 STREAM = Path(__file__).with_name("stream.c")
 STEPS = 20  # as in stream.c
 STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic -Wconversion -Wshadow -Wcast-qual"
@@ -31,7 +29,7 @@ COMPILERS = {  # a compiler with its flags, and what runs its programs
         "qemu-arm",
     ),
 }
-BARE = "-mthumb -ffreestanding -nostartfiles --specs=nosys.specs".split()
+BARE = ["-mthumb", "-ffreestanding", "-nostartfiles", "--specs=nosys.specs"]
 
 MODELS = {  # layers, their options, what is read, and whether inputs are symbols
     "modrelu": (KRU, 16, {}, "parts", False),
@@ -148,3 +146,117 @@ def test_computes_what_the_model_does(name, tmp_path):
 def test_any_compiler_and_machine(name, compiler, tmp_path):
     model = make(name)
     check(model, compiled(model, tmp_path, compiler))
+
+
+def test_a_wrong_number_is_seen(tmp_path):
+    model = make("modrelu")
+    program = compiled(model, tmp_path)
+    with torch.no_grad():
+        model.cell.layers[0].factors[0][0, 0] += 0.01
+    with pytest.raises(AssertionError, match="not close"):
+        check(model, program)
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH_CELL, "two layers", "rectangular, growing"])
+def test_the_comment_tells_true_sizes(name, tmp_path):
+    model = make(name)
+    program = compiled(model, tmp_path, "gcc")
+    header = (tmp_path / "tiny.h").read_text()
+    told = {word: int(n) for word, n in re.findall(r"^   (\w+) +(\d+)", header, re.MULTILINE)}
+    assert told["parameters"] == sum(p.numel() for p in model.parameters())
+    assert f"of these {model.cell.recurrent_parameters()} in the factors" in header
+    assert told["state"] == check(model, program)
+    assert told["constants"] == table_bytes(tmp_path / "tiny.c")
+    assert header.startswith("/* A test: __ __data_: _b__ _ __\n"), "what would end the comment"
+
+
+def table_bytes(source):
+    """The bytes of the tables in an object file, without those of pointers."""
+    object_file = source.with_suffix(".o")
+    build("gcc", "-std=c99", "-O0", "-c", source, "-o", object_file)
+    listed = subprocess.run(["nm", "-S", object_file], capture_output=True, text=True).stdout
+    tables = re.findall(r"^\w+ (\w+) r ((?:weight|factors|bias|start|readout)_\w+)$", listed, re.M)
+    assert len(tables) >= 5
+    return sum(int(size, 16) for size, _ in tables)
+
+
+@pytest.mark.parametrize("name", ["modrelu", "modrelu of symbols"])
+def test_the_header_serves_cpp(name, tmp_path):
+    compiled(make(name), tmp_path)
+    main = tmp_path / "main.cpp"
+    main.write_text('#include "tiny.h"\nint main() { static tiny_state s; tiny_reset(&s); }\n')
+    build("g++", "-Wall", "-Werror", "-fsanitize=address,undefined", main, tmp_path / "model.o")
+
+
+def test_the_same_model_gives_the_same_files(tmp_path):
+    model = make("lstm")
+    first, again = (export(model, tmp_path / folder / "a.c") for folder in ("", "."))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.c", "a.h"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_become_float(dtype, tmp_path):
+    model = make("modrelu").to(dtype)
+    program = compiled(model, tmp_path)
+    check(model.float(), program)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model", "must end in .c"),
+        ("model.h", "must end in .c"),
+        ("my-model.c", "'my-model', so it must be a letter"),
+        ("2nd.c", "'2nd', so it must be a letter"),
+        ("_x.c", "'_x', so it must be a letter"),
+        ("größe.c", "'größe', so it must be a letter"),
+        ("math.c", "would hide C's own math.h"),
+    ],
+)
+def test_names_that_c_does_not_take(name, words, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        export(make("modrelu"), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def bidirectional(model):
+    cell = KRU(5, 4, bidirectional=True)
+    return Trained(cell, Readout(cell.output_size, 3, directions=2), model.task)
+
+
+def dense(model):
+    return Trained(BaselineCell("lstm", 5, 4), Readout(4, 3), model.task)
+
+
+def infinite(model):
+    model.cell.layers[0].weight.data[0, 0] = float("inf")
+    return model
+
+
+def unknown(model):
+    model.cell.layers[0].activation = "softsign"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (bidirectional, "the layers are bidirectional"),
+        (dense, "BaselineCell: only layers with factors"),
+        (infinite, "the model holds a NaN, an infinity"),
+        (unknown, "pieces.c has no 'softsign complex'"),
+    ],
+)
+def test_models_that_cannot_be_c(change, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        export(change(make("modrelu")), tmp_path / "tiny.c")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["read", "layer", "multiply", "step", "name", "NAME", "int", "X"])
+def test_no_name_is_taken_by_what_is_inside(name, tmp_path):
+    compile_alone = ["gcc", *STRICT.split(), "-c"]
+    for model in map(make, ("modrelu of symbols", "lstm")):
+        source, _ = export(model, tmp_path / f"{name}.c")
+        build(*compile_alone, source, "-o", tmp_path / "model.o")
