@@ -126,9 +126,9 @@ class _Program:
         factors = "2x2" if self.is_in_pairs else "any"
         names = [
             *("tables", *([] if self.is_in_pairs else ["sizes"])),
-            *(f"{factors} {field}", f"product of {factors}", "add input"),
+            *(f"{factors} {field}", f"product of {factors}", "add product"),
             *CALLED.get(cell, [f"{self.layer.activation} {field}"]),
-            *(f"step {cell}", *(["moduli"] if self.reads != "parts" else []), "add product"),
+            *(f"step {cell}", *(["moduli"] if self.reads != "parts" else [])),
             *(f"read {self.reads}", "reset", "advance"),
             f"read {'symbol' if self.model.task.spec.tokens else 'features'}",
         ]
@@ -153,8 +153,8 @@ class _Program:
                 tables[f"start_{i}"] = self._in_units(start, 0)
         readout: Any = self.model.readout
         width = 0 if self.reads == "moduli" else self.layer.output_size
-        parts, moduli = readout.weight.tensor_split([width], 1)
-        tables["readout_parts"] = self._in_units(parts, 1)
+        parts, moduli = readout.weight.t().tensor_split([width])
+        tables["readout_parts"] = self._in_units(parts, 0)
         tables["readout_moduli"] = moduli
         tables["readout_bias"] = readout.bias
         return {name: table for name, table in tables.items() if table.numel()}
@@ -184,6 +184,7 @@ class _Program:
         kind = "complex" if layer.complex else "real"
         layers = f"{len(self.layers)} layers of " if len(self.layers) > 1 else ""
         reads = f", reads {self.reads}" if self.reads != "parts" else ""
+        sizes = 0 if self.is_in_pairs else 2 * len(self.sizes)
         activation = f", {layer.activation}" if layer.activation else ""
         arrays = [f"    float {name}[{n}][{m}];" for name, (n, m) in self.state.items()]
         words = {
@@ -193,7 +194,7 @@ class _Program:
             "factors": format_factors(layer.factor_sizes),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "recurrent": cell.recurrent_parameters(),
-            "constants": 4 * sum(table.numel() for table in self.tables.values()),
+            "constants": 4 * (sum(table.numel() for table in self.tables.values()) + sizes),
             "bytes": 4 * sum(n * m for n, m in self.state.values()),
             "inputs": layer.input_size,
             "outputs": len(self.tables["readout_bias"]),

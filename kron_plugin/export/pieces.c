@@ -27,11 +27,11 @@ typedef struct {
     int inputs;
 } layer;
 
-/* An input: count numbers, for these rows of a weight. */
+/* What is multiplied by a matrix: numbers for so many of its rows. */
 typedef struct {
-    const float *x;
+    const float *numbers;
     int first, count;
-} input_rows;
+} vector;
 
 $tables
 
@@ -128,16 +128,15 @@ static float *multiply(const float *factors, const float *h, float *a, float *b)
     return b;
 }
 
-//// add input
-/* z += x U, with the rows of U that the input names. Many inputs are 0. */
-static void add_input(input_rows input, const float *weight, float *z)
+//// add product
+/* z += x U, with the rows of U that x is for; each has width numbers. Many inputs are 0. */
+static void add_product(vector x, const float *u, int width, float *restrict z)
 {
-    for (int i = 0; i < input.count; i++) {
-        const float x = input.x[i], *row = weight + (input.first + i) * WIDTH;
-        if (x != 0)
-            for (int n = 0; n < WIDTH; n++)
-                z[n] += x * row[n];
-    }
+    u += x.first * width;
+    for (int i = 0; i < x.count; i++, u += width)
+        if (x.numbers[i] != 0)
+            for (int n = 0; n < width; n++)
+                z[n] += x.numbers[i] * u[n];
 }
 
 //// modrelu real
@@ -180,11 +179,11 @@ static void activate(const float *z, const float *b, float *h)
 
 //// step rnn
 /* h = activate(W h + U x; b). */
-static void step_layer(name_state *state, int l, input_rows input)
+static void step_layer(name_state *state, int l, vector x)
 {
     const layer *own = &layers[l];
     float *h = state->h[l], *z = multiply(own->factors, h, state->scratch[0], h);
-    add_input(input, own->weight, z);
+    add_product(x, own->weight, WIDTH, z);
     activate(z, own->bias, h);
 }
 
@@ -196,12 +195,12 @@ static float sigmoid(float z)
 
 //// gate
 /* W_k h + U_k x + b_k in one of the first two scratch arrays. */
-static const float *gate(name_state *state, int l, input_rows input, int k)
+static const float *gate(name_state *state, int l, vector x, int k)
 {
     const layer *own = &layers[l];
     float *z = multiply(own->factors + k * ENTRIES, state->h[l], state->scratch[0],
                         state->scratch[1]);
-    add_input(input, own->weight + k * own->inputs * WIDTH, z);
+    add_product(x, own->weight + k * own->inputs * WIDTH, WIDTH, z);
     for (int n = 0; n < UNITS; n++)
         z[n] += own->bias[k * UNITS + n];
     return z;
@@ -209,39 +208,39 @@ static const float *gate(name_state *state, int l, input_rows input, int k)
 
 //// step lstm
 /* c = s(f) c + s(i) tanh(g) and h = s(o) tanh(c) with the gates i, f, g, o and the sigmoid s. */
-static void step_layer(name_state *state, int l, input_rows input)
+static void step_layer(name_state *state, int l, vector x)
 {
     float *h = state->h[l], *c = state->c[l], *fresh = state->scratch[2];
-    const float *z = gate(state, l, input, 0);
+    const float *z = gate(state, l, x, 0);
     for (int n = 0; n < UNITS; n++)
         fresh[n] = sigmoid(z[n]);
-    z = gate(state, l, input, 2);
+    z = gate(state, l, x, 2);
     for (int n = 0; n < UNITS; n++)
         fresh[n] *= tanhf(z[n]);
-    z = gate(state, l, input, 1);
+    z = gate(state, l, x, 1);
     for (int n = 0; n < UNITS; n++)
         c[n] = sigmoid(z[n]) * c[n] + fresh[n];
-    z = gate(state, l, input, 3);
+    z = gate(state, l, x, 3);
     for (int n = 0; n < UNITS; n++)
         h[n] = sigmoid(z[n]) * tanhf(c[n]);
 }
 
 //// step gru
 /* h = (1 - z) n + z h with n = tanh(u_n + b_n + r (W_n h + b_h)) and the gates r, z. */
-static void step_layer(name_state *state, int l, input_rows input)
+static void step_layer(name_state *state, int l, vector x)
 {
     const layer *own = &layers[l];
     const float *b_n = own->bias + 2 * UNITS, *b_h = own->bias + 3 * UNITS;
     float *h = state->h[l], *fresh = state->scratch[2];
-    const float *r = gate(state, l, input, 0);
+    const float *r = gate(state, l, x, 0);
     for (int n = 0; n < UNITS; n++)
         fresh[n] = sigmoid(r[n]);
     const float *w_h = multiply(own->factors + 2 * ENTRIES, h, state->scratch[0],
                                 state->scratch[1]);
     for (int n = 0; n < UNITS; n++)
         fresh[n] = b_n[n] + fresh[n] * (w_h[n] + b_h[n]);
-    add_input(input, own->weight + 2 * own->inputs * WIDTH, fresh);
-    const float *z = gate(state, l, input, 1);
+    add_product(x, own->weight + 2 * own->inputs * WIDTH, WIDTH, fresh);
+    const float *z = gate(state, l, x, 1);
     for (int n = 0; n < UNITS; n++) {
         const float keep = sigmoid(z[n]);
         h[n] = (1 - keep) * tanhf(fresh[n]) + keep * h[n];
@@ -256,24 +255,12 @@ static void take_moduli(const float *h, float *moduli)
         moduli[n] = sqrtf(h[2 * n] * h[2 * n] + h[2 * n + 1] * h[2 * n + 1]);
 }
 
-//// add product
-/* output += V x for V with rows of so many numbers. */
-static void add_product(const float *v, const float *x, int count, float *output)
-{
-    for (int o = 0; o < NAME_OUTPUTS; o++, v += count) {
-        float sum = 0;
-        for (int n = 0; n < count; n++)
-            sum += v[n] * x[n];
-        output[o] += sum;
-    }
-}
-
 //// read parts
 /* output = V h + c. */
 static void read_out(name_state *state, float *output)
 {
     memcpy(output, readout_bias, sizeof readout_bias);
-    add_product(readout_parts, state->h[LAYERS - 1], WIDTH, output);
+    add_product((vector){state->h[LAYERS - 1], 0, WIDTH}, readout_parts, NAME_OUTPUTS, output);
 }
 
 //// read moduli
@@ -282,7 +269,7 @@ static void read_out(name_state *state, float *output)
 {
     memcpy(output, readout_bias, sizeof readout_bias);
     take_moduli(state->h[LAYERS - 1], state->scratch[0]);
-    add_product(readout_moduli, state->scratch[0], UNITS, output);
+    add_product((vector){state->scratch[0], 0, UNITS}, readout_moduli, NAME_OUTPUTS, output);
 }
 
 //// read both
@@ -292,8 +279,8 @@ static void read_out(name_state *state, float *output)
     const float *h = state->h[LAYERS - 1];
     memcpy(output, readout_bias, sizeof readout_bias);
     take_moduli(h, state->scratch[0]);
-    add_product(readout_parts, h, WIDTH, output);
-    add_product(readout_moduli, state->scratch[0], UNITS, output);
+    add_product((vector){h, 0, WIDTH}, readout_parts, NAME_OUTPUTS, output);
+    add_product((vector){state->scratch[0], 0, UNITS}, readout_moduli, NAME_OUTPUTS, output);
 }
 
 //// reset
@@ -307,11 +294,11 @@ void name_reset(name_state *state)
 
 //// advance
 /* Let all layers read an input, and then the output layer unless output is NULL. */
-static void advance(name_state *state, input_rows input, float *output)
+static void advance(name_state *state, vector x, float *output)
 {
     for (int l = 0; l < LAYERS; l++) {
-        step_layer(state, l, input);
-        input = (input_rows){state->h[l], 0, WIDTH};
+        step_layer(state, l, x);
+        x = (vector){state->h[l], 0, WIDTH};
     }
     if (output != NULL)
         read_out(state, output);
@@ -320,7 +307,7 @@ static void advance(name_state *state, input_rows input, float *output)
 //// read features
 void name_step(name_state *state, const float *x, float *output)
 {
-    advance(state, (input_rows){x, 0, NAME_INPUTS}, output);
+    advance(state, (vector){x, 0, NAME_INPUTS}, output);
 }
 
 //// read symbol
@@ -329,6 +316,6 @@ int name_step(name_state *state, int symbol, float *output)
     static const float one = 1;
     if (symbol < 0 || symbol >= NAME_INPUTS)
         return -1;
-    advance(state, (input_rows){&one, symbol, 1}, output);
+    advance(state, (vector){&one, symbol, 1}, output);
     return 0;
 }

@@ -15,6 +15,8 @@ from kron_plugin.models.options import ModelSpec
 from kron_plugin.modules import KRU, KRUGRU, KRULSTM, Readout
 from kron_plugin.trained import Trained
 
+from ..conftest import ROOT
+
 STREAM = Path(__file__).with_name("stream.c")
 STEPS = 20  # as in stream.c
 STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic -Wconversion -Wshadow -Wcast-qual"
@@ -175,7 +177,9 @@ def table_bytes(source):
     object_file = source.with_suffix(".o")
     build("gcc", "-std=c99", "-O0", "-c", source, "-o", object_file)
     listed = subprocess.run(["nm", "-S", object_file], capture_output=True, text=True).stdout
-    tables = re.findall(r"^\w+ (\w+) r ((?:weight|factors|bias|start|readout)_\w+)$", listed, re.M)
+    tables = re.findall(
+        r"^\w+ (\w+) r ((?:weight|factors|bias|start|readout)_\w+|rows|columns)$", listed, re.M
+    )
     assert len(tables) >= 5
     return sum(int(size, 16) for size, _ in tables)
 
@@ -185,7 +189,17 @@ def test_the_header_serves_cpp(name, tmp_path):
     compiled(make(name), tmp_path)
     main = tmp_path / "main.cpp"
     main.write_text('#include "tiny.h"\nint main() { static tiny_state s; tiny_reset(&s); }\n')
-    build("g++", "-Wall", "-Werror", "-fsanitize=address,undefined", main, tmp_path / "model.o")
+    flags = ["-Wall", "-Werror", *SANITIZED.split()]
+    build("g++", *flags, main, tmp_path / "model.o", "-o", tmp_path / "cpp")
+
+
+def test_the_example_of_the_readme(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((include, body),) = re.findall(r"```c\n(.*)\n((?:.*\n)*?)```", readme)
+    export(make("modrelu", inputs=1, outputs=10), tmp_path / "digits.c")
+    main = tmp_path / "main.c"
+    main.write_text(f"{include}\nvoid classify(const float *pixels)\n{{\n{body}}}\n")
+    build("gcc", *STRICT.split(), "-c", main, "-o", tmp_path / "main.o")
 
 
 def test_the_same_model_gives_the_same_files(tmp_path):
