@@ -130,7 +130,7 @@ class _Program:
             *CALLED.get(cell, [f"{self.layer.activation} {field}"]),
             *(f"step {cell}", *(["moduli"] if self.reads != "parts" else [])),
             *(f"read {self.reads}", "reset", "advance"),
-            f"read {'symbol' if self.model.task.spec.tokens else 'features'}",
+            f"input {'symbol' if self.model.task.spec.tokens else 'features'}",
         ]
         known = _known_pieces()
         for name in names:
@@ -188,8 +188,7 @@ class _Program:
         activation = f", {layer.activation}" if layer.activation else ""
         arrays = [f"    float {name}[{n}][{m}];" for name, (n, m) in self.state.items()]
         words = {
-            "task": _plain(task.title),
-            "setting": _plain(_setting(task)),
+            "task": _plain(": ".join(filter(None, (task.title, _setting(task))))),
             "cell": f"{cell.title}, {layers}{layer.hidden_size} {kind} units{activation}{reads}",
             "factors": format_factors(layer.factor_sizes),
             "parameters": sum(p.numel() for p in self.model.parameters()),

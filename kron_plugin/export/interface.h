@@ -1,4 +1,4 @@
-/* $task: $setting
+/* $task
 
    cell        $cell
    factors     $factors
@@ -6,7 +6,7 @@
    constants   $constants bytes
    state       $bytes bytes, the arrays for a step among them; the stack holds a few words
 
-   It reads one input at a time, and remembers others by a state of yours:
+   It reads one input at a time. What it remembers of them is in a state of yours:
 
        static name_state state;
        float output[NAME_OUTPUTS];
@@ -15,7 +15,8 @@
        name_reset(&state);
        name_step(&state, $input, output);
 
-   Several states are independent. Made by kron-plugin; needs C99, and math.h in single precision. */
+   Inputs are as in training, and outputs the model's own, before any softmax or sigmoid. States do
+   not depend on each other. Made by kron-plugin; needs C99 with math.h in single precision. */
 
 #ifndef NAME_H
 #define NAME_H

@@ -1,5 +1,8 @@
-/* Exported C files consist of these pieces. A line of four slashes begins a piece and names it. c.py
-   takes the pieces that a model needs. It fills in $words, and the model's name for name_ and NAME_. */
+/* The pieces of exported C files. A line of four slashes begins a piece and names it. c.py takes the
+   pieces that a model needs; it fills in $words, and the model's name for name_ and NAME_.
+
+   A factor multiplies the last digit of the index of a unit, and makes it the first. After all
+   factors, every digit is in its place again, and every loop has read neighbours. */
 
 //// tables
 /* See name.h. The tables come first, then the functions. */
@@ -31,7 +34,7 @@ typedef struct {
 typedef struct {
     const float *numbers;
     int first, count;
-} vector;
+} row_vector;
 
 $tables
 
@@ -44,8 +47,8 @@ static const int rows[FACTORS] = {$p_sizes};
 static const int columns[FACTORS] = {$q_sizes};
 
 //// 2x2 real
-/* y = w x for the last digit of the index, which has the factor w and becomes the first. */
-static void multiply_digit(const float *restrict w, const float *restrict x, float *restrict y)
+/* Multiply every two neighbours in x by the factor w: all first results, then all second ones. */
+static void multiply_factor(const float *restrict w, const float *restrict x, float *restrict y)
 {
     for (int n = 0; n < UNITS / 2; n++, x += 2)
         for (int p = 0; p < 2; p++)
@@ -53,8 +56,8 @@ static void multiply_digit(const float *restrict w, const float *restrict x, flo
 }
 
 //// 2x2 complex
-/* y = w x for the last digit of the index, which has the factor w and becomes the first. */
-static void multiply_digit(const float *restrict w, const float *restrict x, float *restrict y)
+/* Multiply every two neighbours in x by the factor w: all first results, then all second ones. */
+static void multiply_factor(const float *restrict w, const float *restrict x, float *restrict y)
 {
     for (int n = 0; n < UNITS / 2; n++, x += 4)
         for (int p = 0; p < 2; p++) {
@@ -66,11 +69,12 @@ static void multiply_digit(const float *restrict w, const float *restrict x, flo
 }
 
 //// product of 2x2
-/* W h, one factor after the other: from h to a, to b, to a again ... Returns where it is. */
+/* The Kronecker product of the factors by h, from the last factor to the first: from h to a, to b,
+   to a again ... Returns where the result is. */
 static float *multiply(const float *factors, const float *h, float *a, float *b)
 {
     for (int f = 0; f < FACTORS; f++) {
-        multiply_digit(factors, h, a);
+        multiply_factor(factors, h, a);
         factors += 4 * PARTS;
         float *done = a;
         a = b;
@@ -80,25 +84,25 @@ static float *multiply(const float *factors, const float *h, float *a, float *b)
 }
 
 //// any real
-/* y = w x for the last digit of the index, which has the factor w and becomes the first. */
-static void multiply_digit(int p_count, int q_count, int rest, const float *restrict w,
-                           const float *restrict x, float *restrict y)
+/* Multiply all groups of neighbours in x by the factor w: their first results, their second ... */
+static void multiply_factor(int p_count, int q_count, int groups, const float *restrict w,
+                            const float *restrict x, float *restrict y)
 {
-    for (int n = 0; n < rest; n++, x += q_count)
+    for (int n = 0; n < groups; n++, x += q_count)
         for (int p = 0; p < p_count; p++) {
             float sum = 0;
             for (int q = 0; q < q_count; q++)
                 sum += w[p * q_count + q] * x[q];
-            y[p * rest + n] = sum;
+            y[p * groups + n] = sum;
         }
 }
 
 //// any complex
-/* y = w x for the last digit of the index, which has the factor w and becomes the first. */
-static void multiply_digit(int p_count, int q_count, int rest, const float *restrict w,
-                           const float *restrict x, float *restrict y)
+/* Multiply all groups of neighbours in x by the factor w: their first results, their second ... */
+static void multiply_factor(int p_count, int q_count, int groups, const float *restrict w,
+                            const float *restrict x, float *restrict y)
 {
-    for (int n = 0; n < rest; n++, x += 2 * q_count)
+    for (int n = 0; n < groups; n++, x += 2 * q_count)
         for (int p = 0; p < p_count; p++) {
             const float *row = w + 2 * p * q_count;
             float re = 0, im = 0;
@@ -106,20 +110,21 @@ static void multiply_digit(int p_count, int q_count, int rest, const float *rest
                 re += row[q] * x[q] - row[q + 1] * x[q + 1];
                 im += row[q] * x[q + 1] + row[q + 1] * x[q];
             }
-            y[2 * (p * rest + n)] = re;
-            y[2 * (p * rest + n) + 1] = im;
+            y[2 * (p * groups + n)] = re;
+            y[2 * (p * groups + n) + 1] = im;
         }
 }
 
 //// product of any
-/* W h, one factor after the other: from h to a, to b, to a again ... Returns where it is. */
+/* The Kronecker product of the factors by h, from the last factor to the first: from h to a, to b,
+   to a again ... Returns where the result is. */
 static float *multiply(const float *factors, const float *h, float *a, float *b)
 {
     int units = UNITS;
     for (int f = 0; f < FACTORS; f++) {
-        const int rest = units / columns[f];
-        multiply_digit(rows[f], columns[f], rest, factors, h, a);
-        units = rows[f] * rest;
+        const int groups = units / columns[f];
+        multiply_factor(rows[f], columns[f], groups, factors, h, a);
+        units = rows[f] * groups;
         factors += rows[f] * columns[f] * PARTS;
         float *done = a;
         a = b;
@@ -130,7 +135,7 @@ static float *multiply(const float *factors, const float *h, float *a, float *b)
 
 //// add product
 /* z += x U, with the rows of U that x is for; each has width numbers. Many inputs are 0. */
-static void add_product(vector x, const float *u, int width, float *restrict z)
+static void add_product(row_vector x, const float *u, int width, float *restrict z)
 {
     u += x.first * width;
     for (int i = 0; i < x.count; i++, u += width)
@@ -179,7 +184,7 @@ static void activate(const float *z, const float *b, float *h)
 
 //// step rnn
 /* h = activate(W h + U x; b). */
-static void step_layer(name_state *state, int l, vector x)
+static void step_layer(name_state *state, int l, row_vector x)
 {
     const layer *own = &layers[l];
     float *h = state->h[l], *z = multiply(own->factors, h, state->scratch[0], h);
@@ -195,7 +200,7 @@ static float sigmoid(float z)
 
 //// gate
 /* W_k h + U_k x + b_k in one of the first two scratch arrays. */
-static const float *gate(name_state *state, int l, vector x, int k)
+static const float *gate(name_state *state, int l, row_vector x, int k)
 {
     const layer *own = &layers[l];
     float *z = multiply(own->factors + k * ENTRIES, state->h[l], state->scratch[0],
@@ -208,7 +213,7 @@ static const float *gate(name_state *state, int l, vector x, int k)
 
 //// step lstm
 /* c = s(f) c + s(i) tanh(g) and h = s(o) tanh(c) with the gates i, f, g, o and the sigmoid s. */
-static void step_layer(name_state *state, int l, vector x)
+static void step_layer(name_state *state, int l, row_vector x)
 {
     float *h = state->h[l], *c = state->c[l], *fresh = state->scratch[2];
     const float *z = gate(state, l, x, 0);
@@ -227,7 +232,7 @@ static void step_layer(name_state *state, int l, vector x)
 
 //// step gru
 /* h = (1 - z) n + z h with n = tanh(u_n + b_n + r (W_n h + b_h)) and the gates r, z. */
-static void step_layer(name_state *state, int l, vector x)
+static void step_layer(name_state *state, int l, row_vector x)
 {
     const layer *own = &layers[l];
     const float *b_n = own->bias + 2 * UNITS, *b_h = own->bias + 3 * UNITS;
@@ -260,7 +265,7 @@ static void take_moduli(const float *h, float *moduli)
 static void read_out(name_state *state, float *output)
 {
     memcpy(output, readout_bias, sizeof readout_bias);
-    add_product((vector){state->h[LAYERS - 1], 0, WIDTH}, readout_parts, NAME_OUTPUTS, output);
+    add_product((row_vector){state->h[LAYERS - 1], 0, WIDTH}, readout_parts, NAME_OUTPUTS, output);
 }
 
 //// read moduli
@@ -269,7 +274,7 @@ static void read_out(name_state *state, float *output)
 {
     memcpy(output, readout_bias, sizeof readout_bias);
     take_moduli(state->h[LAYERS - 1], state->scratch[0]);
-    add_product((vector){state->scratch[0], 0, UNITS}, readout_moduli, NAME_OUTPUTS, output);
+    add_product((row_vector){state->scratch[0], 0, UNITS}, readout_moduli, NAME_OUTPUTS, output);
 }
 
 //// read both
@@ -279,8 +284,8 @@ static void read_out(name_state *state, float *output)
     const float *h = state->h[LAYERS - 1];
     memcpy(output, readout_bias, sizeof readout_bias);
     take_moduli(h, state->scratch[0]);
-    add_product((vector){h, 0, WIDTH}, readout_parts, NAME_OUTPUTS, output);
-    add_product((vector){state->scratch[0], 0, UNITS}, readout_moduli, NAME_OUTPUTS, output);
+    add_product((row_vector){h, 0, WIDTH}, readout_parts, NAME_OUTPUTS, output);
+    add_product((row_vector){state->scratch[0], 0, UNITS}, readout_moduli, NAME_OUTPUTS, output);
 }
 
 //// reset
@@ -294,28 +299,28 @@ void name_reset(name_state *state)
 
 //// advance
 /* Let all layers read an input, and then the output layer unless output is NULL. */
-static void advance(name_state *state, vector x, float *output)
+static void advance(name_state *state, row_vector x, float *output)
 {
     for (int l = 0; l < LAYERS; l++) {
         step_layer(state, l, x);
-        x = (vector){state->h[l], 0, WIDTH};
+        x = (row_vector){state->h[l], 0, WIDTH};
     }
     if (output != NULL)
         read_out(state, output);
 }
 
-//// read features
+//// input features
 void name_step(name_state *state, const float *x, float *output)
 {
-    advance(state, (vector){x, 0, NAME_INPUTS}, output);
+    advance(state, (row_vector){x, 0, NAME_INPUTS}, output);
 }
 
-//// read symbol
+//// input symbol
 int name_step(name_state *state, int symbol, float *output)
 {
     static const float one = 1;
     if (symbol < 0 || symbol >= NAME_INPUTS)
         return -1;
-    advance(state, (vector){&one, symbol, 1}, output);
+    advance(state, (row_vector){&one, symbol, 1}, output);
     return 0;
 }

@@ -19,7 +19,9 @@ from ..conftest import ROOT
 
 STREAM = Path(__file__).with_name("stream.c")
 STEPS = 20  # as in stream.c
-STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic -Wconversion -Wshadow -Wcast-qual"
+STRICT = (
+    "-std=c99 -Wall -Wextra -Werror -pedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion"
+)
 SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 COMPILERS = {  # a compiler with its flags, and what runs its programs
     "gcc": ("gcc -O2", ""),
@@ -49,8 +51,8 @@ MODELS = {  # layers, their options, what is read, and whether inputs are symbol
     "one factor": (KRU, 5, {}, "parts", False),
     "one unit": (KRU, 1, {}, "both", True),
     "rectangular": (KRU, 12, {"factors": "2x3,3x1,2x4", "num_layers": 2}, "parts", False),
-    "rectangular, real": (KRU, 8, {"factors": "2x4,4x2", "complex": False}, "parts", False),
-    "rectangular, growing": (KRU, 8, {"factors": "4x2,2x4"}, "parts", True),
+    "rectangular, real": (KRU, 8, {"factors": "4x2,2x4", "complex": False}, "parts", False),
+    "rectangular, growing": (KRU, 8, {"factors": "2x4,4x2"}, "parts", True),
     "lstm": (KRULSTM, 16, {}, "parts", False),
     "lstm, two layers": (KRULSTM, 12, {"num_layers": 2, "factors": "3x4,4x3"}, "parts", True),
     "gru": (KRUGRU, 16, {}, "parts", True),
@@ -172,10 +174,18 @@ def test_the_comment_tells_true_sizes(name, tmp_path):
     assert header.startswith("/* A test: __ __data_: _b__ _ __\n"), "what would end the comment"
 
 
+def test_the_stack_is_small(tmp_path):
+    model = make("lstm, two layers")
+    source, _ = export(model, tmp_path / "tiny.c")
+    build("cc", "-std=c99", "-O2", "-fstack-usage", "-c", source, "-o", tmp_path / "tiny.o")
+    frames = re.findall(r"\t(\d+)\tstatic", (tmp_path / "tiny.su").read_text())
+    assert 0 < sum(map(int, frames)) < 400, "all functions together"
+
+
 def table_bytes(source):
     """The bytes of the tables in an object file, without those of pointers."""
     object_file = source.with_suffix(".o")
-    build("gcc", "-std=c99", "-O0", "-c", source, "-o", object_file)
+    build("cc", "-std=c99", "-O0", "-c", source, "-o", object_file)
     listed = subprocess.run(["nm", "-S", object_file], capture_output=True, text=True).stdout
     tables = re.findall(
         r"^\w+ (\w+) r ((?:weight|factors|bias|start|readout)_\w+|rows|columns)$", listed, re.M
@@ -190,7 +200,7 @@ def test_the_header_serves_cpp(name, tmp_path):
     main = tmp_path / "main.cpp"
     main.write_text('#include "tiny.h"\nint main() { static tiny_state s; tiny_reset(&s); }\n')
     flags = ["-Wall", "-Werror", *SANITIZED.split()]
-    build("g++", *flags, main, tmp_path / "model.o", "-o", tmp_path / "cpp")
+    build("c++", *flags, main, tmp_path / "model.o", "-o", tmp_path / "cpp")
 
 
 def test_the_example_of_the_readme(tmp_path):
@@ -199,7 +209,7 @@ def test_the_example_of_the_readme(tmp_path):
     export(make("modrelu", inputs=1, outputs=10), tmp_path / "digits.c")
     main = tmp_path / "main.c"
     main.write_text(f"{include}\nvoid classify(const float *pixels)\n{{\n{body}}}\n")
-    build("gcc", *STRICT.split(), "-c", main, "-o", tmp_path / "main.o")
+    build("cc", *STRICT.split(), "-c", main, "-o", tmp_path / "main.o")
 
 
 def test_the_same_model_gives_the_same_files(tmp_path):
@@ -270,7 +280,7 @@ def test_models_that_cannot_be_c(change, words, tmp_path):
 
 @pytest.mark.parametrize("name", ["read", "layer", "multiply", "step", "name", "NAME", "int", "X"])
 def test_no_name_is_taken_by_what_is_inside(name, tmp_path):
-    compile_alone = ["gcc", *STRICT.split(), "-c"]
+    compile_alone = ["cc", *STRICT.split(), "-c"]
     for model in map(make, ("modrelu of symbols", "lstm")):
         source, _ = export(model, tmp_path / f"{name}.c")
         build(*compile_alone, source, "-o", tmp_path / "model.o")
