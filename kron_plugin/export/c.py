@@ -104,6 +104,10 @@ class _Program:
         self.sizes = self.layer.factor_sizes[::-1]  # a product begins with the last factor
         self.parts = 2 if self.layer.complex else 1
         self.reads = str(getattr(model.readout, "reads", "parts"))
+        require(
+            self.reads == "parts" or self.parts == 2,
+            f"the readout reads {self.reads} of real units, which have no parts",
+        )
         self.pieces = self._pieces()
         self.tables = {name: table.float() for name, table in self._tables().items()}
         require(

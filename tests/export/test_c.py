@@ -258,6 +258,11 @@ def infinite(model):
     return model
 
 
+def halves(model):
+    cell = KRU(5, 4, complex=False)
+    return Trained(cell, Readout(4, 3, reads="moduli"), model.task)
+
+
 def unknown(model):
     model.cell.layers[0].activation = "softsign"
     return model
@@ -269,6 +274,7 @@ def unknown(model):
         (bidirectional, "the layers are bidirectional"),
         (dense, "BaselineCell: only layers with factors"),
         (infinite, "the model holds a NaN, an infinity"),
+        (halves, "the readout reads moduli of real units"),
         (unknown, "pieces.c has no 'softsign complex'"),
     ],
 )
