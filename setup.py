@@ -21,7 +21,15 @@ setup(
     packages=find_namespace_packages(include=["kron_plugin", "kron_plugin.*"]),
     # kron_plugin/cuda likewise: `cuda` is a package of NVIDIA's, which CuPy imports.
     package_data={
-        "kron_plugin": ["py.typed", "**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh", "**/*.md"]
+        "kron_plugin": [
+            "py.typed",
+            "**/*.c",
+            "**/*.cpp",
+            "**/*.h",
+            "**/*.cu",
+            "**/*.cuh",
+            "**/*.md",
+        ]
     },
     install_requires=[
         "torch>=2.5",

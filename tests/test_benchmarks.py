@@ -1,8 +1,10 @@
 """The benchmarks run, with next to no work; the times that they measure here mean nothing."""
 
 import json
+import shutil
 import sys
 
+import export_c
 import floors
 import peers
 import pytest
@@ -16,6 +18,12 @@ from .conftest import ROOT, run
 
 # A million units take seconds even so.
 ROWS = {row.name: row for row in recurrence.ROWS if row.name != "million-units"}
+COPY = ("--task", "copy_memory", "--delay", 5, "--train-examples", 320, "--eval-examples", 60)
+MUSIC = ("--task", "music")
+TRAIN = (
+    *("--arch", "kru", "--hidden-size", 16, "--criterion", "soft_unitary", "--max-update", 10),
+    *("--optimizer", "kron_adam", "--lr", "1e-2", "--batch-size", 8),
+)
 LIBRARIES = {"linear_operator(512)", "pyfastkron(512)"}  # they need not be installed
 
 
@@ -105,3 +113,16 @@ def test_the_picture_of_scaling(tmp_path, monkeypatch):
         rows += scaling.points(panel, 1, 1)
     scaling.plot(rows, str(tmp_path / "scaling.png"))
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+@pytest.mark.parametrize("options", [COPY, MUSIC])
+def test_exported_c_scores_like_torch(options, train, rolls_pickle, capsys):
+    """Of a task with symbols and one with features, whose sequences differ in length."""
+    data = [rolls_pickle.parent] if "music" in options else []
+    checkpoint = train(*data, *options, *TRAIN) / "checkpoint_last.pt"
+    export_c.main([str(checkpoint), "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    for line in lines[2 : lines.index("")]:
+        name, by_torch, by_c = line.split()
+        assert float(by_c) == pytest.approx(float(by_torch), rel=1e-4), name

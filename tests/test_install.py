@@ -43,6 +43,8 @@ from kron_plugin.ops.cuda_kernels import FOLDER
 assert available_backends()[0] == "cpu", "the kernel's sources are missing"
 found = {path.name for path in [*FOLDER.iterdir(), *FOLDER.glob("cells/*")]}
 assert {"butterfly.cu", "stages.cu", "step.cuh", "gru.cuh"} <= found
+from kron_plugin.export.c import INTERFACE, PIECES
+assert INTERFACE.is_file() and PIECES.is_file()
 print("FOUND", kron_plugin.__file__)
 """
 
