@@ -66,7 +66,7 @@ def evaluate(
         "cell": cfg.model.cell,
         "parameters": sum(p.numel() for p in model.parameters()),
         "recurrent_parameters": model.cell.recurrent_parameters(),
-        **_factors(model),
+        **factors(model),
     }
 
 
@@ -97,7 +97,7 @@ def _require_room(width: int, dataset, batch: Sequence[int]) -> None:
     )
 
 
-def _factors(model) -> Dict[str, Any]:
+def factors(model) -> Dict[str, Any]:
     """The numbers of a cell with factors; empty for other cells."""
     layers = kron_layers(model)
     if not layers:
