@@ -68,64 +68,73 @@ def inspect(
         ValueError, OSError: a model cannot be inspected, or the data cannot be used; the message
             says why.
     """
-    for path, state in files:
-        is_bidirectional = state["cfg"]["model"].get("bidirectional")
-        require(not is_bidirectional, f"{path}: a bidirectional model cannot be followed by steps")
     _require_one_setting(files)
     (path, state), *others = files
     require_data(path, state, data)
     model, cfg, task = build(path, state, data)
-    name, setting = _names(path, state, model)
     with named(path, "cannot be inspected"):
         spectra = {k: spectrum(product) for k, product in _products(model.cell).items()}
+    name = _name(state, model)
     models = {f"{name}, trained": model, f"{name}, untrained": _untrained(cfg, task)}
     for other_path, other_state in others:
         models.update(_other(other_path, other_state, data, task, name))
     task.load_dataset("valid")
     followed = _follow_all(models, task, examples, steps)
-    one = followed[f"{name}, trained"][0]
-    is_complex = one.states.shape[1] == 2 * cfg.model.hidden_size
-    updates = state["optimizer_history"][-1]["num_updates"]
-    count = len(followed[f"{name}, trained"])
-    about = f"{path.parent.name}/{path.name}, {updates} updates; {count} examples of validation"
-    if cfg.model.hidden_size > MOST:
-        about += (
-            f"\nOf the {cfg.model.hidden_size} values of a spectrum, {MOST} are drawn at random."
-        )
-    if len(spectra) > 1:
-        about += "\nNot these matrices alone, but also the gates decide what is kept."
+    ours = followed[f"{name}, trained"]
+    states = ours[0].states
+    is_complex = states.shape[1] == 2 * cfg.model.hidden_size
     return Inspection(
-        title=f"{name}: {setting}",
-        about=about,
+        title=f"{name}: {_setting(state)}",
+        about=_about(path, state, len(ours), len(spectra)),
         spectra=spectra,
         gradients={label: _mean(examples) for label, examples in followed.items()},
         is_complex=is_complex,
         per_step=task.spec.per_step,
-        states=np.hypot(*np.split(one.states, 2, axis=1)) if is_complex else one.states,
+        states=np.hypot(*np.split(states, 2, axis=1)) if is_complex else states,
     )
 
 
 def _require_one_setting(files: Sequence[Tuple[Path, Dict[str, Any]]]) -> None:
-    """Raise a ValueError unless all checkpoints were trained for the same."""
-    settings = []
+    """Raise a ValueError unless all checkpoints are of one direction, and of one setting of a
+    task."""
+    wanted = None
     for path, state in files:
         with named(path, "cannot be inspected"):
-            settings.append(_setting(state["cfg"]))
+            is_bidirectional, setting = state["cfg"]["model"].get("bidirectional"), _setting(state)
+        wanted = wanted or setting
+        require(not is_bidirectional, f"{path}: is bidirectional, and cannot be followed by steps")
         require(
-            settings[-1] == settings[0],
-            f"--beside {path}: was trained for {settings[-1]!r}, not for {settings[0]!r}",
+            setting == wanted, f"--beside {path}: was trained for {setting!r}, not for {wanted!r}"
         )
 
 
-def _setting(cfg: Dict[str, Any]) -> str:
+def _setting(state: Dict[str, Any]) -> str:
+    """The name of the setting, as in the report."""
+    cfg = state["cfg"]
     return setting_name({"task": cfg["task"]["_name"], "options": options(cfg)})
 
 
-def _names(path: Path, state: Dict[str, Any], model: Any) -> Tuple[str, str]:
-    """The names of a model and of its setting, as in the report."""
+def _name(state: Dict[str, Any], model: Any) -> str:
+    """The model's name, as in the report."""
     cfg = state["cfg"]
     run = {"cell": cfg["model"]["cell"], "options": options(cfg), **factors(model)}
-    return model_name(run), _setting(cfg)
+    return model_name(run)
+
+
+def _about(path: Path, state: Dict[str, Any], examples: int, matrices: int) -> str:
+    """What else the reader should know, in lines."""
+    updates, size = (
+        state["optimizer_history"][-1]["num_updates"],
+        state["cfg"]["model"]["hidden_size"],
+    )
+    lines = [
+        f"{path.parent.name}/{path.name}, {updates} updates; {examples} examples of validation"
+    ]
+    if size > MOST:
+        lines.append(f"Of the {size} values of a spectrum, {MOST} are drawn at random.")
+    if matrices > 1:
+        lines.append("Not these matrices alone, but also the gates decide what is kept.")
+    return "\n".join(lines)
 
 
 def _products(cell: Any) -> Dict[str, List[Tensor]]:
@@ -153,7 +162,7 @@ def _other(path: Path, state: Dict[str, Any], data: Optional[str], task: Any, na
         its_task.spec == task.spec and symbols[0] == symbols[1],
         f"--beside {path}: its inputs or outputs are others",
     )
-    its_name, _ = _names(path, state, model)
+    its_name = _name(state, model)
     where = f" of {path.parent.name}" if its_name == name else ""
     return {f"{its_name}{where}, trained": model}
 
@@ -174,6 +183,7 @@ def _follow_all(
                 sample = dataset.collater([dataset[i] for i in batch])
                 followed[name] += follow(model, task, sample, steps)
                 advance(1)
+            require(bool(followed[name]), f"--steps={steps}: the loss counts none of them")
     return followed
 
 

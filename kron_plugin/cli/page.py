@@ -24,8 +24,8 @@ def draw(seen: Inspection, output: Path) -> None:
     """Write an inspection as a PNG: spectra above, then gradients, then states."""
     with rc_context(FONTS):
         figure = Figure(figsize=(11, 13), layout="constrained")
-        figure.suptitle(seen.title)
-        figure.supxlabel(seen.about, fontsize=13)
+        figure.suptitle(seen.title, parse_math=False)
+        figure.supxlabel(seen.about, fontsize=13, parse_math=False)
         panels: Dict[str, Any] = figure.subplot_mosaic(
             [["eigenvalues", "singular values"], ["gradients"] * 2, ["states"] * 2],
             height_ratios=(4.6, 4, 3.2),
