@@ -123,12 +123,11 @@ def _name(state: Dict[str, Any], model: Any) -> str:
 
 def _about(path: Path, state: Dict[str, Any], examples: int, matrices: int) -> str:
     """What else the reader should know, in lines."""
-    updates, size = (
-        state["optimizer_history"][-1]["num_updates"],
-        state["cfg"]["model"]["hidden_size"],
-    )
+    updates = state["optimizer_history"][-1]["num_updates"]
+    size = state["cfg"]["model"]["hidden_size"]
     lines = [
-        f"{path.parent.name}/{path.name}, {updates} updates; {examples} examples of validation"
+        f"{path.parent.name}/{path.name}",
+        f"{updates} updates; {examples} examples of validation",
     ]
     if size > MOST:
         lines.append(f"Of the {size} values of a spectrum, {MOST} are drawn at random.")

@@ -2,6 +2,7 @@
 
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
@@ -17,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 STYLES = ("-", "--", "-.", ":")
 LEAST = 1e-12  # of the gradients that are drawn
 WIDE = 30  # times the smallest singular value is the largest, for a logarithmic axis
+WIDTH = 100  # characters of a line of the page
 FONTS: Dict[Any, Any] = {"font.size": 13, "axes.titlesize": 15, "figure.titlesize": 19}
 
 
@@ -25,7 +27,8 @@ def draw(seen: Inspection, output: Path) -> None:
     with rc_context(FONTS):
         figure = Figure(figsize=(11, 13), layout="constrained")
         figure.suptitle(seen.title, parse_math=False)
-        figure.supxlabel(seen.about, fontsize=13, parse_math=False)
+        about = "\n".join(fill(line, WIDTH) for line in seen.about.splitlines())
+        figure.supxlabel(about, fontsize=13, parse_math=False)
         panels: Dict[str, Any] = figure.subplot_mosaic(
             [["eigenvalues", "singular values"], ["gradients"] * 2, ["states"] * 2],
             height_ratios=(4.6, 4, 3.2),

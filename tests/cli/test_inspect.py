@@ -161,7 +161,7 @@ def test_a_page_and_tables(inspect, tmp_path):
     code, told, error = inspect("kru.pt", "--beside", "lstm.pt", "--examples", "3")
     assert (code, error) == (0, "wrote inspect.png\n"), told
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
-    assert told.startswith("KRU(8): copy memory, T = 4\ninspected0/kru.pt, 2 updates; 3 examples")
+    assert told.startswith("KRU(8): copy memory, T = 4\ninspected0/kru.pt\n2 updates; 3 examples")
     assert re.search(r"^eigenvalues \|λ\|, largest +1$", told, re.MULTILINE)
     (line,) = re.findall(r"^7 steps before +(.*)$", told, re.MULTILINE)
     trained, untrained, lstm = map(float, line.split())
