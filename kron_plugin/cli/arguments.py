@@ -11,7 +11,7 @@ from ..checks import require
 from ..files import atomic_write
 from ..published import published
 
-READ = ("checkpoint", "log")  # arguments that name a file to read
+READ = {"checkpoint": "checkpoint", "beside": "checkpoint", "log": "log"}  # what files to read are
 MAY_NAME_A_FILE = (*READ, "prompt")
 
 
@@ -56,11 +56,11 @@ def add_output(parser: ArgumentParser, what: str, **options: Any) -> None:
 
 def check_files(args: Namespace) -> None:
     """Raise a ValueError unless the files to read exist and the file to write can be made."""
-    for name in READ:
+    for name, what in READ.items():
         path = getattr(args, name, None)
         if path is not None:
-            require(path.exists(), f"{path}: no such {name}")
-            require(not path.is_dir(), f"{path}: is a folder; name a {name} in it")
+            require(path.exists(), f"{path}: no such {what}")
+            require(not path.is_dir(), f"{path}: is a folder; name a {what} in it")
     user_dir = getattr(args, "user_dir", None)
     require(user_dir is None or user_dir.is_dir(), f"--user-dir {user_dir}: no such folder")
     output = getattr(args, "output", None)

@@ -16,12 +16,11 @@ import kron_plugin
 from ..checkpoints import named
 from ..checks import machine_memory, require
 from ..modules.factors import format_factors
-from ..modules.layer import KronLayer
 from ..restore import build, require_data
 
 kron_plugin.register()
 
-from ..models.cells import penalty_and_deviation  # noqa: E402  (needs register)
+from ..models.cells import kron_layers, penalty_and_deviation, singular_range  # noqa: E402  (needs register)
 from ..tasks.base import add_up  # noqa: E402
 from .language_model import SymbolScores  # noqa: E402
 
@@ -67,7 +66,7 @@ def evaluate(
         "cell": cfg.model.cell,
         "parameters": sum(p.numel() for p in model.parameters()),
         "recurrent_parameters": model.cell.recurrent_parameters(),
-        **_factors(model),
+        **factors(model),
     }
 
 
@@ -98,17 +97,19 @@ def _require_room(width: int, dataset, batch: Sequence[int]) -> None:
     )
 
 
-def _factors(model) -> Dict[str, Any]:
+def factors(model) -> Dict[str, Any]:
     """The numbers of a cell with factors; empty for other cells."""
-    layer = next((m for m in model.modules() if isinstance(m, KronLayer)), None)
-    if layer is None:
+    layers = kron_layers(model)
+    if not layers:
         return {}
+    layer = layers[0]
     backend = layer.backend
     if backend == "auto":
         backend = layer.available_backends()[0]
     return {
         "factors": format_factors(layer.factor_sizes) + (" complex" if layer.complex else " real"),
         "deviation_from_unitary": float(penalty_and_deviation(model)[1]),
+        "singular_values_of_W": singular_range(model),
         "backend": backend,
     }
 
@@ -121,6 +122,8 @@ def table(result: Dict[str, Any]) -> str:
             rows += [(m["name"], f"{m['value']:.6g} {m['unit']}") for m in value]
         elif key == "baseline":
             rows.append(("trivial baseline", f"{value['value']:.6g} {value['unit']}"))
+        elif key == "singular_values_of_W":
+            rows.append(("singular values of W", "{:.4g} to {:.4g}".format(*value)))
         else:
             digits = ".3g" if isinstance(value, float) and value < 1 else ".6g"
             text = f"{value:{digits}}" if isinstance(value, float) else f"{value}"

@@ -3,13 +3,14 @@
 import sys
 from typing import List, Optional
 
-from .commands import compress, curve, record, report, sample, score
+from .commands import compress, curve, inspect, record, report, sample, score
 from .program import run
 
 COMMANDS = {
     "score": score,
     "curve": curve,
     "sample": sample,
+    "inspect": inspect,
     "compress": compress,
     "record": record,
     "report": report,

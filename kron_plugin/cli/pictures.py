@@ -35,7 +35,7 @@ def draw_log(records: List[Dict[str, float]], metric: str, title: str, output: P
     axes.set(xlabel="updates", ylabel=metric, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, output, dpi=150)
+    save(figure, output, dpi=150)
 
 
 def draw_roll(
@@ -52,7 +52,7 @@ def draw_roll(
     axes.axvline(given, color="tab:orange", label="end of the prompt")
     axes.set(xlabel="time steps", ylabel="MIDI note")
     axes.legend(loc="upper right")
-    _save(figure, output, dpi=150)
+    save(figure, output, dpi=150)
 
 
 def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
@@ -68,7 +68,7 @@ def draw_curves(settings: List[List[Dict[str, Any]]], output: Path) -> None:
     for axes, title in zip(panels, titles, strict=True):
         _draw_panel(axes, [runs for runs in settings if setting_name(runs[0]) == title])
         axes.set_title(title)
-    _save(figure, output)
+    save(figure, output)
 
 
 def _draw_panel(axes: Axes, settings: List[List[Dict[str, Any]]]) -> None:
@@ -120,7 +120,7 @@ def draw_sweep(sweep: Sweep, settings: List[List[Dict[str, Any]]], output: Path)
         axes.grid(alpha=0.3)
     seeds = max(len(runs) for runs in settings)
     figure.suptitle(f"{setting_name(first)}, {seeds} seed{'s' * (seeds > 1)}", fontsize=10)
-    _save(figure, output)
+    save(figure, output)
 
 
 def _set_range(axes: Axes, values: np.ndarray, is_score: bool, baseline: float) -> None:
@@ -135,7 +135,7 @@ def _set_range(axes: Axes, values: np.ndarray, is_score: bool, baseline: float) 
     axes.set_ylim(middle - half, middle + half)
 
 
-def _save(figure: Figure, output: Path, dpi: int = 100) -> None:
+def save(figure: Figure, output: Path, dpi: int = 100) -> None:
     with written(output) as unfinished:
         # The library's version is left out, so that the same data give the same bytes.
         figure.savefig(unfinished, dpi=dpi, format="png", metadata={"Software": None})

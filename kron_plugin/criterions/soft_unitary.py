@@ -1,7 +1,7 @@
 """Criterion `soft_unitary`: the task's own loss plus λ Σ_f ‖W_fᴴ W_f − I‖_F²."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
@@ -10,10 +10,11 @@ from omegaconf import II
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.cells import penalty_and_deviation
+from ..models.cells import penalty_and_deviation, singular_range
 from ..tasks.base import Loss, SequenceTask, add_up
 
 MAX_PENALTY = 1e6  # λ; λ times a batch's sample size stays finite in single precision
+RANGE = ("singular_min", "singular_max")  # as logged
 
 
 @dataclass
@@ -41,6 +42,12 @@ class SoftUnitaryCriterion(FairseqCriterion):
             )
         self.weight = unitary_penalty
         self.sentence_avg = sentence_avg
+        self.range: Optional[Tuple[float, float]] = None  # of singular values, since training
+
+    def train(self, mode: bool = True) -> "SoftUnitaryCriterion":
+        if mode:
+            self.range = None
+        return super().train(mode)
 
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:
         output = model(**sample["net_input"])
@@ -57,6 +64,10 @@ class SoftUnitaryCriterion(FairseqCriterion):
             "sample_size": loss.count,
             **loss.sums,
         }
+        if not self.training:  # once for a validation: it takes longer than a small update
+            self.range = self.range or singular_range(model)
+            for name, value in zip(RANGE, self.range or (), strict=False):
+                log[name] = value * loss.count
         return total, loss.count, log
 
     def _task_loss(self, model, output, sample: Dict) -> Loss:
@@ -71,10 +82,11 @@ class SoftUnitaryCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
         """Means over all terms: loss with the penalty and task_loss without (nats, or the task's
-        unit), penalty before λ, and the largest deviation of a factor from unitary."""
+        unit), penalty before λ, the largest deviation of a factor from unitary, and in validation
+        the extreme singular values of W."""
         sums = add_up(logging_outputs)
         count = sums.get("sample_size", 0)
-        for name in ("loss", "task_loss", "penalty", "deviation"):
+        for name in ("loss", "task_loss", "penalty", "deviation", *(RANGE & sums.keys())):
             metrics.log_scalar(name, sums.get(name, 0) / max(count, 1), count)
 
     @staticmethod

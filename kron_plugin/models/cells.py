@@ -1,7 +1,7 @@
 """The recurrent layers of all architectures, with one call."""
 
 from math import pi
-from typing import Any, Callable, Dict, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from fairseq.modules import FairseqDropout
@@ -115,12 +115,27 @@ def penalty_and_deviation(model: nn.Module) -> Tuple[Tensor, Tensor]:
     The first is Σ ‖W_fᴴ W_f − I‖_F² over the layers with unitary="soft". The second, without a
     gradient, is max ‖W_fᴴ W_f − I‖_F over all layers.
     """
-    layers = [module for module in model.modules() if isinstance(module, KronLayer)]
+    layers = kron_layers(model)
     if not layers:
         zero = next(model.parameters()).new_zeros(())
         return zero, zero
     penalties, deviations = zip(*(layer.penalty_and_deviation() for layer in layers), strict=True)
     return torch.stack(penalties).sum(), torch.stack(deviations).max()
+
+
+def singular_range(model: nn.Module) -> Optional[Tuple[float, float]]:
+    """The smallest and the largest singular value of all products in the model; None if there is
+    none."""
+    layers = kron_layers(model)
+    if not layers:
+        return None
+    smallest, largest = torch.stack([layer.singular_range() for layer in layers]).unbind(1)
+    return float(smallest.min()), float(largest.max())
+
+
+def kron_layers(model: nn.Module) -> List[KronLayer]:
+    """The model's layers whose recurrent matrices are Kronecker products."""
+    return [module for module in model.modules() if isinstance(module, KronLayer)]
 
 
 Cell = Union[RecurrentStack, BaselineCell]  # the layers of an architecture

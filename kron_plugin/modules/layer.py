@@ -17,6 +17,7 @@ from .unitary import (
     deviation_of,
     gram_errors,
     penalty_of,
+    singular_range,
     singular_values,
     unitary_deviation,
     unitary_penalty,
@@ -238,6 +239,13 @@ class KronLayer(nn.Module):
     def singular_values(self) -> Tensor:
         """The singular values of each product, largest first, shape (products, N)."""
         return torch.stack([singular_values(product) for product in self.products()])
+
+    @torch.no_grad()
+    @without_autocast
+    def singular_range(self) -> Tensor:  # shape: (2,)
+        """The smallest and the largest singular value of all products."""
+        ranges = torch.stack([singular_range(product) for product in self.products()])
+        return torch.stack([ranges[:, 0].min(), ranges[:, 1].max()])
 
     def recurrent_parameters(self) -> int:
         """How many real numbers describe the products: 8·log2 N for one of 2x2 complex factors."""

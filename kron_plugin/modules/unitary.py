@@ -64,6 +64,18 @@ def singular_values(factors: Sequence[Tensor]) -> Tensor:
     return values.sort(descending=True).values
 
 
+def singular_range(factors: Sequence[Tensor]) -> Tensor:  # shape: (2,)
+    """The smallest and the largest of `singular_values`, from the extremes of each factor."""
+    smallest, largest = [], []
+    for places in alike(factors):
+        values = torch.linalg.svdvals(torch.stack([factors[i] for i in places]))
+        smallest.append(values[:, -1].prod())
+        largest.append(values[:, 0].prod())
+    has_null_space = any(w.shape[0] != w.shape[1] for w in factors)
+    low = torch.stack(smallest).prod() * (not has_null_space)
+    return torch.stack([low, torch.stack(largest).prod()])
+
+
 @torch.no_grad()
 def unitary_(factor: Tensor, angle: Optional[float] = None) -> Tensor:
     """Fill a (P, Q) matrix with a random unitary one, uniformly over all of them (Haar).

@@ -4,6 +4,8 @@ import pickle
 import pytest
 import torch
 
+from kron_plugin.cli.curve import read_log
+
 from .test_damaged_files import STATE
 
 COPY = (
@@ -25,6 +27,11 @@ def test_copy_memory_is_learned_and_scored(train, kron_eval, tmp_path):
     assert recall["value"] > 90
     assert scored["examples"] == 30
     assert scored["recurrent_parameters"] == 56
+    smallest, largest = scored["singular_values_of_W"]
+    assert 0.5 < smallest < largest < 2
+    log = read_log(tmp_path / "train.log")
+    (logged,) = [r["valid_singular_max"] for r in log if "valid_bits" in r]
+    assert logged == pytest.approx(largest, rel=1e-5)
 
     # The score is the same for any batch size and as a table; the log gives a picture.
     small = json.loads(kron_eval(checkpoint, "--json", "--batch-size", 7).stdout)
@@ -32,6 +39,7 @@ def test_copy_memory_is_learned_and_scored(train, kron_eval, tmp_path):
     table = kron_eval(checkpoint, "--split", "valid").stdout
     assert "trivial baseline" in table
     assert "2,2,2,2,2,2,2 complex" in table
+    assert f"singular values of W    {smallest:.4g} to {largest:.4g}\n" in table
     picture = tmp_path / "curve.png"
     drawn = kron_eval("curve", tmp_path / "train.log", "--metric", "bits", "--output", picture)
     assert drawn.returncode == 0, drawn.stdout

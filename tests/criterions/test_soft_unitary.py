@@ -73,6 +73,23 @@ def test_loss_penalty_and_deviation_are_logged_apart(task, model):
     assert log["loss"] == pytest.approx(log["task_loss"] + 0.5 * log["penalty"], rel=1e-5)
 
 
+def test_singular_values_are_logged_in_validation_alone(task, model):
+    criterion = SoftUnitaryCriterion(task, unitary_penalty=0.5)
+    assert "singular_max" not in criterion(model, batch(task, range(3)))[2]
+    criterion.eval()
+    first = criterion(model, batch(task, range(3)))[2]
+    values = model.cell.singular_values()
+    for name, value in (("singular_min", values.min()), ("singular_max", values.max())):
+        assert first[name] / first["sample_size"] == pytest.approx(float(value.detach()))
+    with torch.no_grad():
+        model.cell.factors[1].mul_(2)
+    second = criterion(model, batch(task, range(3)))[2]
+    assert second["singular_max"] == first["singular_max"]  # once for a validation
+    criterion.train().eval()
+    third = criterion(model, batch(task, range(3)))[2]
+    assert third["singular_max"] == pytest.approx(2 * first["singular_max"])
+
+
 def test_sentence_avg_is_for_fairseqs_tasks(task):
     symbols = Dictionary()
     theirs = SimpleNamespace(target_dictionary=symbols)

@@ -3,7 +3,15 @@ from math import pi
 import pytest
 import torch
 
-from kron_plugin.modules import KRU, singular_values, unitary_, unitary_deviation, unitary_penalty
+from kron_plugin.modules import (
+    CELLS,
+    KRU,
+    singular_values,
+    unitary_,
+    unitary_deviation,
+    unitary_penalty,
+)
+from kron_plugin.modules.unitary import singular_range
 from kron_plugin.ops import dense
 
 SHAPES = [
@@ -58,7 +66,19 @@ def test_penalty_and_deviation_are_the_same_together(unitary):
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_singular_values_are_those_of_the_whole(shapes, dtype):
     factors = make_factors(shapes, dtype)
-    torch.testing.assert_close(singular_values(factors), torch.linalg.svdvals(dense(factors)))
+    expected = torch.linalg.svdvals(dense(factors))
+    torch.testing.assert_close(singular_values(factors), expected)
+    torch.testing.assert_close(singular_range(factors), expected[[-1, 0]])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_range_of_a_layer_is_that_of_all_its_products(cell):
+    layer = CELLS[cell](3, 12, factors="4,3").layers[0]
+    with torch.no_grad():
+        layer.factors[0].mul_(3)
+        layer.factors[-1].div_(2)
+    whole = torch.cat([torch.linalg.svdvals(dense(product)) for product in layer.products()])
+    torch.testing.assert_close(layer.singular_range(), torch.stack([whole.min(), whole.max()]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
