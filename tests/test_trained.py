@@ -181,9 +181,20 @@ def test_wrong_examples_are_named(trained):
         "adding": (([0.5] * 3, [1, 0]), "as many markers"),
         "pixel_mnist": (np.zeros((2, 2, 2)), r"an image has shape"),
     }
-    example, message = wrong[task]
-    with pytest.raises(ValueError, match=message):
-        load(checkpoint).encode(example)
+    numbers = {  # of the right shape
+        "copy_memory": ([1, 1.5, 3], "expected 3 symbols"),
+        "music": (np.full((5, 88), 100), "holds 0 and 1 alone"),
+        "pixel_mnist": (np.full((4, 3), 51.0), "floats from 0 to 1"),
+    }
+    for examples in (wrong, numbers):
+        if task in examples:
+            example, message = examples[task]
+            with pytest.raises(ValueError, match=message):
+                model.encode(example)
+    if task == "pixel_mnist":
+        model.task.cfg.unverified = False
+        with pytest.raises(ValueError, match="has 784 pixels, not 12"):
+            model.encode(np.zeros((4, 3)))
 
 
 def test_what_is_no_checkpoint_of_ours_is_named(tmp_path):
