@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from kron_plugin.cli import record
 from kron_plugin.cli.curve import curves, read_log
 from kron_plugin.cli.main import main
+from kron_plugin.restore import require_data, weights_alone
 
 from ..conftest import run
 
@@ -57,6 +59,13 @@ def test_weights_replace_no_checkpoint_and_no_record(log, capsys):
         options = ("--log", log, "--command", "none", "--output", log.with_name(output))
         assert main(list(map(str, ("record", last, *options)))) == 2
         assert f"{output}: the weights would replace" in capsys.readouterr().err
+
+
+def test_a_task_may_have_no_folder_of_data():
+    cfg = {"task": {"data": None}, "model": {}, "criterion": {}, "common": {"seed": 1}}
+    state = {"cfg": cfg, "model": {}, "optimizer_history": [{"num_updates": 1}]}
+    require_data(Path("best.pt"), state, None)
+    assert weights_alone(state)["cfg"]["task"] == cfg["task"]
 
 
 @pytest.mark.parametrize("count", [1, 200, 201, 5000])
