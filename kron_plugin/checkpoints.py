@@ -20,6 +20,9 @@ from .schema import check
 # options in a Namespace, which only holds attributes.
 PLAIN_TYPES = (Namespace,)
 
+# torch's switches of what `torch.load` admits.
+FORCE_CODE, FORCE_DATA = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
 
 def damage(path: Union[Path, str]) -> Optional[str]:
     """What is wrong with an incomplete or altered file of `torch.save`. None for whole files, and
@@ -111,9 +114,24 @@ def refusal(path: Union[Path, str], error: UnpicklingError) -> ValueError:
 def admit_plain_data_only() -> None:
     """Restrict `torch.load` to plain data, in this process and in those that it starts."""
     # torch reads both variables at each load and fails if both are set.
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop(FORCE_CODE, None)
+    os.environ[FORCE_DATA] = "1"
     admit_plain_types()
+
+
+@contextmanager
+def plain_data_only() -> Iterator[None]:
+    """For a while what `admit_plain_data_only` does for good: what else the caller's program loads
+    is its own affair."""
+    before = {name: os.environ.get(name) for name in (FORCE_CODE, FORCE_DATA)}
+    admit_plain_data_only()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def admit_plain_types() -> None:

@@ -76,7 +76,7 @@ def build(path: Path, state: Dict[str, Any], data: Optional[str] = None) -> Tupl
 def require_data(path: Path, state: Dict[str, Any], data: Optional[str]) -> None:
     """Raise a ValueError unless the data of a checkpoint's task are where training found them, or
     `data` names another folder."""
-    trained_on = str(state["cfg"]["task"].get("data", os.curdir)).split(os.pathsep)[0]
+    trained_on = str(state["cfg"]["task"].get("data") or os.curdir).split(os.pathsep)[0]
     require(
         data is not None or os.path.exists(trained_on),
         f"{path}: was trained on {trained_on}, which is not here; --data names another folder",
@@ -87,7 +87,7 @@ def weights_alone(state: Dict[str, Any]) -> Dict[str, Any]:
     """What it takes to use and score the model of a checkpoint: its parameters, its options, and
     the state of its task. The folder of its data loses its place, which is the machine's."""
     options = {part: dict(state["cfg"][part]) for part in ("task", "model", "criterion")}
-    if "data" in options["task"]:
+    if options["task"].get("data"):
         options["task"]["data"] = Path(options["task"]["data"]).name
     return {
         "cfg": {**options, "common": {"seed": state["cfg"]["common"]["seed"]}},

@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import plain_data_only
 from .registration import register
 from .restore import build, read_known
 
@@ -32,8 +33,9 @@ def load(path: Union[str, Path]) -> "Trained":
         ValueError: the file is no checkpoint of one of our tasks; the message says why.
     """
     path = Path(path)
-    state = read_known(path, of_ours=True)
-    model, _, task = build(path, state)
+    with plain_data_only():
+        state = read_known(path, of_ours=True)
+        model, _, task = build(path, state)
     return Trained(model.cell, model.readout, task).eval()
 
 

@@ -17,6 +17,7 @@ from fairseq.data import FairseqDataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics as fairseq_metrics
 from fairseq.tasks import FairseqTask
+from fairseq.tasks.fairseq_task import StatefulContainer
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -72,6 +73,14 @@ class SequenceTask(FairseqTask):
         if not kwargs.get("from_checkpoint"):
             task.read_data()
         return task
+
+    # copy and pickle cannot restore fairseq's container, which looks for content before it has any.
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**vars(self), "state": vars(self.state)}
+
+    def __setstate__(self, kept: Dict[str, Any]) -> None:
+        self.__dict__.update(kept, state=StatefulContainer())
+        self.state.__dict__.update(kept["state"])
 
     def read_data(self) -> None:
         """Read the data, if the task has some. `__init__` should not: a trained model is used

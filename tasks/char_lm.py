@@ -62,6 +62,7 @@ class CharLMTask(SequenceTask):
     def __init__(self, cfg: CharLMConfig, **kwargs) -> None:
         super().__init__(cfg, **kwargs)
         require_positive(cfg, "tokens_per_sample")
+        self.cfg.vocab_type = str(cfg.vocab_type)  # fairseq's choices cannot be pickled
         self._tokenizer: Optional[Tokenizer] = None
         self.carried: Dict[str, Optional[State]] = {}
         self.gathered: Optional[State] = None
@@ -80,7 +81,7 @@ class CharLMTask(SequenceTask):
         if self._tokenizer is None:
             cfg = self.cfg
             self._tokenizer = load_tokenizer(
-                Path(cfg.data), self.texts, str(cfg.vocab_type), cfg.vocab_size
+                Path(cfg.data), self.texts, cfg.vocab_type, cfg.vocab_size
             )
         return self._tokenizer
 
@@ -116,7 +117,7 @@ class CharLMTask(SequenceTask):
         """
         unknown = self.tokenizer.unknown(example)
         require(not unknown, f"has characters that the training text has not: {unknown}")
-        return torch.tensor(self.tokenizer.encode(example))
+        return torch.tensor(self.tokenizer.encode(example), dtype=torch.int64)
 
     def decode(
         self,
@@ -131,8 +132,9 @@ class CharLMTask(SequenceTask):
         return scores.index_fill(-1, unknown, -torch.inf)
 
     def _tokens(self, split: str) -> Tensor:
+        text = self.texts[split]
         try:
-            return self.encode(self.texts[split])
+            return self.encode(text)
         except ValueError as error:
             raise ValueError(f"{self.cfg.data}: {split}.txt {error}") from error
 

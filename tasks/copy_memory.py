@@ -82,6 +82,7 @@ class CopyMemoryTask(SequenceTask):
         symbols, cfg = np.asarray(example), self.cfg
         require(
             symbols.shape == (cfg.copy_length,)
+            and np.issubdtype(symbols.dtype, np.integer)
             and bool(((symbols >= 1) & (symbols <= cfg.symbols)).all()),
             f"expected {cfg.copy_length} symbols from 1 to {cfg.symbols}, not {example!r}",
         )

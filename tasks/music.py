@@ -94,7 +94,7 @@ class MusicTask(SequenceTask):
         """Which keys sound at each step.
 
         Raises:
-            ValueError: the file cannot be read, or the roll has another shape.
+            ValueError: the file cannot be read, or the roll has another shape or other numbers.
         """
         if isinstance(example, (str, Path)):
             example, remark = read_midi(Path(example), self.cfg.steps_per_beat)
@@ -105,6 +105,7 @@ class MusicTask(SequenceTask):
             roll.dim() == 2 and roll.shape[1] == KEYS,
             f"a piano roll has shape (T, {KEYS}), not {tuple(roll.shape)}",
         )
+        require(bool(((roll == 0) | (roll == 1)).all()), "a piano roll holds 0 and 1 alone")
         return roll
 
     def decode(

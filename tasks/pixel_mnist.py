@@ -20,6 +20,8 @@ from kron_plugin.models.options import ModelSpec
 from .base import Loss, Metric, SequenceDataset, SequenceTask, stack
 from .idx import VALID_IMAGES, load_images
 
+PIXELS = 784  # of an image of MNIST
+
 
 @dataclass
 class PixelMNISTConfig(FairseqDataclass):
@@ -94,14 +96,22 @@ class PixelMNISTTask(SequenceTask):
         """An image of integers from 0 to 255, or of floats from 0 to 1.
 
         Raises:
-            ValueError: it is several images, or has colours.
+            ValueError: it is several images, has colours, another size or other numbers.
         """
         image = np.asarray(example)
         require(
             image.ndim in (1, 2),
             f"an image has shape (height, width) or (pixels,), not {image.shape}",
         )
+        require(
+            self.cfg.unverified or image.size == PIXELS,
+            f"an image of MNIST has {PIXELS} pixels, not {image.size}",
+        )
         scale = 255 if np.issubdtype(image.dtype, np.integer) else 1
+        require(
+            bool(((image >= 0) & (image <= scale)).all()),
+            "an image holds integers from 0 to 255, or floats from 0 to 1",
+        )
         return torch.from_numpy(self.in_order(image.reshape(-1))).float().div(scale).unsqueeze(-1)
 
     def decode(

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import sentencepiece
 
@@ -37,6 +37,9 @@ class Tokenizer(sentencepiece.SentencePieceProcessor):
             self.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ValueError("not a SentencePiece model") from error
+
+    def __reduce__(self) -> Tuple[type, Tuple[bytes]]:
+        return type(self), (self.serialized_model_proto(),)
 
     # SentencePiece's own methods take more types of arguments.
     def encode(self, text: str, **kwargs: Any) -> List[int]:  # type: ignore[override]

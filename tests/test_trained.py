@@ -1,5 +1,6 @@
 """`kron_plugin.load`: what `fairseq-train` wrote, in use without its data."""
 
+import copy
 import json
 import pickle
 import shutil
@@ -151,8 +152,28 @@ def test_a_model_is_found_by_its_name(trained, monkeypatch, capsys):
     assert "no command 'memory_of_mine' and no such file" in capsys.readouterr().err
 
 
+def test_it_can_be_copied_and_pickled(trained):
+    task, checkpoint, *_ = trained
+    model = load(checkpoint)
+    example = EXAMPLES[task][0]
+    output = model(model.encode(example))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(other.encode(example)), output)
+
+
+def test_other_loads_of_the_program_are_as_before(trained, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # refused all the same
+    torch.save({"function": print}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="could run code"):
+        load(tmp_path / "other.pt")
+    load(trained[1])
+    assert torch.load(tmp_path / "other.pt", weights_only=False)["function"] is print
+
+
 def test_wrong_examples_are_named(trained):
     task, checkpoint, *_ = trained
+    model = load(checkpoint)
     wrong = {
         "copy_memory": ([1, 9, 3], "expected 3 symbols from 1 to 8, not"),
         "char_lm": ("Zoë", "has characters that the training text has not: 'Z', 'o', 'ë'"),
@@ -160,9 +181,20 @@ def test_wrong_examples_are_named(trained):
         "adding": (([0.5] * 3, [1, 0]), "as many markers"),
         "pixel_mnist": (np.zeros((2, 2, 2)), r"an image has shape"),
     }
-    example, message = wrong[task]
-    with pytest.raises(ValueError, match=message):
-        load(checkpoint).encode(example)
+    numbers = {  # of the right shape
+        "copy_memory": ([1, 1.5, 3], "expected 3 symbols"),
+        "music": (np.full((5, 88), 100), "holds 0 and 1 alone"),
+        "pixel_mnist": (np.full((4, 3), 51.0), "floats from 0 to 1"),
+    }
+    for examples in (wrong, numbers):
+        if task in examples:
+            example, message = examples[task]
+            with pytest.raises(ValueError, match=message):
+                model.encode(example)
+    if task == "pixel_mnist":
+        model.task.cfg.unverified = False
+        with pytest.raises(ValueError, match="has 784 pixels, not 12"):
+            model.encode(np.zeros((4, 3)))
 
 
 def test_what_is_no_checkpoint_of_ours_is_named(tmp_path):

@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Iterable, List, Union
 
-from torch import nn
+from torch import Tensor, nn
 
 SCALED = ("factors", "biases")  # the marks that GroupedParameters sets
 
@@ -39,12 +39,18 @@ def parameter_groups(
 
     Raises:
         ValueError: a rate or a scale is negative, or there are no parameters.
+        TypeError: they are something else, such as pairs of `named_parameters`.
     """
     for name, value in {"lr": lr, "factor_scale": factor_scale, "bias_scale": bias_scale}.items():
         if not value >= 0:
             raise ValueError(f"{name}={value}: must be 0 or more")
     if isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
+    parameters = list(parameters)
+    for parameter in parameters:
+        if not isinstance(parameter, Tensor):
+            kind = type(parameter).__name__
+            raise TypeError(f"parameters: must be a model or its parameters, not of type {kind}")
     scales = {"others": 1.0, "factors": factor_scale, "biases": bias_scale}
     groups = by_group(parameters)
     made = [

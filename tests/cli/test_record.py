@@ -3,11 +3,15 @@
 import json
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import torch
 
 from kron_plugin.cli import record
 from kron_plugin.cli.curve import curves, read_log
+from kron_plugin.cli.main import main
+from kron_plugin.restore import require_data, weights_alone
 
 from ..conftest import run
 
@@ -45,6 +49,23 @@ def test_the_time_of_a_training_and_whether_it_ended(log):
     assert record.training(read_log(log), log) == ended_early
     log.write_text(log.read_text() + "\ndone training in 4.0 seconds\n")
     assert record.training(read_log(log), log) == {**ended_early, "finished": True}
+
+
+def test_weights_replace_no_checkpoint_and_no_record(log, capsys):
+    last, best = (log.with_name(name) for name in ("last.pt", "best.pt"))
+    for checkpoint in (last, best):
+        torch.save({"last_optimizer_state": {}}, checkpoint)
+    for output in ("last.json", "best.json", "new.pt"):
+        options = ("--log", log, "--command", "none", "--output", log.with_name(output))
+        assert main(list(map(str, ("record", last, *options)))) == 2
+        assert f"{output}: the weights would replace" in capsys.readouterr().err
+
+
+def test_a_task_may_have_no_folder_of_data():
+    cfg = {"task": {"data": None}, "model": {}, "criterion": {}, "common": {"seed": 1}}
+    state = {"cfg": cfg, "model": {}, "optimizer_history": [{"num_updates": 1}]}
+    require_data(Path("best.pt"), state, None)
+    assert weights_alone(state)["cfg"]["task"] == cfg["task"]
 
 
 @pytest.mark.parametrize("count", [1, 200, 201, 5000])

@@ -37,5 +37,7 @@ def test_wrong_arguments_are_named():
         parameter_groups(KRU(1, 2), 1e-3, factor_scale=-1)
     with pytest.raises(ValueError, match=r"lr=nan: must be 0 or more"):
         parameter_groups(KRU(1, 2), float("nan"))
+    with pytest.raises(TypeError, match=r"parameters: .* not of type tuple"):
+        parameter_groups(KRU(1, 2).named_parameters(), 1e-3)
     with pytest.raises(ValueError, match=r"parameters: there are none"):
         parameter_groups([], 1e-3)

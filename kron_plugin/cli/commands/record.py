@@ -26,15 +26,17 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     weights = args.output.with_suffix(".pt")
-    require(
-        weights.resolve() != args.checkpoint.resolve(),
-        f"--output {args.output}: the weights would replace the checkpoint; choose another name",
-    )
+    replaced = f"--output {args.output}: the weights would replace {weights}; choose another name"
+    for other in (args.output, args.checkpoint):
+        require(weights.resolve() != other.resolve(), replaced)
 
     import torch
 
+    from ...checkpoints import load
     from ...restore import read_known, weights_alone
 
+    # A checkpoint to resume from is not made again.
+    require(not weights.exists() or "last_optimizer_state" not in load(weights), replaced)
     state = read_known(args.checkpoint)
 
     from ..evaluate import table
