@@ -3,7 +3,7 @@
 import sys
 from typing import List, Optional
 
-from .commands import compress, curve, record, report, sample, score
+from .commands import compress, curve, export, record, report, sample, score
 from .program import run
 
 COMMANDS = {
@@ -11,6 +11,7 @@ COMMANDS = {
     "curve": curve,
     "sample": sample,
     "compress": compress,
+    "export": export,
     "record": record,
     "report": report,
 }
