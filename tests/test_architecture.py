@@ -27,8 +27,9 @@ ROOMS = {
     "criterions": "helpers models tasks",
     "optim": "modules",
     "trained": "helpers modules models training tasks",
+    "export": "helpers ops modules trained",
     "__init__": "modules training trained",
-    "cli": "helpers ops modules models training tasks criterions trained __init__",
+    "cli": "helpers ops modules models training tasks criterions trained export __init__",
     "__main__": "cli",
 }
 FILES = {  # the rooms of the files in kron_plugin itself

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List
 
+import onnxscript  # noqa: F401  (torch needs it, and asks for it late)
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
