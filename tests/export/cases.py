@@ -26,6 +26,13 @@ CASES = {
     "hard gru": lambda: (KRUGRU(INPUTS, 6, unitary="hard", bias=False), "parts"),
 }
 
+# What is exported in earnest, in every format, as arguments of `model_of`.
+EXPORTED = {
+    "kru": ("both", True, True),
+    "lstm": ("lstm", False, True),
+    "gru": ("gru", False, False),
+}
+
 
 def model_of(case, tokens=False, per_step=True):
     """A model away from its start, which has unitary factors and small biases."""

@@ -9,14 +9,7 @@ import torch
 from kron_plugin.export import exporter, forms
 
 from ..conftest import ROOT
-from .cases import assert_close, inputs, model_of
-
-CASES = {  # the name of a case, whether it takes tokens, whether it answers at every step
-    "kru": ("modrelu", True, True),
-    "kru_last": ("both", False, False),
-    "lstm": ("lstm", False, True),
-    "gru": ("gru", True, False),
-}
+from .cases import EXPORTED, assert_close, inputs, model_of
 
 # It loads the programs NAME.pt2 and NAME_step.pt2 of a folder and runs them on NAME.inputs.
 ELSEWHERE = """
@@ -52,8 +45,8 @@ def results(tmp_path_factory):
     """For each case the model, the inputs, and what the programs make of them elsewhere."""
     folder, elsewhere = tmp_path_factory.mktemp("programs"), tmp_path_factory.mktemp("elsewhere")
     made = {}
-    for name, (case, tokens, per_step) in CASES.items():
-        model = model_of(case, tokens, per_step)
+    for name, case in EXPORTED.items():
+        model = model_of(*case)
         files = exporter("torch")(model, folder / f"{name}.pt2")
         assert files == [folder / f"{name}.pt2", folder / f"{name}_step.pt2"]
         for file in files:
@@ -65,7 +58,7 @@ def results(tmp_path_factory):
     return {name: (*row, torch.load(folder / f"{name}.results")) for name, row in made.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_whole_sequences_of_any_size(results, name):
     model, given, found = results[name]
     for x, ((output, *last), _) in zip(given, found, strict=True):
@@ -75,7 +68,7 @@ def test_whole_sequences_of_any_size(results, name):
             assert_close(part, of_model)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_steps_are_the_whole(results, name):
     model, _, found = results[name]
     for (output, *last), (outputs, *state) in found:
