@@ -9,6 +9,7 @@ from fairseq_cli.train import cli_main
 import kron_plugin
 from kron_plugin.cli.main import main
 
+kron_plugin.register()
 pytestmark = pytest.mark.filterwarnings("ignore")  # from fairseq's dependencies
 
 

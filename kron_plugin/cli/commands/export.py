@@ -12,7 +12,9 @@ from ..arguments import add_checkpoint, add_output, add_user_dir, say_written
 
 def arguments(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
-    parser.add_argument("--format", required=True, choices=FORMATS, help="what is written")
+    parser.add_argument(
+        "--format", required=True, metavar="NAME", choices=FORMATS, help=" or ".join(FORMATS)
+    )
     add_output(parser, "the file to write; others lie beside it", required=True)
     add_user_dir(parser)
 
