@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -10,9 +12,6 @@ from kron_plugin.export import exporter
 
 from ..conftest import ROOT
 from .cases import EXPORTED, assert_close, inputs, model_of
-
-onnx = pytest.importorskip("onnx")
-runtime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def made(tmp_path_factory):
 
 def session(file):
     """A function from tensors to tensors, and the metadata."""
-    opened = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    opened = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [one.name for one in opened.get_inputs()]
 
     def call(*arguments):
