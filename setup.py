@@ -7,6 +7,7 @@ from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 INIT = (HERE / "kron_plugin" / "__init__.py").read_text(encoding="utf-8")
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5"]  # of `kron-eval export --format onnx`
 
 setup(
     name="kron-plugin",
@@ -45,7 +46,10 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x>=14"],
         "cuda13": ["cupy-cuda13x>=14"],
+        "export": EXPORT,
         "test": [
+            *EXPORT,
+            "onnxruntime>=1.20",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

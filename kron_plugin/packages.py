@@ -2,7 +2,7 @@
 
 from typing import Optional
 
-# From modules to their names for pip. The layers need only the first two.
+# From modules to their names for pip. The layers need only the first two; the last are extras.
 PACKAGES = {
     "torch": "torch",
     "numpy": "numpy",
@@ -14,6 +14,9 @@ PACKAGES = {
     "pretty_midi": "pretty_midi",
     "tabulate": "tabulate",
     "tqdm": "tqdm",
+    "onnx": "onnx",
+    "onnx_ir": "onnxscript",
+    "onnxscript": "onnxscript",
 }
 
 

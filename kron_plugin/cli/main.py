@@ -3,7 +3,7 @@
 import sys
 from typing import List, Optional
 
-from .commands import compress, curve, inspect, record, report, sample, score
+from .commands import compress, curve, export, inspect, record, report, sample, score
 from .program import run
 
 COMMANDS = {
@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": sample,
     "inspect": inspect,
     "compress": compress,
+    "export": export,
     "record": record,
     "report": report,
 }

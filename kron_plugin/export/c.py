@@ -15,10 +15,9 @@ from torch import Tensor
 from ..checks import require
 from ..files import atomic_write
 from ..modules.factors import format_factors
-from ..modules.layer import KronLayer
-from ..modules.stack import RecurrentStack
 from ..ops.kron.flat import flatten
 from ..trained import Trained
+from . import require_exportable
 
 PIECES = Path(__file__).with_name("pieces.c")
 INTERFACE = Path(__file__).with_name("interface.h")
@@ -75,30 +74,14 @@ def _name(output: Path) -> str:
     return name
 
 
-def _layers(cell: Any) -> List[KronLayer]:
-    """The layers of a model.
-
-    Raises:
-        ValueError: there is no way to write them in C.
-    """
-    require(
-        isinstance(cell, RecurrentStack),
-        f"{type(cell).__name__}: only layers with factors are written in C, not torch's own",
-    )
-    require(
-        cell.directions == 1,
-        "the layers are bidirectional and need the whole sequence; in C it comes step by step",
-    )
-    return list(cell.layers)
-
-
 class _Program:
     """The two files of a model, with name_ and NAME_ for its name."""
 
     @torch.no_grad()
     def __init__(self, model: Trained) -> None:
+        require_exportable(model)
         self.model = model
-        self.layers = _layers(model.cell)
+        self.layers = list(model.cell.layers)
         self.layer = self.layers[0]  # the others have other inputs, and the same options
         self.cell = self.layer.recurrence.cell
         self.sizes = self.layer.factor_sizes[::-1]  # a product begins with the last factor

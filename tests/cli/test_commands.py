@@ -123,6 +123,9 @@ WRONG = [
     ("kron-eval", "sample model.pt --temperature nan", "--temperature=nan: must be above 0"),
     ("kron-eval", "sample model.pt --prompt a.mid --output a.mid", "is the prompt itself"),
     ("kron-eval", "compress absent --factors 2 --output x", "absent: no such checkpoint"),
+    ("kron-eval", "export absent --format onnx --output x", "absent: no such checkpoint"),
+    ("kron-eval", "export model.pt --format tf --output x", "invalid choice: 'tf' (choose from"),
+    ("kron-eval", "export model.pt --format onnx --output model.pt", "is the checkpoint itself"),
     ("kron-eval", "record model.pt --log absent --command x --output x", "absent: no such log"),
     ("kron-eval", "report --results absent", "--results absent: no such folder"),
     ("kron-eval", "report --results folder", "--results folder: no records there; make some"),
@@ -202,6 +205,8 @@ OTHERS = sorted({*ALL} - {"numpy"})
         (["tabulate"], KRON_EVAL, "report --results records --output x", "tabulate"),
         (["torch"], KRON_EVAL, "model.pt", "torch"),
         (["fairseq"], KRON_EVAL, "model.pt", "fairseq"),
+        (["onnx"], KRON_EVAL, "export model.pt --format onnx --output x", "onnx"),
+        (["onnxscript"], KRON_EVAL, "export model.pt --format onnx --output x", "onnxscript"),
         (["tqdm"], KRON_DATA, "prepare ptb --source folder --dest x", "tqdm"),
     ],
 )
@@ -227,5 +232,10 @@ def test_fairseqs_commands_name_a_missing_package_too(tmp_path):
 
 def test_the_packages_are_those_of_an_installation():
     named = [Requirement(line) for line in requires("kron-plugin")]
-    ours = {one.name for one in named if one.marker is None or one.marker.evaluate({"extra": ""})}
+    extras = ("", "export")
+    ours = {
+        one.name
+        for one in named
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+    }
     assert set(PACKAGES.values()) == ours

@@ -271,8 +271,8 @@ def unknown(model):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (bidirectional, "the layers are bidirectional"),
-        (dense, "BaselineCell: only layers with factors"),
+        (bidirectional, "its layers are bidirectional"),
+        (dense, "its cell is torch's own"),
         (infinite, "the model holds a NaN, an infinity"),
         (halves, "the readout reads moduli of real units"),
         (unknown, "pieces.c has no 'softsign complex'"),
