@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import require
 from ..files import atomic_write
 from ..modules.factors import format_factors
+from ..modules.layer import KronLayer
 from ..ops.kron.flat import flatten
 from ..trained import Trained
 from . import require_exportable
@@ -81,7 +82,7 @@ class _Program:
     def __init__(self, model: Trained) -> None:
         require_exportable(model)
         self.model = model
-        self.layers = list(model.cell.layers)
+        self.layers: List[KronLayer] = list(model.cell.layers)  # type: ignore[arg-type]
         self.layer = self.layers[0]  # the others have other inputs, and the same options
         self.cell = self.layer.recurrence.cell
         self.sizes = self.layer.factor_sizes[::-1]  # a product begins with the last factor
