@@ -6,7 +6,7 @@ setup:
 	bash recipes/setup.sh test
 
 test: setup lint
-	"$(KRON_VENV)/bin/python" -m pytest -n auto --maxprocesses 4
+	"$(KRON_VENV)/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: setup
 	"$(KRON_VENV)/bin/python" -m ruff check .
@@ -16,7 +16,8 @@ lint: setup
 # The whole suite against a wheel made from the source distribution; some minutes.
 installed-test: setup
 	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
-	bash tests/installed.sh "$$folder/kron" "$$(realpath -s "$(KRON_VENV)")/bin/python" -n auto --maxprocesses 4
+	bash tests/installed.sh "$$folder/kron" "$$(realpath -s "$(KRON_VENV)")/bin/python" -n auto --maxprocesses 4 \
+		--dist loadgroup
 
 # Every test of the kernels, with AddressSanitizer and UndefinedBehaviorSanitizer; some minutes.
 # ThreadSanitizer does not go with them, and has a test of its own; nor do other compilers.

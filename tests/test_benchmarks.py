@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 
-import export_c
+import exported
 import floors
 import peers
 import pytest
@@ -117,12 +117,12 @@ def test_the_picture_of_scaling(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 @pytest.mark.parametrize("options", [COPY, MUSIC])
-def test_exported_c_scores_like_torch(options, train, rolls_pickle, capsys):
+def test_every_format_scores_like_the_model(options, train, rolls_pickle, capsys):
     """Of a task with symbols and one with features, whose sequences differ in length."""
     data = [rolls_pickle.parent] if "music" in options else []
     checkpoint = train(*data, *options, *TRAIN) / "checkpoint_last.pt"
-    export_c.main([str(checkpoint), "--rounds", "1"])
+    exported.main([str(checkpoint), "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     for line in lines[2 : lines.index("")]:
-        name, by_torch, by_c = line.split()
-        assert float(by_c) == pytest.approx(float(by_torch), rel=1e-4), name
+        name, by_model, *others = line.split()
+        assert [float(other) for other in others] == [pytest.approx(float(by_model), rel=1e-4)] * 3

@@ -17,6 +17,8 @@ from kron_plugin.trained import load
 
 from .conftest import PACKAGE
 
+pytestmark = pytest.mark.xdist_group("trained")  # its fixtures are made once
+
 SONGS = [[(40 + i + t % 12, 44 + i + t % 12) for t in range(12)] for i in range(6)]
 TEXT = "abc abd abe\n"
 OPTIONS = {  # the architecture and the options of each task

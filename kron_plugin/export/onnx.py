@@ -37,8 +37,8 @@ def _content(form: Form) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    ClearMetadataAndDocStringPass()(program.model)  # among them places of our source files
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # among them places of our source files
     for name, start in form.named_buffers(recurse=False):
         program.model.metadata_props[name] = json.dumps(start.tolist())
     return program.model_proto.SerializeToString()
@@ -46,7 +46,7 @@ def _content(form: Form) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings of packages that it would know to export."""
+    """Without torch's warnings of packages that it could export, and a line for every node."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

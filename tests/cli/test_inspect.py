@@ -28,6 +28,8 @@ TRAIN = (
     *("--optimizer", "kron_adam", "--lr", "1e-30", "--batch-size", 4, "--max-update", 2),
 )
 
+pytestmark = pytest.mark.xdist_group("inspect")  # its fixtures are made once
+
 
 def made(task, **options):
     """A model of a task, as `inspect` runs it."""

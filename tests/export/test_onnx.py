@@ -13,6 +13,8 @@ from kron_plugin.export import exporter
 from ..conftest import ROOT
 from .cases import EXPORTED, assert_close, inputs, model_of
 
+pytestmark = pytest.mark.xdist_group("onnx")  # its fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -17,6 +17,8 @@ import pathlib, sys
 sys.modules["kron_plugin"] = sys.modules["fairseq"] = None  # they cannot be imported
 import torch
 
+pytestmark = pytest.mark.xdist_group("program")  # its fixtures are made once
+
 def load(path):
     program = torch.export.load(path)
     graphs = [m.graph for m in program.graph_module.modules() if hasattr(m, "graph")]

@@ -12,6 +12,7 @@ import kron_plugin
 
 kron_plugin.register()
 
+from kron_plugin import registration  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
 from kron_plugin.models.options import (  # noqa: E402
     ARGUMENTS,
@@ -108,6 +109,6 @@ def test_a_backend_that_cannot_serve_is_called_by_its_option(capsys):
         build({"hidden_size": 4, "kron_backend": "meta"})
     except ValueError as raised:
         error = error.with_traceback(raised.__traceback__)
-    kron_plugin._say_plainly(BackendError, error, error.__traceback__)
+    registration._say_plainly(BackendError, error, error.__traceback__)
     told = capsys.readouterr().err
     assert told.endswith(": --kron-backend='cuda' cannot serve: there is no GPU\n")

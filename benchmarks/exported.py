@@ -1,11 +1,12 @@
-"""A checkpoint in C beside the same model in torch: its metrics, sizes, memory and time.
+"""A checkpoint in every format of `kron-eval export` beside the model: its metrics; and of the C
+its sizes, memory and time.
 
-    python benchmarks/export_c.py CHECKPOINT [--data DIR] [--examples N] [--rounds N]
+    python benchmarks/exported.py CHECKPOINT [--data DIR] [--examples N] [--rounds N]
 
-The C file is compiled with -O2 and scores the first N examples of the test set with the task's own
-loss; an example of char_lm is a window of the text, which begins in the state of the one before. A
-step is timed by turns with one of `model.stream()` and of `torch.nn.LSTMCell(128)` for the same
-input, on the first example. With arm-none-eabi-gcc, sizes are told for a Cortex-M4 too.
+Every format scores the first N examples of the test set with the task's own loss; an example of
+char_lm is a window of the text, which begins in the state of the one before. The C is compiled with
+-O2. A step is timed by turns with one of `model.stream()` and of `torch.nn.LSTMCell(128)` for the
+same input, on the first example. With arm-none-eabi-gcc, sizes are told for a Cortex-M4 too.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+import onnxruntime
 import torch
 from tabulate import tabulate
 from timing import interleave, machine
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from kron_plugin.export import exporter
 from kron_plugin.export.c import export
 from kron_plugin.restore import build, read_known
 from kron_plugin.tasks.base import add_up
@@ -127,6 +130,48 @@ def by_c(program: InC) -> Callable[[Dict[str, Any]], Tensor]:
     return outputs
 
 
+class InProgram:
+    """A model as programs of torch or of ONNX, written into a folder and loaded."""
+
+    def __init__(self, model: Trained, folder: Path, format: str) -> None:
+        self.spec, self.model = model.task.spec, model
+        paths = exporter(format)(model, folder / f"model.{SUFFIXES[format]}")
+        self.whole, self.step = map(LOADERS[format], paths)
+
+    def outputs(self, sample: Dict[str, Any]) -> Tensor:
+        """Whole sequences at once; a stream step by step, because it carries its state."""
+        x, _ = inputs(sample)
+        if not is_stream(sample):
+            return self.whole(x)[0]
+        if sample["is_first"]:
+            self.state = self.model.cell.stream(len(x)).state
+            self.state = self.state if isinstance(self.state, tuple) else (self.state,)
+        found = []
+        for x_t in x.unbind(1):
+            output, *self.state = self.step(x_t, *self.state)
+            found.append(output)
+        return torch.stack(found, 1)
+
+
+def load_torch(path: Path) -> Callable[..., Sequence[Tensor]]:
+    return torch.no_grad()(torch.export.load(path).module())
+
+
+def load_onnx(path: Path) -> Callable[..., Sequence[Tensor]]:
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+
+    def call(*arguments: Tensor) -> Sequence[Tensor]:
+        given = {n: a.contiguous().numpy() for n, a in zip(names, arguments, strict=True)}
+        return [torch.from_numpy(found) for found in session.run(None, given)]
+
+    return call
+
+
+LOADERS = {"torch": load_torch, "onnx": load_onnx}
+SUFFIXES = {"torch": "pt2", "onnx": "onnx"}
+
+
 @torch.no_grad()
 def scores(
     task: Any, batches: List[Dict[str, Any]], outputs: Callable[[Dict[str, Any]], Tensor]
@@ -201,9 +246,12 @@ def main(given: Optional[Sequence[str]] = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = InC(model, Path(folder))
         batches = samples(task, args.examples)
-        found = [scores(task, batches, way) for way in (by_torch(model), by_c(program))]
+        ways = {"model": by_torch(model), "c": by_c(program)}
+        for name in LOADERS:
+            ways[name] = InProgram(model, Path(folder), name).outputs
+        found = [scores(task, batches, way) for way in ways.values()]
         rows = [(name, *(f"{each[name]:.6g}" for each in found)) for name in found[0]]
-        print(tabulate(rows, ["metric", "torch", "C"], disable_numparse=True))
+        print(tabulate(rows, ["metric", *ways], disable_numparse=True))
         tables = {
             target: sizes(program.source, compiler)
             for target, compiler in TARGETS.items()
