@@ -124,5 +124,5 @@ def test_every_format_scores_like_the_model(options, train, rolls_pickle, capsys
     exported.main([str(checkpoint), "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     for line in lines[2 : lines.index("")]:
-        name, by_model, *others = line.split()
+        _, by_model, *others = line.split()
         assert [float(other) for other in others] == [pytest.approx(float(by_model), rel=1e-4)] * 3

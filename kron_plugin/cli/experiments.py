@@ -29,9 +29,21 @@ def model_name(run: Dict[str, Any]) -> str:
             sizes.append("real")
     if options.get("readout") in READS:
         sizes.append(READS[options["readout"]])
+    sizes += _constraint(run)
     hard = "hard-unitary " if options.get("unitary") == "hard" else ""
     cell = CELLS[run["cell"]].title if run["cell"] in CELLS else run["cell"].upper()
     return f"{hard}{cell}({', '.join(sizes)})"
+
+
+def _constraint(run: Dict[str, Any]) -> List[str]:
+    """What is unusual about the soft penalty of a KRU."""
+    usual, strength = 0.01, run["options"].get("criterion", {}).get("unitary_penalty")
+    unitary = run["options"]["model"].get("unitary", "soft")
+    if run["cell"] != "kru" or unitary == "hard":
+        return []
+    if unitary == "none":
+        return ["no penalty"]
+    return [] if strength in (None, usual) else [f"λ = {strength:g}"]
 
 
 def improvement(run: Dict[str, Any], split: str = "test") -> float:
