@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ..modules.arguments import whole
 from ..modules.gated import chrono_
 from ..modules.layer import State
+from ..modules.stream import StackedState, check_step, parts_of
 
 BASELINES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -101,19 +103,38 @@ class BaselineStream:
     """As `kron_plugin.modules.stream.Stream`, for torch's own layers."""
 
     def __init__(self, cell: BaselineCell, batch_size: int) -> None:
-        self.cell, self.batch_size = deepcopy(cell).eval(), batch_size
-        self.state: Optional[State] = None
+        self.cell, self.batch_size = deepcopy(cell).eval(), whole("batch_size", batch_size)
+        self._state: State = ()
+        self.reset()
+
+    @property
+    def state(self) -> StackedState:  # shape: (layers, B, hidden_size) each
+        """A copy of the state. May be set."""
+        parts = tuple(part.clone() for part in self._state)
+        return parts if len(parts) > 1 else parts[0]
+
+    @state.setter
+    def state(self, state: StackedState) -> None:
+        parts = parts_of(state, len(self._state), "the layer", tuple(self._state[0].shape))
+        self._state = tuple(part.detach().clone() for part in parts)
 
     @torch.no_grad()
     def __call__(
         self,
         x_t: Tensor,  # shape: (B, input_size), or (B,) of integers; without B if it is 1
     ) -> Tensor:  # shape: (B, output_size), without B as x_t
-        """The output after one more input."""
+        """The output after one more input.
+
+        Raises:
+            ValueError: x_t does not fit; the state is as before.
+        """
+        check_step(x_t, self.batch_size, self.cell.input_size)
         tail = (self.cell.input_size,) if x_t.is_floating_point() else ()
-        output, self.state = self.cell.run(x_t.view(1, self.batch_size, *tail), self.state)
+        output, self._state = self.cell.run(x_t.reshape(1, self.batch_size, *tail), self._state)
         return output[0] if x_t.dim() > len(tail) else output[0, 0]
 
     def reset(self) -> None:
         """Begin a new sequence."""
-        self.state = None
+        rnn = self.cell.rnn
+        zeros = rnn.weight_hh_l0.new_zeros(rnn.num_layers, self.batch_size, rnn.hidden_size)
+        self._state = (zeros,) * self.cell.state_parts

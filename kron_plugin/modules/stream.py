@@ -32,6 +32,21 @@ def parts_of(state: StackedState, count: int, owner: str, *shapes: Tuple[int, ..
     return parts
 
 
+def check_step(x: Tensor, batch: int, input_size: int) -> None:
+    """Raise a ValueError unless x is one input for each of a batch of sequences."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x_t: must be a tensor, not {type(x).__name__}")
+    tail = (input_size,) if x.is_floating_point() else ()
+    fits = tuple(x.shape) == (batch, *tail)
+    fits = fits or (batch == 1 and tuple(x.shape) == tail)
+    if not fits or x.is_complex() or x.dtype == torch.bool:
+        without = f", or without the axis of {batch}" if batch == 1 else ""
+        raise ValueError(
+            f"x_t: has shape {tuple(x.shape)} and type {x.dtype}, expected ({batch}, {input_size})"
+            f" or ({batch},) of integers{without}"
+        )
+
+
 class Stream:
     """What `RecurrentStack.stream` returns. `h = stream(x_t)` is the output after one more input.
 
@@ -113,19 +128,8 @@ class Stream:
 
     def _admitted(self, x: Tensor) -> Tensor:
         """Another input in the form that `__call__` takes without more ado."""
-        if not isinstance(x, Tensor):
-            raise ValueError(f"x_t: must be a tensor, not {type(x).__name__}")
+        check_step(x, self._batch, self._input_size)
         is_float = x.is_floating_point()
-        tail = (self._input_size,) if is_float else ()
-        fits = tuple(x.shape) == (self._batch, *tail)
-        fits = fits or (self._batch == 1 and tuple(x.shape) == tail)
-        if not fits or x.is_complex() or x.dtype == torch.bool:
-            b, i = self._batch, self._input_size
-            without = f", or without the axis of {b}" if b == 1 else ""
-            raise ValueError(
-                f"x_t: has shape {tuple(x.shape)} and type {x.dtype}, expected ({b}, {i}) or ({b},)"
-                f" of integers{without}"
-            )
         if x.device != self._device:
             raise ValueError(f"x_t: is on {x.device}, and the stream on {self._device}")
         converts = not is_float or torch.is_autocast_enabled(x.device.type)

@@ -6,7 +6,7 @@ import kron_plugin
 
 kron_plugin.register()
 
-from kron_plugin.models.baseline import BASELINES  # noqa: E402
+from kron_plugin.models.baseline import BASELINES, BaselineCell  # noqa: E402
 from kron_plugin.models.cells import penalty_and_deviation  # noqa: E402
 from kron_plugin.models.kru import KRUModel  # noqa: E402
 from kron_plugin.models.options import KRUConfig, ModelSpec  # noqa: E402
@@ -157,3 +157,24 @@ def test_fairseq_finds_where_a_nan_comes_from(cell, caplog):
     with NanDetector(model):
         model(torch.randn(2, 4, 5)).sum().backward()
     assert "NaN detected in output of cell" in caplog.text
+
+
+@pytest.mark.parametrize("cell", BASELINES)
+def test_a_stream_of_torchs_layers_refuses_what_does_not_fit(cell):
+    stream = BaselineCell(cell, 3, 4, num_layers=2).stream(2)
+    x = torch.rand(2, 3)
+    for wrong in (x.t(), x[0], x.numpy(), torch.zeros(3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="x_t: "):
+            stream(wrong)
+    stream(x)
+    first = stream.state
+    for part in first if isinstance(first, tuple) else (first,):
+        part.add_(1)
+    after = stream(x)
+    with pytest.raises(ValueError, match="state: has shape"):
+        stream.state = torch.zeros(3) if cell != "lstm" else (torch.zeros(3),) * 2
+    stream.reset()
+    stream(x)
+    assert torch.equal(stream(x), after)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        stream.cell.stream(0)
