@@ -1,6 +1,6 @@
 """A trained checkpoint as a plain module: load it, call it, stream with it."""
 
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import plain_data_only
+from .published import find_checkpoint
 from .registration import register
 from .restore import build, read_known
 
@@ -18,7 +19,8 @@ from .models.kru import KRUModel  # noqa: E402  (needs register)
 
 
 def load(path: Union[str, Path]) -> "Trained":
-    """The model of a checkpoint of `fairseq-train`, on the CPU, in evaluation.
+    """The model of a checkpoint of `fairseq-train`, on the CPU, in evaluation; or the model of this
+    name in a checkout's recipes/models.
 
     ::
 
@@ -32,7 +34,7 @@ def load(path: Union[str, Path]) -> "Trained":
     Raises:
         ValueError: the file is no checkpoint of one of our tasks; the message says why.
     """
-    path = Path(path)
+    path = find_checkpoint(path)
     with plain_data_only():
         state = read_known(path, of_ours=True)
         model, _, task = build(path, state)
@@ -108,7 +110,7 @@ class OutputStream:
     """
 
     def __init__(self, stream: Any, readout: nn.Module) -> None:
-        self._stream, self._readout = stream, readout
+        self._stream, self._readout = stream, deepcopy(readout)
 
     @torch.no_grad()
     def __call__(
@@ -138,3 +140,5 @@ class OutputStream:
     def fork(self) -> "OutputStream":
         """An independent stream that goes on from the same state."""
         return OutputStream(copy(self._stream), self._readout)
+
+    __copy__ = fork

@@ -122,10 +122,15 @@ def test_a_stream_gives_the_outputs_of_the_whole_sequence(trained):
     stream.state, expected = fork.state, fork(source[2])
     assert torch.equal(stream(source[2]), expected)
     stream.reset()
+    assert torch.equal(copy.copy(stream)(source[0]), outputs[0])
     assert torch.equal(stream(source[0]), outputs[0])
     pair = model.stream(batch_size=2)
     rows = pair(torch.stack([source[0], source[0]]))
     assert torch.allclose(rows, outputs[0].expand(2, -1), atol=1e-6)
+    stream.reset()
+    with torch.no_grad():
+        model.readout.weight.zero_()
+    assert torch.equal(stream(source[0]), outputs[0]), "the stream does not follow the model"
 
 
 def test_the_weights_alone_are_the_same_model(trained):
@@ -145,11 +150,12 @@ def test_a_model_is_found_by_its_name(trained, monkeypatch, capsys):
     task, _, weights, scores = trained
     if task != "copy_memory":
         pytest.skip("one task is enough")
-    monkeypatch.setattr("kron_plugin.cli.arguments.published", lambda name: weights)
+    monkeypatch.setattr("kron_plugin.published.published", lambda name: weights)
     assert main(["memory_of_mine", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["metrics"] == scores[0]["metrics"]
-    monkeypatch.setattr("kron_plugin.cli.arguments.published", lambda name: weights / "absent")
+    assert load("memory_of_mine").task.spec.tokens
+    monkeypatch.setattr("kron_plugin.published.published", lambda name: weights / "absent")
     assert main(["memory_of_mine"]) == 2
     assert "no command 'memory_of_mine' and no such file" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from typing import Any, Iterator
 
 from ..checks import require
 from ..files import atomic_write
-from ..published import published
+from ..published import find_checkpoint
 
 READ = {"checkpoint": "checkpoint", "beside": "checkpoint", "log": "log"}  # what files to read are
 MAY_NAME_A_FILE = (*READ, "prompt")
@@ -22,12 +22,6 @@ def add_checkpoint(parser: ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="a checkpoint of fairseq-train, or the name of a model in recipes/models",
     )
-
-
-def find_checkpoint(name: str) -> Path:
-    """The file of this name, or else the published model."""
-    path = Path(name)
-    return published(name) if not path.exists() and published(name).is_file() else path
 
 
 def add_data(parser: ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from typing import Dict, List, NoReturn, Optional, Union
 from .. import __version__
 from ..packages import missing_package
 from ..plugins import import_user_dir
-from .arguments import check_files, find_checkpoint
+from ..published import find_checkpoint
+from .arguments import check_files
 
 
 class Help(argparse.HelpFormatter):

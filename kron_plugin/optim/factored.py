@@ -55,8 +55,7 @@ def _require_range(cfg: FactoredConfig, name: str, end: float, range_: str) -> N
 
 
 class FactoredOptimizer(FairseqOptimizer):
-    """Groups of parameters: first the unmarked ones with the rate --lr, then those marked
-    `param_group = "factors"` and "biases", if there are any."""
+    """The groups of `parameter_groups`, with the rate --lr for unmarked parameters."""
 
     def __init__(self, cfg: FactoredConfig, params: List[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
@@ -82,6 +81,11 @@ class FactoredOptimizer(FairseqOptimizer):
     def zero_grad(self) -> None:
         for p in self.params:
             p.grad = None
+
+    def get_lr(self) -> float:
+        """The rate of unmarked parameters, which may all be frozen."""
+        lr, scale = self.param_groups[0]["lr"], self.scales[0]
+        return lr / scale if scale else lr
 
     def set_lr(self, lr: float) -> None:
         for group, scale in zip(self.param_groups, self.scales, strict=True):

@@ -38,6 +38,14 @@ def test_factors_take_smaller_steps(optimiser, config):
     assert opt.get_lr() == pytest.approx(0.02)
 
 
+def test_factors_alone_keep_their_rate_when_resumed():
+    model = KRU(2, 8)
+    made = [KronAdam(KronAdamConfig(lr=[0.01]), list(model.factors)) for _ in range(2)]
+    assert made[0].get_lr() == pytest.approx(0.01)
+    made[1].load_state_dict(made[0].state_dict())
+    assert made[1].param_groups[0]["lr"] == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize(
     ("optimiser", "config", "torchs"),
     [(*OPTIMISERS[0], torch.optim.RMSprop), (*OPTIMISERS[1], torch.optim.Adam)],
