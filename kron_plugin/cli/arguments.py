@@ -58,8 +58,12 @@ def check_files(args: Namespace) -> None:
     user_dir = getattr(args, "user_dir", None)
     require(user_dir is None or user_dir.is_dir(), f"--user-dir {user_dir}: no such folder")
     output = getattr(args, "output", None)
-    if output is None:
-        return
+    if output is not None:
+        check_output(args, output)
+
+
+def check_output(args: Namespace, output: Path) -> None:
+    """Raise a ValueError unless this file can be made and is none of those to read."""
     option, folder = f"--output {output}", output.parent
     require(folder.is_dir(), f"{option}: there is no folder {folder}")
     require(not output.is_dir(), f"{option}: is a folder; name a file in it")

@@ -5,6 +5,7 @@ In C the two parts of a complex unit are neighbours, so what torch has as [Re ; 
 """
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from string import Template
 from typing import Any, Dict, List, Tuple
@@ -18,13 +19,11 @@ from ..modules.factors import format_factors
 from ..modules.layer import KronLayer
 from ..ops.kron.flat import flatten
 from ..trained import Trained
-from . import require_exportable
+from . import files, require_exportable
 
 PIECES = Path(__file__).with_name("pieces.c")
 INTERFACE = Path(__file__).with_name("interface.h")
 CALLED = {"lstm": ["sigmoid", "gate"], "gru": ["sigmoid", "gate"]}  # by the steps of these cells
-C_HEADERS = """assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp
-    signal stdarg stdbool stddef stdint stdio stdlib string tgmath time wchar wctype"""
 READ = "/* Read one input, and write the output after it unless output is NULL."
 FEATURES = {  # the words of interface.h for inputs of features
     "declaration": "float x[NAME_INPUTS] = {0};",
@@ -50,29 +49,15 @@ def export(model: Trained, output: Path) -> List[Path]:
     Raises:
         ValueError: NAME is no name in C, or there are no C functions for the model.
     """
-    output = Path(output)
-    name = _name(output)
+    source, header = files("c", output)
+    name = source.stem
     program = _Program(model)
-    texts = {output: program.source(), output.with_suffix(".h"): program.header()}
-    for path, text in texts.items():
-        text = text.replace("NAME_", f"{name.upper()}_").replace("name_", f"{name}_")
-        text = text.replace("name.h", f"{name}.h")
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(text, encoding="ascii")
-    return list(texts)
-
-
-def _name(output: Path) -> str:
-    name = output.stem
-    require(output.suffix == ".c", f"{output}: must end in .c")
-    require(
-        bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)),
-        f"{output}: names in C begin with {name!r}, so it must be a letter and then letters, digits"
-        " and underscores",
-    )
-    is_taken = name in C_HEADERS.split()
-    require(not is_taken, f"{output}: would hide C's own {name}.h; choose another name")
-    return name
+    with ExitStack() as stack:  # both, or neither
+        for path, text in {source: program.source(), header: program.header()}.items():
+            text = text.replace("NAME_", f"{name.upper()}_").replace("name_", f"{name}_")
+            text = text.replace("name.h", f"{name}.h")
+            stack.enter_context(atomic_write(path)).write_text(text, encoding="ascii")
+    return [source, header]
 
 
 class _Program:

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple, Union
+from typing import Any, Callable, List, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -80,16 +80,16 @@ def example(plain: Plain, *shape: int) -> Tensor:
 
 
 @torch.no_grad()
-def write(model: Trained, output: Path, content: Callable[[Form], bytes]) -> List[Path]:
-    """Write both forms, the single step beside the other one as NAME_step; their files.
+def write(model: Trained, paths: List[Path], content: Callable[[Form], bytes]) -> List[Path]:
+    """Write both forms; their files.
 
     Args:
+        paths: for whole sequences, and for a single step.
         content: what the file of a form holds.
     """
     plain = Plain(model)
-    step = output.with_stem(f"{output.stem}_step")
-    files: Dict[Path, Form] = {output: Sequences(plain), step: Step(plain)}
+    forms: List[Form] = [Sequences(plain), Step(plain)]
     with ExitStack() as stack:
-        for path, form in files.items():
+        for path, form in zip(paths, forms, strict=True):
             stack.enter_context(atomic_write(path)).write_bytes(content(form))
-    return list(files)
+    return paths

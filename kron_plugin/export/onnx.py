@@ -12,6 +12,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from ..trained import Trained
+from . import files
 from .forms import Form, write
 
 OPSET = 20  # since ONNX 1.15
@@ -22,7 +23,7 @@ def export(model: Trained, output: Path) -> List[Path]:
 
     The metadata of the latter have the initial state, as JSON.
     """
-    return write(model, output, _content)
+    return write(model, files("onnx", output), _content)
 
 
 def _content(form: Form) -> bytes:

@@ -10,12 +10,13 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from ..trained import Trained
+from . import files
 from .forms import Form, write
 
 
 def export(model: Trained, output: Path) -> List[Path]:
     """Write a program for whole sequences, and one for a single step; the files."""
-    return write(model, output, _content)
+    return write(model, files("torch", output), _content)
 
 
 def _content(form: Form) -> bytes:

@@ -32,6 +32,35 @@ def train(tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.parametrize(
+    ("format", "output", "beside"),
+    [("torch", "x.pt2", "x_step.pt2"), ("onnx", "x.onnx", "x_step.onnx"), ("c", "x.c", "x.h")],
+)
+def test_the_second_file_is_checked_too(format, output, beside, tmp_path, capsys):
+    second, argv = tmp_path / beside, ["--format", format, "--output", str(tmp_path / output)]
+    second.write_text("a checkpoint")
+    assert main(["export", str(second), *argv]) == 2
+    assert capsys.readouterr().err == (
+        f"kron-eval: --output {second}: is the checkpoint itself; choose another name\n"
+    )
+    checkpoint = second.rename(tmp_path / "checkpoint.pt")
+    second.mkdir()
+    assert main(["export", str(checkpoint), *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"kron-eval: --output {second}: is a folder; name a file in it"
+
+
+@pytest.mark.parametrize(
+    ("format", "output"), [("torch", "x.onnx"), ("onnx", "x"), ("c", "x.pt2"), ("c", "a.b.c")]
+)
+def test_a_name_is_refused_before_the_checkpoint_is_read(format, output, tmp_path, capsys):
+    (tmp_path / "damaged.pt").write_text("no checkpoint")
+    argv = ["export", str(tmp_path / "damaged.pt"), "--format", format]
+    assert main([*argv, "--output", str(tmp_path / output)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kron-eval: {tmp_path / output}: ")
+
+
 def test_a_checkpoint_becomes_programs(train, tmp_path, capsys):
     checkpoint, file = train("--dropout", 0.5), tmp_path / "adding.pt2"
     capsys.readouterr()

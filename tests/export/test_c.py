@@ -244,6 +244,13 @@ def test_names_that_c_does_not_take(name, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_both_files_are_written_or_neither(tmp_path):
+    (tmp_path / "model.h").mkdir()
+    with pytest.raises(OSError, match=re.escape("model.h")):
+        export(make("modrelu"), tmp_path / "model.c")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.h"]
+
+
 def bidirectional(model):
     cell = KRU(5, 4, bidirectional=True)
     return Trained(cell, Readout(cell.output_size, 3, directions=2), model.task)

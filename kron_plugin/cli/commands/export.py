@@ -7,8 +7,8 @@ NAME.h, which read one step a call and need nothing but C99.
 
 from argparse import ArgumentParser, Namespace
 
-from ...export import FORMATS, exporter, require_exportable
-from ..arguments import add_checkpoint, add_output, add_user_dir, say_written
+from ...export import FORMATS, exporter, files, require_exportable
+from ..arguments import add_checkpoint, add_output, add_user_dir, check_output, say_written
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -21,6 +21,9 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
+    for path in files(args.format, args.output):
+        check_output(args, path)
+
     from ...checkpoints import named
     from ...trained import load
 
