@@ -6,18 +6,18 @@ import sys
 import pytest
 import torch
 
-from kron_plugin.export import exporter, forms
+from kron_plugin.export import exporter, files, forms
 
 from ..conftest import ROOT
 from .cases import EXPORTED, assert_close, inputs, model_of
+
+pytestmark = pytest.mark.xdist_group("program")  # its fixtures are made once
 
 # It loads the programs NAME.pt2 and NAME_step.pt2 of a folder and runs them on NAME.inputs.
 ELSEWHERE = """
 import pathlib, sys
 sys.modules["kron_plugin"] = sys.modules["fairseq"] = None  # they cannot be imported
 import torch
-
-pytestmark = pytest.mark.xdist_group("program")  # its fixtures are made once
 
 def load(path):
     program = torch.export.load(path)
@@ -87,7 +87,7 @@ def test_nothing_is_left_half_written(tmp_path, monkeypatch):
 
     (tmp_path / "model.pt2").write_bytes(b"older")
     with pytest.raises(KeyboardInterrupt):
-        forms.write(model_of("lstm"), tmp_path / "model.pt2", content)
+        forms.write(model_of("lstm"), files("torch", tmp_path / "model.pt2"), content)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_bytes() == b"older"
 
