@@ -205,8 +205,8 @@ OTHERS = sorted({*ALL} - {"numpy"})
         (["tabulate"], KRON_EVAL, "report --results records --output x", "tabulate"),
         (["torch"], KRON_EVAL, "model.pt", "torch"),
         (["fairseq"], KRON_EVAL, "model.pt", "fairseq"),
-        (["onnx"], KRON_EVAL, "export model.pt --format onnx --output x", "onnx"),
-        (["onnxscript"], KRON_EVAL, "export model.pt --format onnx --output x", "onnxscript"),
+        (["onnx"], KRON_EVAL, "export model.pt --format onnx --output x.onnx", "onnx"),
+        (["onnxscript"], KRON_EVAL, "export model.pt --format onnx --output x.onnx", "onnxscript"),
         (["tqdm"], KRON_DATA, "prepare ptb --source folder --dest x", "tqdm"),
     ],
 )
