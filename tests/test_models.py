@@ -17,7 +17,6 @@ from .conftest import ROOT
 
 MODELS = ROOT / "recipes" / "models"
 DATA = Path(os.environ.get("KRON_DATA", ROOT.parent / "shared" / "data"))
-FOLDERS = {"pixel_mnist": "mnist", "char_lm": "ptb", "music": "music"}
 ALL = "KRON_VERIFY" in os.environ
 SECONDS = 2e8  # numbers of all states on the test set: what takes seconds to compute
 
@@ -29,7 +28,8 @@ def models():
 @pytest.mark.parametrize("path", models(), ids=lambda path: path.stem)
 def test_scores_are_those_of_the_record(path):
     record = json.loads((ROOT / "recipes" / "results" / f"{path.stem}.json").read_text())
-    data = DATA / FOLDERS[record["task"]] if record["task"] in FOLDERS else None
+    folder = record["options"]["task"].get("data")
+    data = DATA / folder if folder else None
     states = record["test"]["predictions"] * record["options"]["model"]["hidden_size"]
     if not ALL and (states > SECONDS or (data and not data.exists())):
         pytest.skip("by `make verify`, with the data")
