@@ -37,7 +37,10 @@ def model_name(run: Dict[str, Any]) -> str:
 
 def _constraint(run: Dict[str, Any]) -> List[str]:
     """What is unusual about the soft penalty of a KRU."""
-    usual, strength = 0.01, run["options"].get("criterion", {}).get("unitary_penalty")
+    from ..criterions.soft_unitary import SoftUnitaryConfig  # it imports fairseq
+
+    usual = SoftUnitaryConfig().unitary_penalty
+    strength = run["options"].get("criterion", {}).get("unitary_penalty")
     unitary = run["options"]["model"].get("unitary", "soft")
     if run["cell"] != "kru" or unitary == "hard":
         return []
